@@ -1,0 +1,165 @@
+"""`Structure` and `Plan`: how many channels stay, and exactly which ones.
+
+A `Structure` is what costs and latencies depend on; a `Plan` is what a graph is rewritten by.
+Both are frozen values that travel as JSON, never as pickles.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+from compressor.errors import PlanError
+
+SCHEMA = 1
+
+
+def digest_of(value: object) -> str:
+    """SHA-256 over the canonical JSON of `value`, as 64 hexadecimal digits."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Widths (and, once factorization is in, ranks): everything a latency depends on.
+
+    Attributes:
+        widths: `(group name, number of channels that stay)`, in the order of the channel graph.
+        ranks: `(layer name, rank)` of factorized convolutions.
+    """
+
+    widths: tuple[tuple[str, int], ...]
+    ranks: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """A name for this structure that survives processes and machines."""
+        return digest_of([sorted(self.widths), sorted(self.ranks)])
+
+    def to_json(self) -> str:
+        """The structure as a JSON text; `from_json` gives an equal value back."""
+        return json.dumps({"schema": SCHEMA, "widths": dict(self.widths), "ranks": dict(self.ranks)})
+
+    @classmethod
+    def from_json(cls, text: str) -> "Structure":
+        """Read what `to_json` wrote.
+
+        Raises:
+            PlanError: The text is not such a JSON; the field is named.
+        """
+        data = _object(text, "structure")
+        return cls(_counts(data, "widths"), _counts(data, "ranks"))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Per channel group the indices that stay: the exact, serialised decision.
+
+    Groups that are not named keep everything. Indices are positions within the group,
+    ascending, counted on the *original* network.
+
+    Attributes:
+        kept: `(group name, kept indices)`, sorted by name.
+        model: Digest of the architecture it was made for; empty when made by hand.
+    """
+
+    kept: tuple[tuple[str, tuple[int, ...]], ...]
+    model: str = field(default="")
+
+    @classmethod
+    def keep(cls, kept: Mapping[str, Iterable[int]], model: str = "") -> "Plan":
+        """Make a plan by hand.
+
+        Args:
+            kept: For every group to be narrowed, the indices of its channels that stay.
+            model: Digest of the architecture (`ChannelGraph.digest`); without it any graph that has
+                these groups is accepted.
+
+        Raises:
+            PlanError: An index is not a non-negative integer, is given twice, or a group would be empty.
+        """
+        return cls(tuple(sorted((name, _indices(name, list(kept[name]))) for name in kept)), model)
+
+    @property
+    def digest(self) -> str:
+        """A name for this plan that survives processes and machines."""
+        return digest_of([self.kept, self.model])
+
+    def to_json(self) -> str:
+        """The plan as a JSON text; `from_json` gives an equal value back."""
+        return json.dumps({"schema": SCHEMA, "model": self.model, "keep": dict(self.kept)}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Plan":
+        """Read what `to_json` wrote.
+
+        Raises:
+            PlanError: The text is truncated, of another schema, or holds anything but a plan; the field is named.
+        """
+        data = _object(text, "plan")
+        model = data.get("model")
+        if not isinstance(model, str):
+            raise PlanError(f"plan: field `model` must be a text, found {model!r}")
+        keep = data.get("keep")
+        if not isinstance(keep, dict):
+            raise PlanError(f"plan: field `keep` must be an object of index lists, found {type(keep).__name__}")
+        for name, indices in keep.items():
+            if not isinstance(indices, list):
+                raise PlanError(f"plan: field `keep[{name!r}]` must be a list of indices, found {indices!r}")
+        return cls.keep(keep, model)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Plan":
+        """Read a plan file.
+
+        Raises:
+            PlanError: The file cannot be read or holds no plan.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise PlanError(f"plan {path}: cannot be read ({error})") from error
+        try:
+            return cls.from_json(text)
+        except PlanError as error:
+            raise PlanError(f"{path}: {error}") from error
+
+
+def _indices(name: str, indices: list[object]) -> tuple[int, ...]:
+    for index in indices:
+        if not isinstance(index, int) or isinstance(index, bool):
+            index = getattr(index, "item", lambda: None)()  # numpy and torch integers
+        if not isinstance(index, int) or isinstance(index, bool) or index < 0:
+            raise PlanError(f"plan: group `{name}` keeps {index!r}; indices are non-negative integers")
+    numbers = sorted(int(cast(int, index)) for index in indices)
+    if not numbers:
+        raise PlanError(f"plan: group `{name}` keeps nothing; at least one channel must stay")
+    for before, after in zip(numbers, numbers[1:], strict=False):
+        if before == after:
+            raise PlanError(f"plan: group `{name}` keeps index {after} twice")
+    return tuple(numbers)
+
+
+def _object(text: str, what: str) -> dict[str, object]:
+    try:
+        data = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise PlanError(f"{what}: not JSON, or cut off ({error}); write it anew with `to_json`") from error
+    if not isinstance(data, dict):
+        raise PlanError(f"{what}: expected an object, found {type(data).__name__}")
+    if data.get("schema") != SCHEMA:
+        raise PlanError(f"{what}: field `schema` is {data.get('schema')!r}, this version reads {SCHEMA}")
+    return data
+
+
+def _counts(data: dict[str, object], key: str) -> tuple[tuple[str, int], ...]:
+    value = data.get(key)
+    if not isinstance(value, dict):
+        raise PlanError(f"structure: field `{key}` must be an object of counts, found {type(value).__name__}")
+    for name, count in value.items():
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise PlanError(f"structure: field `{key}[{name!r}]` must be a positive integer, found {count!r}")
+    return tuple(value.items())

@@ -1,0 +1,186 @@
+"""`analyze`: which channels of a traced graph live and die together, and what may be removed."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import fx
+
+from compressor.errors import PlanError
+from compressor.passes.costs import CostModel
+from compressor.passes.groups import ChannelGroup, Grouping, make_groups
+from compressor.passes.labels import IntArray
+from compressor.passes.walk import Walk, shapes_of, walk
+from compressor.plan import Plan, Structure, digest_of
+
+logger = logging.getLogger(__name__)
+
+
+def analyze(graph: fx.GraphModule, lossy: bool = False) -> "ChannelGraph":
+    """Find the channel groups of a traced graph.
+
+    Args:
+        graph: What `trace` returned, or a pass made of it.
+        lossy: Also free the channels that some op computes statistics over (a layer norm, a softmax or a
+            mean over channels). Removing them is then not the same as masking them; the ops are named in
+            `ChannelGroup.lossy`.
+
+    Raises:
+        PassError: `graph` is not a traced graph.
+    """
+    found = walk(graph)
+    channels = ChannelGraph(graph, found, make_groups(found.labeler, lossy))
+    logger.info("analyze: %d groups, %d of them free", len(channels.groups), len(channels.free))
+    return channels
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGraph:
+    """The channel groups of a graph, and everything that can be asked about them.
+
+    Attributes:
+        graph: The graph that was analysed.
+        walk: The labels of its values.
+        grouping: From labels to groups.
+    """
+
+    graph: fx.GraphModule
+    walk: Walk
+    grouping: Grouping
+
+    @property
+    def groups(self) -> tuple[ChannelGroup, ...]:
+        """All groups, in the order of the layers that produce them, frozen ones included."""
+        return self.grouping.groups
+
+    @property
+    def free(self) -> tuple[ChannelGroup, ...]:
+        """The groups that may be narrowed."""
+        return tuple(group for group in self.groups if group.frozen is None)
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """Ops without a rule, as `op at node`; whatever they touch is frozen."""
+        return self.walk.unknown
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of the architecture: ops, connections and shapes, but no weights."""
+        nodes = [[n.name, str(n.target), [i.name for i in n.all_input_nodes], shapes_of(n)] for n in self.graph.graph.nodes]
+        tensors = [[name, list(tensor.shape)] for name, tensor in sorted(self.graph.state_dict().items())]
+        return digest_of([nodes, tensors])
+
+    @cached_property
+    def costs(self) -> CostModel:
+        """Costs as a function of widths."""
+        return CostModel(self.graph, self.walk.labeler, self.grouping)
+
+    @property
+    def full(self) -> Structure:
+        """The structure of the graph as it is."""
+        return Structure(tuple((group.name, group.size) for group in self.groups))
+
+    def structure(self, plan: Plan) -> Structure:
+        """How many units of each group a plan keeps."""
+        kept = dict(plan.kept)
+        return Structure(tuple((g.name, len(kept[g.name]) if g.name in kept else g.size) for g in self.groups))
+
+    def widths(self, structures: Sequence[Structure]) -> NDArray[np.int64]:
+        """Structures as rows for `costs`."""
+        rows = [dict(structure.widths) for structure in structures]
+        return np.array([[row.get(g.name, g.size) for g in self.groups] for row in rows], dtype=np.int64)
+
+    def kept_masks(self, plan: Plan) -> list[NDArray[np.bool_]]:
+        """One mask over the units of each group: what stays.
+
+        Raises:
+            PlanError: The plan is for another architecture, names an unknown or frozen group, an index
+                beyond its size, or breaks an equal-count constraint; the group and the rule are named.
+        """
+        if plan.model and plan.model != self.digest:
+            raise PlanError(
+                f"the plan was made for another architecture (digest {plan.model[:12]}…, this one has {self.digest[:12]}…)"
+            )
+        by_name = {group.name: group for group in self.groups}
+        masks = [np.ones(group.size, dtype=bool) for group in self.groups]
+        for name, indices in plan.kept:
+            group = by_name.get(name)
+            if group is None:
+                known = ", ".join(list(by_name)[:8])
+                raise PlanError(f"the plan names group `{name}`, which is not there; groups are {known}, … (compressor inspect)")
+            if indices[-1] >= group.size:
+                raise PlanError(
+                    f"group `{name}` has {group.size} channels, the plan keeps index {indices[-1]}; "
+                    "was the plan made for another model? (compressor inspect)"
+                )
+            if group.frozen is not None and len(indices) < group.size:
+                raise PlanError(f"group `{name}` is frozen: {group.frozen}")
+            mask = masks[self.groups.index(group)]
+            mask[:] = False
+            mask[list(indices)] = True
+        self._check_regular(masks)
+        return masks
+
+    def _check_regular(self, masks: list[NDArray[np.bool_]]) -> None:
+        for blocks, op in self.walk.labeler.regular:
+            counts = self.kept_labels(blocks.reshape(-1), masks).reshape(blocks.shape).sum(axis=1)
+            if len(set(counts.tolist())) > 1:
+                owners = np.unique(self.grouping.group_of[blocks])
+                names = ", ".join(f"`{self.groups[k].name}`" for k in owners.tolist() if k >= 0)
+                raise PlanError(
+                    f"the plan leaves {counts.min()} to {counts.max()} channels in the blocks of {op}, which must keep "
+                    f"equally many; keep the same number in every cell of group {names}"
+                )
+
+    def kept_labels(self, labels: IntArray, masks: list[NDArray[np.bool_]]) -> NDArray[np.bool_]:
+        """Mask over labels: what stays. Labels in no group always do."""
+        result = np.ones(len(labels), dtype=bool)
+        owner, unit = self.grouping.group_of[labels], self.grouping.unit_of[labels]
+        for k in np.unique(owner[owner >= 0]).tolist():
+            here = owner == k
+            result[here] = masks[k][unit[here]]
+        return result
+
+    def slices(self, plan: Plan) -> list[tuple[str, int, tuple[int, ...]]]:
+        """Every `(parameter or buffer name, axis, removed indices)` of a plan.
+
+        The input axis of a grouped convolution's weight is left out where each block loses other
+        positions; what is removed there is all read from channels that are removed.
+
+        Raises:
+            PlanError: See `kept_masks`.
+        """
+        masks = self.kept_masks(plan)
+        result = []
+        for slot in self.walk.labeler.slots.values():
+            kept = self.kept_labels(slot.labels, masks).reshape(slot.blocks, -1)
+            if not kept.all() and (kept == kept[0]).all():
+                result.append((slot.name, slot.axis, tuple(np.flatnonzero(~kept[0]).tolist())))
+        return result
+
+    def plan(self, ratio: float, seed: int | None = None) -> Plan:
+        """A legal plan that removes a share of every free group.
+
+        Args:
+            ratio: Share of the units to remove, 0 to 1; at least one unit (of every cell) stays.
+            seed: With a seed the removed units are drawn at random, without one those with the smallest
+                L1 norm go.
+
+        Raises:
+            PlanError: `ratio` is not between 0 and 1.
+        """
+        from compressor.passes.criteria import CRITERIA, Scoring, select  # they score the groups of this file
+
+        if not 0 <= ratio <= 1:
+            raise PlanError(f"ratio must be between 0 and 1, found {ratio}")
+        criterion = CRITERIA["l1"]() if seed is None else CRITERIA["random"](seed=seed)
+        scoring = Scoring(self)
+        kept = {}
+        for group in self.free:
+            per_cell = len(group.cells[0])
+            stay = max(per_cell - round(ratio * per_cell), 1)
+            kept[group.name] = select(group, criterion(scoring, group), stay * group.granularity)
+        return Plan.keep(kept, self.digest)

@@ -1,0 +1,247 @@
+"""From labels to channel groups.
+
+1. Tied labels form one *unit* (connected components): it lives or dies as a whole.
+2. Units that lie in exactly the same places (the same axes of the same tensors, equally often, frozen for
+   the same reason) are interchangeable and form a *group*: one width, one integer axis of the search space.
+3. Equal-count constraints (grouped convolutions) merge the groups they span and split them into *cells*:
+   a legal width takes equally many units of every cell.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from compressor.passes.labels import IntArray, Labeler
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Channels of several tensors that live and die together.
+
+    Attributes:
+        name: The first layer that produces them (with `#2`, `#3` if that layer feeds several groups).
+        size: How many units there are; plans keep indices below it.
+        layers: The layers that produce these channels.
+        readers: The layers that read them.
+        frozen: Why none of them may be removed, or None.
+        cells: Unit indices that must be thinned equally; a single cell unless a grouped op asks for more.
+        channels_per_unit: Output channels of the first layer in one unit.
+        lossy: Ops that compute statistics over these channels, so that removal is not masking.
+    """
+
+    name: str
+    size: int
+    layers: tuple[str, ...]
+    readers: tuple[str, ...]
+    frozen: str | None
+    cells: tuple[tuple[int, ...], ...]
+    channels_per_unit: int
+    lossy: tuple[str, ...]
+
+    @property
+    def granularity(self) -> int:
+        """Legal widths are multiples of this."""
+        return len(self.cells)
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """Groups, and the way from labels to them.
+
+    Attributes:
+        groups: In the order of the layers that produce them.
+        group_of: Label -> index of its group, -1 where it is in none (it always stays).
+        unit_of: Label -> index of its unit within the group.
+    """
+
+    groups: tuple[ChannelGroup, ...]
+    group_of: IntArray
+    unit_of: IntArray
+
+
+def make_groups(labeler: Labeler, lossy: bool) -> Grouping:
+    """Work out units and groups.
+
+    Args:
+        labeler: The facts of a walk.
+        lossy: Whether channels that a statistic is computed over may be removed (they are frozen otherwise).
+    """
+    component = _components(labeler)
+    count = int(component.max()) + 1 if len(component) else 0
+    reasons = _reasons(labeler, component, count, lossy)
+    produced = np.zeros(count, dtype=bool)
+    for labels, _ in labeler.produced:
+        produced[component[labels]] = True
+    places = _kinds(labeler, component, reasons, produced)
+    kind, blocked = _merge_regular(labeler, component, places, produced)
+    return _build(labeler, component, kind, places, blocked, reasons)
+
+
+def _components(labeler: Labeler) -> IntArray:
+    if not labeler.count:
+        return np.zeros(0, dtype=np.int64)
+    left = np.concatenate([a for a, _ in labeler.ties] or [np.zeros(0, dtype=np.int64)])
+    right = np.concatenate([b for _, b in labeler.ties] or [np.zeros(0, dtype=np.int64)])
+    graph = coo_array((np.ones(len(left), dtype=np.int8), (left, right)), shape=(labeler.count, labeler.count))
+    _, component = connected_components(graph, directed=False)
+    return np.asarray(component, dtype=np.int64)
+
+
+def _reasons(labeler: Labeler, component: IntArray, count: int, lossy: bool) -> list[str | None]:
+    reasons: list[str | None] = [None] * count
+    facts = list(labeler.frozen)
+    if not lossy:
+        facts += [(labels, f"{op} computes statistics over them (lossy; allow with lossy=True)") for labels, op in labeler.lossy]
+    for labels, reason in facts:
+        for c in np.unique(component[labels]).tolist():
+            reasons[c] = reasons[c] or reason
+    return reasons
+
+
+def _kinds(labeler: Labeler, component: IntArray, reasons: Sequence[str | None], produced: np.ndarray) -> IntArray:
+    """Component -> kind: equal where units lie in the same places equally often. -1 where nothing produces it.
+
+    The places of a unit are hashed into 64 bits as a sum of one random number per place, so that order
+    does not matter; the chance of any collision among 10,000 units is below 1e-11.
+    """
+    random = np.random.default_rng(0)
+    signature = np.zeros(len(reasons), dtype=np.uint64)
+    places = [slot.labels for slot in labeler.slots.values()]
+    places += [labels for term in labeler.terms for labels, _ in term.factors]
+    for labels in places:
+        weight = random.integers(1, 2**63, dtype=np.uint64)
+        hits = np.bincount(component[labels], minlength=len(reasons)).astype(np.uint64)
+        signature += hits * weight
+    for reason in dict.fromkeys(reasons):
+        weight = random.integers(1, 2**63, dtype=np.uint64)
+        signature[[r == reason for r in reasons]] += weight
+    kind = np.full(len(reasons), -1, dtype=np.int64)
+    _, inverse = np.unique(signature[produced], return_inverse=True)
+    kind[produced] = inverse
+    return kind
+
+
+def _merge_regular(
+    labeler: Labeler, component: IntArray, kind: IntArray, produced: np.ndarray
+) -> tuple[IntArray, dict[int, list[tuple[IntArray, str]]]]:
+    """Merge the kinds that an equal-count constraint spans; also returns the constraints per merged kind."""
+    merged = kind.copy()
+    for blocks, _ in labeler.regular:
+        spanned = np.unique(merged[component[blocks.reshape(-1)]])
+        spanned = spanned[spanned >= 0]
+        if len(spanned) > 1:
+            merged[np.isin(merged, spanned)] = spanned[0]
+    blocked: dict[int, list[tuple[IntArray, str]]] = {}
+    for blocks, op in labeler.regular:
+        members = component[blocks.reshape(-1)]
+        fixed = not produced[members].all()
+        for k in np.unique(merged[members]).tolist():
+            if k >= 0:
+                reason = f"{op} needs equal blocks, some of which cannot shrink" if fixed else ""
+                blocked.setdefault(k, []).append((component[blocks], reason))
+    return merged, blocked
+
+
+def _build(
+    labeler: Labeler,
+    component: IntArray,
+    kind: IntArray,
+    places: IntArray,
+    blocked: dict[int, list[tuple[IntArray, str]]],
+    reasons: list[str | None],
+) -> Grouping:
+    first = np.full(len(kind), np.iinfo(np.int64).max)  # the first produced label of each component: its order
+    order = 0
+    producers: dict[int, dict[str, int]] = {}
+    for labels, layer in labeler.produced:
+        members = component[labels]
+        np.minimum.at(first, members, np.arange(order, order + len(labels)))
+        order += len(labels)
+        for k, hits in zip(*np.unique(kind[members], return_counts=True), strict=True):
+            producers.setdefault(int(k), {}).setdefault(layer, int(hits))
+    readers: dict[int, dict[str, None]] = {}
+    for labels, layer in labeler.read:
+        for k in np.unique(kind[component[labels]]).tolist():
+            readers.setdefault(k, {})[layer] = None
+    lossy: dict[int, dict[str, None]] = {}
+    for labels, op in labeler.lossy:
+        for k in np.unique(kind[component[labels]]).tolist():
+            lossy.setdefault(k, {})[op] = None
+
+    members_of = {k: np.flatnonzero(kind == k) for k in np.unique(kind[kind >= 0]).tolist()}
+    for k, members in members_of.items():
+        members_of[k] = members[np.argsort(first[members], kind="stable")]
+    sequence = sorted(members_of, key=lambda k: int(first[members_of[k][0]]))
+    group_of_component = np.full(len(kind), -1, dtype=np.int64)
+    unit_of_component = np.full(len(kind), -1, dtype=np.int64)
+    groups: list[ChannelGroup] = []
+    used: dict[str, int] = {}
+    for k in sequence:
+        members = members_of[k]
+        group_of_component[members] = len(groups)
+        unit_of_component[members] = np.arange(len(members))
+        layers = producers[k]
+        layer = next(iter(layers))
+        used[layer] = used.get(layer, 0) + 1
+        cells, broken = _cells(members, places, blocked.get(k, []))
+        frozen = next((reasons[c] for c in members.tolist() if reasons[c]), None) or broken
+        groups.append(
+            ChannelGroup(
+                name=layer if used[layer] == 1 else f"{layer}#{used[layer]}",
+                size=len(members),
+                layers=tuple(layers),
+                readers=tuple(readers.get(k, {})),
+                frozen=frozen,
+                cells=cells,
+                channels_per_unit=max(layers[layer] // len(members), 1),
+                lossy=tuple(lossy.get(k, {})),
+            )
+        )
+    return Grouping(tuple(groups), group_of_component[component], unit_of_component[component])
+
+
+def _cells(
+    members: IntArray, places: IntArray, constraints: list[tuple[IntArray, str]]
+) -> tuple[tuple[tuple[int, ...], ...], str | None]:
+    """Units in the same places and the same blocks of every constraint; a reason where cells differ in size."""
+    random = np.random.default_rng(1)
+    count = len(places)
+    signature = random.integers(1, 2**63, size=count, dtype=np.uint64)[places]
+    broken = None
+    for blocks, reason in constraints:
+        broken = broken or reason or None
+        for row in blocks:
+            signature += np.bincount(row, minlength=count).astype(np.uint64) * random.integers(1, 2**63, dtype=np.uint64)
+    _, inverse = np.unique(signature[members], return_inverse=True)
+    cells = [np.flatnonzero(inverse == k) for k in range(int(inverse.max()) + 1)]
+    cells.sort(key=lambda cell: int(cell[0]))
+    sizes = {len(cell) for cell in cells}
+    if len(sizes) > 1:
+        broken = broken or f"equal-count constraints of several ops split it into parts of {sorted(sizes)} channels"
+    return tuple(tuple(cell.tolist()) for cell in cells), broken
+
+
+def live_counts(labels: IntArray, grouping: Grouping) -> tuple[int, dict[int, int]]:
+    """How many positions always stay, and how many more for each unit that every cell of a group keeps.
+
+    Args:
+        labels: The labels along an axis.
+        grouping: The groups.
+
+    Returns:
+        The positions that no plan removes, and per group index the slope of the count in `width / granularity`.
+    """
+    owner, unit = grouping.group_of[labels], grouping.unit_of[labels]
+    fixed = int((owner < 0).sum())
+    slopes: dict[int, int] = {}
+    for k in np.unique(owner[owner >= 0]).tolist():
+        group = grouping.groups[k]
+        hits = np.bincount(unit[owner == k], minlength=group.size)
+        if group.frozen is not None:
+            fixed += int(hits.sum())
+        else:
+            slopes[k] = sum(int(hits[cell[0]]) for cell in group.cells)
+    return fixed, slopes

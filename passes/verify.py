@@ -1,0 +1,150 @@
+"""The oracle: *removed = masked*.
+
+Removing channels must give the same outputs as keeping them and setting them to zero at every place that
+reads them. The masked network is the original graph, run with a mask in front of every op that contracts
+channels; it knows nothing of how parameters were narrowed or constants edited.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
+
+from compressor.errors import PassError
+from compressor.passes.channels import ChannelGraph
+from compressor.passes.labels import Value
+from compressor.passes.trace import example_inputs_of, outputs_of
+from compressor.plan import Plan
+
+logger = logging.getLogger(__name__)
+aten = torch.ops.aten
+
+TOLERANCE = 1e-4
+"""Relative error allowed between removed and masked in float32: the same products are summed in another
+order, which costs some 1e-7 per layer; a wrong channel costs 1e-2 or more."""
+
+_READERS: tuple[object, ...] = (
+    aten.conv1d, aten.conv2d, aten.conv3d, aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d,
+    aten.linear, aten.matmul, aten.bmm, aten.sum,
+)  # fmt: skip
+_READING_MODULES = (nn.modules.conv._ConvNd, nn.Linear)
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What the oracle found.
+
+    Attributes:
+        relative_error: Largest ||removed - masked|| / ||masked|| over the outputs.
+        lossy: Ops for which removing is not masking by nature, because they compute statistics over
+            channels that the plan narrows. Where there are any, the error is reported, not judged.
+    """
+
+    relative_error: float
+    lossy: tuple[str, ...]
+
+
+class _Masked(fx.Interpreter):
+    """Runs the original graph with removed channels set to zero wherever they are read."""
+
+    def __init__(self, channels: ChannelGraph, masks: list[NDArray[np.bool_]]) -> None:
+        super().__init__(channels.graph)
+        self._channels = channels
+        self._masks = masks
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Mask the tensor arguments of ops that contract channels."""
+        if not self._reads(n):
+            return super().run_node(n)
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        call = self._channels.walk.calls[n.name]
+        count = 2 if getattr(n.target, "overloadpacket", None) in (aten.matmul, aten.bmm) else 1
+        values = call.values[:count]
+        args = tuple(self._mask(a, values[k]) if k < count else a for k, a in enumerate(args))
+        return getattr(self, n.op)(n.target, args, kwargs)
+
+    def _reads(self, node: fx.Node) -> bool:
+        if node.op == "call_module":
+            return isinstance(self._channels.graph.get_submodule(str(node.target)), _READING_MODULES)
+        return node.op == "call_function" and getattr(node.target, "overloadpacket", None) in _READERS
+
+    def _mask(self, x: Tensor, value: Value) -> Tensor:
+        for axis, labels in value.axes.items():
+            kept = self._channels.kept_labels(labels, self._masks)
+            if not kept.all():
+                shape = [1] * x.dim()
+                shape[axis] = len(labels)
+                x = torch.where(torch.from_numpy(kept).to(x.device).view(shape), x, torch.zeros((), dtype=x.dtype, device=x.device))
+        return x
+
+
+def run_masked(channels: ChannelGraph, plan: Plan, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Outputs of the original graph with a plan's removed channels masked, in eval mode."""
+    graph = channels.graph
+    training = graph.training
+    graph.eval()
+    try:
+        with torch.no_grad():
+            arguments = graph.graph.process_inputs(*inputs)
+            interpreter = _Masked(channels, channels.kept_masks(plan))
+            return outputs_of(interpreter.run(*arguments, enable_io_processing=False))
+    finally:
+        graph.train(training)
+
+
+def relative_error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """Largest ||found - expected|| / ||expected|| over pairs of tensors; infinite where shapes differ or NaN appears."""
+    if len(found) != len(expected):
+        return float("inf")
+    worst = 0.0
+    for a, b in zip(found, expected, strict=True):
+        if a.shape != b.shape:
+            return float("inf")
+        a, b = a.detach().double().cpu(), b.detach().double().cpu()
+        error = float((a - b).norm() / max(float(b.norm()), 1e-12))
+        worst = max(worst, error) if np.isfinite(error) else float("inf")
+    return worst
+
+
+def verify_removal(
+    channels: ChannelGraph, plan: Plan, removed: fx.GraphModule, inputs: Sequence[Tensor] | None = None
+) -> Verification:
+    """Check *removed = masked*.
+
+    Args:
+        channels: Analysis of the original graph.
+        plan: The plan.
+        removed: The graph that the plan was applied to, before any training.
+        inputs: What to run on; random inputs of the traced shape, batch 2, where left out.
+
+    Raises:
+        PassError: The outputs differ by more than `TOLERANCE` and no lossy op explains it.
+    """
+    if inputs is None:
+        batch = 2 if channels.graph.meta.get("compressor.dynamic_batch") else None
+        inputs = [x.to(_device_of(channels.graph)) for x in example_inputs_of(channels.graph, batch)]
+    masked = run_masked(channels, plan, inputs)
+    training = removed.training
+    removed.eval()
+    with torch.no_grad():
+        found = outputs_of(removed(*inputs))
+    removed.train(training)
+    error = relative_error(found, masked)
+    narrowed = {name for name, kept in plan.kept for g in channels.groups if g.name == name and len(kept) < g.size}
+    lossy = tuple(dict.fromkeys(op for g in channels.groups if g.name in narrowed for op in g.lossy))
+    if error > TOLERANCE and not lossy:
+        raise PassError(
+            f"removing channels changed the outputs by a relative {error:.2e} against masking them (allowed {TOLERANCE:.0e}); "
+            "this is a defect of an op rule, please report the model"
+        )
+    logger.info("verify: removed = masked within %.1e", error)
+    return Verification(error, lossy)
+
+
+def _device_of(module: nn.Module) -> torch.device:
+    return next((p.device for p in module.parameters()), torch.device("cpu"))

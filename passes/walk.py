@@ -1,0 +1,175 @@
+"""Walk a traced graph once and let every op's rule write down what it does to channels."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import operator
+import torch
+from torch import Tensor, fx, nn
+
+from compressor.errors import PassError
+from compressor.passes.labels import Labeler, Value
+from compressor.passes.rules import RULES, Call, key_of
+from compressor.passes.trace import BATCH, is_traced
+
+_HYPER = ("groups", "num_groups", "normalized_shape")
+
+
+@dataclass(frozen=True)
+class Walk:
+    """What a walk found.
+
+    Attributes:
+        labeler: The facts.
+        values: Node name -> labels per output tensor.
+        calls: Node name -> the call that its rule saw.
+        unknown: Ops without a rule, as `op at node`.
+    """
+
+    labeler: Labeler
+    values: Mapping[str, tuple[Value, ...]]
+    calls: Mapping[str, Call]
+    unknown: tuple[str, ...]
+
+
+def walk(gm: fx.GraphModule) -> Walk:
+    """Label every channel of `gm`.
+
+    Raises:
+        PassError: `gm` did not come from `trace`.
+    """
+    if not is_traced(gm):
+        raise PassError("this graph does not come from compressor.trace; trace the model first")
+    walker = _Walker(gm)
+    for node in gm.graph.nodes:
+        walker.visit(node)
+    return Walk(walker.labeler, walker.values, walker.calls, tuple(walker.unknown))
+
+
+def concrete(size: int | torch.SymInt) -> int:
+    """A size as a number; the traced one where it is symbolic."""
+    return int(cast(int, size.node.hint)) if isinstance(size, torch.SymInt) else int(size)
+
+
+def shapes_of(node: fx.Node) -> tuple[tuple[int, ...], ...]:
+    """Concrete shape of every tensor that a node yields; nothing for sizes and other scalars."""
+    value = node.meta.get("val")
+    tensors = value if isinstance(value, list | tuple) else (value,)
+    return tuple(tuple(concrete(size) for size in t.shape) for t in tensors if isinstance(t, Tensor))
+
+
+class _Walker:
+    def __init__(self, gm: fx.GraphModule) -> None:
+        self.gm = gm
+        self.labeler = Labeler()
+        self.values: dict[str, tuple[Value, ...]] = {}
+        self.calls: dict[str, Call] = {}
+        self.unknown: list[str] = []
+        self._visitors: dict[str, Callable[[fx.Node], None]] = {
+            "placeholder": self._placeholder,
+            "get_attr": self._get_attr,
+            "call_function": self._call,
+            "call_module": self._call,
+            "output": self._output,
+        }
+
+    def visit(self, node: fx.Node) -> None:
+        if node.op not in self._visitors:
+            raise PassError(f"node `{node.name}` is a {node.op}; a traced graph has none of these")
+        self._visitors[node.op](node)
+
+    def _placeholder(self, node: fx.Node) -> None:
+        self.values[node.name] = tuple(Value(shape, why=f"model input `{node.name}`") for shape in shapes_of(node))
+
+    def _get_attr(self, node: fx.Node) -> None:
+        name = str(node.target)
+        path, _, leaf = name.rpartition(".")
+        tensor = getattr(self.gm.get_submodule(path), leaf)
+        self.values[node.name] = (self.labeler.parameter(name, tensor),) if isinstance(tensor, Tensor) else ()
+
+    def _output(self, node: fx.Node) -> None:
+        for source in node.all_input_nodes:
+            for value in self.values[source.name]:
+                self.labeler.freeze_value(value, f"model output `{source.name}`")
+
+    def _call(self, node: fx.Node) -> None:
+        if node.target is operator.getitem:
+            values = self.values[cast(fx.Node, node.args[0]).name]
+            self.values[node.name] = (values[cast(int, node.args[1])],) if values else ()
+            return
+        shapes = shapes_of(node)
+        module = self.gm.get_submodule(str(node.target)) if node.op == "call_module" else None
+        call = Call(
+            node, self._layer(node), self._arguments(node, module), shapes, module, cast(int, self.gm.meta[BATCH])
+        )
+        self.calls[node.name] = call
+        if not call.values:
+            reason = f"`{node.name}`, which no channel flows into"
+            self.values[node.name] = tuple(Value(shape, why=reason) for shape in shapes)
+            return
+        function = RULES.get(key_of(node, module))
+        if function is None:
+            self._refuse(call)
+            return
+        result = function(call, self.labeler)
+        self.values[node.name] = tuple(result) if isinstance(result, list) else (result,)
+
+    def _refuse(self, call: Call) -> None:
+        self.unknown.append(call.op)
+        for value in call.values:
+            self.labeler.freeze_value(value, f"is touched by {call.op}, which has no rule")
+        why = f"the output of {call.op}, which has no rule"
+        self.values[call.node.name] = tuple(Value(shape, why=why) for shape in call.outputs)
+
+    def _layer(self, node: fx.Node) -> str:
+        if node.op == "call_module":
+            return str(node.target)
+        stack = cast(dict[str, tuple[str, object]], node.meta.get("nn_module_stack") or {})
+        return (list(stack.values())[-1][0].split("@")[0] if stack else "") or node.name
+
+    def _arguments(self, node: fx.Node, module: nn.Module | None) -> dict[str, object]:
+        if module is None:
+            return {name: self._argument(value) for name, value in _by_name(node).items()}
+        arguments: dict[str, object] = {"input": self._argument(node.args[0])}
+        tensors = {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
+        axes = (0, 1) if isinstance(module, nn.modules.conv._ConvNd) else None
+        for name, tensor in tensors.items():
+            chosen = axes if name == "weight" else None
+            if name != "num_batches_tracked":
+                arguments[name] = self.labeler.parameter(f"{node.target}.{name}", tensor, chosen)
+        arguments.update({name: getattr(module, name) for name in _HYPER if hasattr(module, name)})
+        return arguments
+
+    def _argument(self, argument: object) -> object:
+        if isinstance(argument, fx.Node):
+            value = argument.meta.get("val")
+            if isinstance(value, torch.SymInt | int | float | torch.SymFloat):
+                return concrete(value) if isinstance(value, torch.SymInt) else value
+            values = self.values[argument.name]
+            return values[0] if len(values) == 1 else list(values)
+        if isinstance(argument, list | tuple):
+            return [self._argument(item) for item in argument]
+        return argument
+
+
+def _by_name(node: fx.Node) -> dict[str, Any]:
+    """Arguments of an ATen call by schema name; of any other function by position."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return {**{str(k): value for k, value in enumerate(node.args)}, **node.kwargs}
+    result: dict[str, Any] = {}
+    for k, argument in enumerate(schema.arguments):
+        if k < len(node.args):
+            result[argument.name] = node.args[k]
+        elif argument.name in node.kwargs:
+            result[argument.name] = node.kwargs[argument.name]
+        else:
+            result[argument.name] = argument.default_value
+    return result
+
+
+def numel(shape: tuple[int, ...]) -> int:
+    """Number of elements of a shape."""
+    return math.prod(shape)
