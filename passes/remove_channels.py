@@ -135,8 +135,7 @@ def _update_shapes(node: fx.Node, outputs: tuple[Value, ...], kept_of: Callable[
 def _fit_conv(module: nn.Module) -> None:
     conv = cast(nn.Conv2d, module)
     own = conv.weight.shape
-    before = conv.weight.shape[1]
-    if conv.groups > 1 and before == 1:  # depthwise: as many groups as inputs are left
+    if conv.groups > 1 and conv.in_channels == conv.groups:  # depthwise: as many groups as inputs are left
         multiplier = conv.out_channels // conv.groups
         conv.groups = own[0] // multiplier
     conv.out_channels, conv.in_channels = own[0], own[1] * conv.groups
