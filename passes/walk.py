@@ -1,11 +1,10 @@
 """Walk a traced graph once and let every op's rule write down what it does to channels."""
 
-import math
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-import operator
 import torch
 from torch import Tensor, fx, nn
 
@@ -15,6 +14,7 @@ from compressor.passes.rules import RULES, Call, key_of
 from compressor.passes.trace import BATCH, is_traced
 
 _HYPER = ("groups", "num_groups", "normalized_shape")
+_SIZES = frozenset({torch.ops.aten.sym_size})  # sizes of channel axes are constants; these ask for the batch
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,9 @@ class _Walker:
             node, self._layer(node), self._arguments(node, module), shapes, module, cast(int, self.gm.meta[BATCH])
         )
         self.calls[node.name] = call
+        if key_of(node, module) in _SIZES:
+            self.values[node.name] = ()
+            return
         if not call.values:
             reason = f"`{node.name}`, which no channel flows into"
             self.values[node.name] = tuple(Value(shape, why=reason) for shape in shapes)
@@ -168,8 +171,3 @@ def _by_name(node: fx.Node) -> dict[str, Any]:
         else:
             result[argument.name] = argument.default_value
     return result
-
-
-def numel(shape: tuple[int, ...]) -> int:
-    """Number of elements of a shape."""
-    return math.prod(shape)

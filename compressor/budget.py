@@ -1,0 +1,94 @@
+"""`Budget`: what the compressed network may cost."""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from compressor.errors import BudgetError
+
+_UNITS: dict[str, dict[str, float]] = {
+    "latency": {"ns": 1e-6, "us": 1e-3, "ms": 1.0, "s": 1e3},
+    "macs": {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12},
+    "params": {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9},
+    "memory": {"b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30},
+}
+_EXAMPLES = {"latency": "'2 ms'", "macs": "'60M'", "params": "'400k'", "memory": "'1.5 MB'"}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Upper bounds on a network's costs; several at once must all hold.
+
+    A number is a fraction of the original network, above 0 and at most 1. A text is absolute and carries
+    its unit: `"2 ms"` (ns, us, ms, s), `"60M"` MACs or parameters (k, M, G), `"1.5 MB"` (kB, MB, KiB, MiB, …).
+
+    Attributes:
+        latency: Measured latency of the whole engine on the target, for one batch.
+        macs: Multiply-accumulates for one sample.
+        params: Elements of all parameters.
+        memory: Bytes of all parameters and buffers.
+
+    Raises:
+        BudgetError: A bound is not of that form, or there is none.
+    """
+
+    latency: float | str | None = None
+    macs: float | str | None = None
+    params: float | str | None = None
+    memory: float | str | None = None
+
+    def __post_init__(self) -> None:
+        """Check every bound."""
+        if not self.bounds:
+            raise BudgetError("a budget needs at least one of latency, macs, params, memory")
+        for name, bound in self.bounds.items():
+            _check(name, bound)
+
+    @property
+    def bounds(self) -> dict[str, float | str]:
+        """The bounds that are set."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def limits(self, original: Mapping[str, float]) -> dict[str, float]:
+        """The bounds in numbers: milliseconds, MACs, parameters, bytes.
+
+        Args:
+            original: The original's costs by the same names; those of fractions must be there.
+        """
+        return {
+            name: absolute(name, bound) if isinstance(bound, str) else float(bound) * original[name]
+            for name, bound in self.bounds.items()
+        }
+
+
+def absolute(name: str, text: str) -> float:
+    """A text like `"2 ms"` as a number in the unit of that bound (ms, MACs, parameters, bytes).
+
+    Raises:
+        BudgetError: It is not a positive number with a unit of that bound.
+    """
+    match = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([a-z]*)\s*", text, re.IGNORECASE)
+    units = _UNITS[name]
+    unit = match.group(2).lower() if match else ""
+    try:
+        value = float(match.group(1)) if match else math.nan
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or value <= 0 or unit not in units:
+        raise BudgetError(
+            f"budget {name}={text!r}: write a positive number with one of the units {', '.join(u or '(none)' for u in units)}, "
+            f"such as {_EXAMPLES[name]}, or a fraction of the original such as 0.5"
+        )
+    return value * units[unit]
+
+
+def _check(name: str, bound: object) -> None:
+    if isinstance(bound, str):
+        absolute(name, bound)
+        return
+    if isinstance(bound, bool) or not isinstance(bound, int | float) or not 0 < bound <= 1:
+        raise BudgetError(
+            f"budget {name}={bound!r}: a number is a fraction of the original and must be above 0 and at most 1; "
+            f"write an absolute value as a text, such as {_EXAMPLES[name]}"
+        )

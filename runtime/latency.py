@@ -1,0 +1,85 @@
+"""Measure graphs on a target: build, compare outputs with PyTorch, and only then time."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from compressor.errors import BackendError
+from compressor.measurement import Measurement
+from compressor.passes.trace import DYNAMIC, example_inputs_of, outputs_of
+from compressor.passes.verify import relative_error
+from compressor.runtime import BACKENDS
+from compressor.runtime.base import Engine
+from compressor.runtime.timing import Protocol, time_together
+from compressor.target import Target
+
+logger = logging.getLogger(__name__)
+
+PARITY = 1e-3
+"""Relative error allowed between engine and PyTorch in float32. Other kernels sum in another order, and
+normalisations folded into weights round once more: some 1e-6 on trained networks; a wrong graph is off by 1e-1."""
+
+
+def measure(
+    graphs: Mapping[str, fx.GraphModule], target: Target, seed: int = 0, protocol: Protocol | None = None
+) -> dict[str, Measurement]:
+    """Latency of whole engines, timed together in one session.
+
+    Args:
+        graphs: Name -> traced graph.
+        target: What to build for.
+        seed: Of the inputs and of the order of the samples.
+        protocol: Other numbers than the default ones.
+
+    Raises:
+        BackendError: An engine cannot be built, or its outputs differ from PyTorch's.
+    """
+    backend = BACKENDS[target.backend]()
+    with ExitStack() as stack:
+        timers = {}
+        for name, graph in graphs.items():
+            example = example_for(graph, target, seed)
+            engine = stack.enter_context(backend.build(graph, example, target))
+            check_parity(engine, graph, example)
+            timers[name] = engine.timer()
+        return time_together(timers, backend.fingerprint(target), seed, protocol)
+
+
+def example_for(graph: fx.GraphModule, target: Target, seed: int = 0) -> tuple[Tensor, ...]:
+    """Random inputs of the target's batch size.
+
+    Raises:
+        BackendError: The graph's batch is fixed at another size.
+    """
+    example = example_inputs_of(graph, target.batch, seed)
+    traced = example_inputs_of(graph)
+    if not graph.meta[DYNAMIC] and example[0].shape != traced[0].shape:
+        raise BackendError(
+            f"this model allows no other batch size than {traced[0].shape[0]}, the target asks for {target.batch}; "
+            "trace it with example inputs of that batch size"
+        )
+    return example
+
+
+def check_parity(engine: Engine, graph: fx.GraphModule, example: Sequence[Tensor]) -> float:
+    """Compare an engine with PyTorch; returns the relative error.
+
+    Raises:
+        BackendError: It exceeds `PARITY`.
+    """
+    training = graph.training
+    graph.eval()
+    device = next((p.device for p in graph.parameters()), torch.device("cpu"))
+    with torch.no_grad():
+        expected = outputs_of(graph(*[x.to(device) for x in example]))
+    graph.train(training)
+    found = engine.run([x.numpy() for x in example])
+    error = relative_error([torch.from_numpy(np.asarray(x)) for x in found], expected)
+    if not error <= PARITY:
+        raise BackendError(f"the engine's outputs differ from PyTorch's by a relative {error:.2e} (allowed {PARITY:.0e}); it is not timed")
+    logger.info("parity: engine = PyTorch within %.1e", error)
+    return error
