@@ -1,0 +1,51 @@
+"""Compress convolutional networks to a measured latency.
+
+>>> import torch, compressor
+>>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 3))
+>>> graph = compressor.trace(net, (torch.zeros(1, 3, 16, 16),))
+>>> channels = compressor.analyze(graph)
+>>> [(group.name, group.size, group.frozen) for group in channels.groups]
+[('0', 8, None), ('2', 4, 'model output `_2`')]
+>>> small = compressor.apply(channels.plan(0.5), graph)
+>>> small.get_submodule("0")
+Conv2d(3, 4, kernel_size=(3, 3), stride=(1, 1))
+"""
+
+from compressor.api import analyze, apply, compress, export, load, profile, trace
+from compressor.budget import Budget
+from compressor.errors import BackendError, BudgetError, CompressorError, DataError, PassError, PlanError, TraceError
+from compressor.measurement import Measurement
+from compressor.methods import Magnitude
+from compressor.plan import Plan, Structure
+from compressor.progress import Progress
+from compressor.result import Result
+from compressor.target import Target
+from compressor.train import FineTune
+from compressor.version import __version__
+
+__all__ = [
+    "BackendError",
+    "Budget",
+    "BudgetError",
+    "CompressorError",
+    "DataError",
+    "FineTune",
+    "Magnitude",
+    "Measurement",
+    "PassError",
+    "Plan",
+    "PlanError",
+    "Progress",
+    "Result",
+    "Structure",
+    "Target",
+    "TraceError",
+    "__version__",
+    "analyze",
+    "apply",
+    "compress",
+    "export",
+    "load",
+    "profile",
+    "trace",
+]

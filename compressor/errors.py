@@ -5,7 +5,13 @@ A message names the thing, what was found, what was expected, and what to do abo
 
 
 class CompressorError(Exception):
-    """Root of every error that this package raises on purpose."""
+    """Root of every error that this package raises on purpose.
+
+    Attributes:
+        exit_code: What the command exits with: 2 for wrong use, 1 for a job that failed.
+    """
+
+    exit_code = 2
 
 
 class TraceError(CompressorError):
@@ -14,6 +20,8 @@ class TraceError(CompressorError):
 
 class PassError(CompressorError):
     """A pass refused a graph, or its result did not hold what the pass promises."""
+
+    exit_code = 1
 
 
 class PlanError(CompressorError):
@@ -26,6 +34,8 @@ class BudgetError(CompressorError):
 
 class BackendError(CompressorError):
     """A back end is missing, or failed to build or to run an engine."""
+
+    exit_code = 1
 
 
 class DataError(CompressorError):

@@ -5,6 +5,7 @@ Both are frozen values that travel as JSON, never as pickles.
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -137,7 +138,7 @@ def _indices(name: str, indices: list[object]) -> tuple[int, ...]:
     numbers = sorted(int(cast(int, index)) for index in indices)
     if not numbers:
         raise PlanError(f"plan: group `{name}` keeps nothing; at least one channel must stay")
-    for before, after in zip(numbers, numbers[1:], strict=False):
+    for before, after in itertools.pairwise(numbers):
         if before == after:
             raise PlanError(f"plan: group `{name}` keeps index {after} twice")
     return tuple(numbers)

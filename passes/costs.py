@@ -46,9 +46,7 @@ class CostModel:
         self._fixed: list[int] = []
         self._divisors: list[int] = []
         self._known: dict[tuple[int, int], int] = {}
-        self._terms = [
-            (term.constant, [self._form(labels, divisor) for labels, divisor in term.factors]) for term in labeler.terms
-        ]
+        self._terms = [(term.constant, [self._form(labels, divisor) for labels, divisor in term.factors]) for term in labeler.terms]
         self.layers = tuple(term.layer for term in labeler.terms)
         self._tensors: list[tuple[int, list[int], int, bool]] = []
         parameters = dict(gm.named_parameters())

@@ -71,14 +71,12 @@ class Remodulise:
             module = self._build(path, builder, hyper, values, arguments)
             self._made[path] = (signature, module)
         with graph.inserting_before(node):
-            new = graph.call_module(path, (arguments["input"],))
+            new = graph.call_module(path, (cast(fx.Node, arguments["input"]),))
         new.meta = dict(node.meta)
         node.replace_all_uses_with(new)
         graph.erase_node(node)
 
-    def _build(
-        self, path: str, builder: "Builder", hyper: Arguments, values: dict[str, Tensor], arguments: Arguments
-    ) -> nn.Module:
+    def _build(self, path: str, builder: "Builder", hyper: Arguments, values: dict[str, Tensor], arguments: Arguments) -> nn.Module:
         module = builder.build(hyper, values, cast(fx.Node, arguments["input"]))
         for name, value in values.items():
             if isinstance(value, nn.Parameter):

@@ -77,7 +77,7 @@ def _copy_narrowed(gm: fx.GraphModule, channels: ChannelGraph, masks: list[NDArr
             narrowed = narrowed.clone() if narrowed.data_ptr() == tensor.data_ptr() else narrowed
             narrowed = narrowed.contiguous()
             memo[id(tensor)] = nn.Parameter(narrowed, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else narrowed
-    return cast(fx.GraphModule, copy.deepcopy(gm, memo))
+    return copy.deepcopy(gm, memo)
 
 
 def _narrow(tensor: Tensor, slot: Slot, kept: NDArray[np.bool_]) -> Tensor:
@@ -91,9 +91,7 @@ def _narrow(tensor: Tensor, slot: Slot, kept: NDArray[np.bool_]) -> Tensor:
     return torch.cat(parts)
 
 
-def _edit(
-    gm: fx.GraphModule, node: fx.Node, channels: ChannelGraph, kept_of: Callable[[IntArray], NDArray[np.bool_]]
-) -> None:
+def _edit(gm: fx.GraphModule, node: fx.Node, channels: ChannelGraph, kept_of: Callable[[IntArray], NDArray[np.bool_]]) -> None:
     """Edit a node's constants where a size around it changed, and its recorded shapes."""
     outputs = channels.walk.values.get(node.name, ())
     call = channels.walk.calls.get(node.name)

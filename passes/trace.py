@@ -54,7 +54,7 @@ def trace(model: nn.Module, example_inputs: Sequence[Tensor]) -> fx.GraphModule:
     with _eval_mode(model), torch.no_grad():
         _check_forward(model, inputs)
         program, dynamic = _export(model, inputs)
-    source = cast(fx.GraphModule, program.module(check_guards=False))
+    source = program.module(check_guards=False)
     graph = copy.deepcopy(source.graph)
     for node in list(graph.nodes):
         if node.op == "call_module" and node.target == "_guards_fn":
@@ -153,11 +153,13 @@ def _export(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[torch.export.
         repeats = -(-_TRACE_BATCH // max(inputs[0].shape[0], 1))
         twice = tuple(torch.cat([x] * repeats)[:_TRACE_BATCH] for x in inputs)
         batch = torch.export.Dim("batch", min=1, max=1 << 20)
-        names = _argument_names(model, len(twice))
+        by_name = {name: {0: batch} for name in _argument_names(model, len(twice))}
         try:
-            return _export_quietly(model, twice, dict.fromkeys(names, {0: batch}) if names else ({0: batch},) * len(twice)), True
+            return _export_quietly(model, twice, by_name or ({0: batch},) * len(twice)), True
         except Exception as error:
-            logger.warning("trace: the batch size cannot be dynamic, it is fixed at %d (%s)", inputs[0].shape[0], _first_line(error))
+            logger.warning(
+                "trace: the batch size cannot be dynamic, it is fixed at %d (%s)", inputs[0].shape[0], _first_line(error)
+            )
     try:
         return _export_quietly(model, inputs, None), False
     except Exception as error:

@@ -101,9 +101,7 @@ class _Walker:
             return
         shapes = shapes_of(node)
         module = self.gm.get_submodule(str(node.target)) if node.op == "call_module" else None
-        call = Call(
-            node, self._layer(node), self._arguments(node, module), shapes, module, cast(int, self.gm.meta[BATCH])
-        )
+        call = Call(node, self._layer(node), self._arguments(node, module), shapes, module, cast(int, self.gm.meta[BATCH]))
         self.calls[node.name] = call
         if key_of(node, module) in _SIZES:
             self.values[node.name] = ()

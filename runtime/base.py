@@ -24,9 +24,7 @@ class Engine(Protocol):
     def __enter__(self) -> Self:
         """The engine itself."""
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Free what the engine holds."""
 
 

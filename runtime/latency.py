@@ -3,23 +3,25 @@
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, fx
 
-from compressor.errors import BackendError
+from compressor.errors import BackendError, DataError
 from compressor.measurement import Measurement
 from compressor.passes.trace import DYNAMIC, example_inputs_of, outputs_of
 from compressor.passes.verify import relative_error
 from compressor.runtime import BACKENDS
 from compressor.runtime.base import Engine
+from compressor.runtime.onnxruntime import OnnxRuntimeEngine
 from compressor.runtime.timing import Protocol, time_together
 from compressor.target import Target
 
 logger = logging.getLogger(__name__)
 
-PARITY = 1e-3
+PARITY = 1e-4
 """Relative error allowed between engine and PyTorch in float32. Other kernels sum in another order, and
 normalisations folded into weights round once more: some 1e-6 on trained networks; a wrong graph is off by 1e-1."""
 
@@ -80,6 +82,46 @@ def check_parity(engine: Engine, graph: fx.GraphModule, example: Sequence[Tensor
     found = engine.run([x.numpy() for x in example])
     error = relative_error([torch.from_numpy(np.asarray(x)) for x in found], expected)
     if not error <= PARITY:
-        raise BackendError(f"the engine's outputs differ from PyTorch's by a relative {error:.2e} (allowed {PARITY:.0e}); it is not timed")
+        raise BackendError(
+            f"the engine's outputs differ from PyTorch's by a relative {error:.2e} (allowed {PARITY:.0e}); it is not timed"
+        )
     logger.info("parity: engine = PyTorch within %.1e", error)
+    return error
+
+
+def check_onnx(path: Path, graph: fx.GraphModule) -> float:
+    """Compare an ONNX file with a graph at two batch sizes; returns the larger relative error.
+
+    Raises:
+        BackendError: It exceeds `PARITY`.
+    """
+    batches = (1, 3) if graph.meta[DYNAMIC] else (None,)
+    worst = 0.0
+    for batch in batches:
+        example = example_inputs_of(graph, batch)
+        with OnnxRuntimeEngine(path, example, Target()) as engine:
+            worst = max(worst, check_parity(engine, graph, example))
+    return worst
+
+
+def check_run(folder: Path) -> float:
+    """Compare the ONNX file of a run with its exported program; returns the relative error.
+
+    Raises:
+        DataError: The run is not finished.
+        BackendError: They differ by more than `PARITY`.
+    """
+    program, model = folder / "program.pt2", folder / "model.onnx"
+    for file in (program, model):
+        if not file.exists():
+            raise DataError(f"{folder} holds no {file.name}; is it a run, and is it finished?")
+    loaded = torch.export.load(program)
+    example = list(loaded.example_inputs[0]) if loaded.example_inputs else []
+    with torch.no_grad():
+        expected = outputs_of(loaded.module()(*example))
+    with OnnxRuntimeEngine(model, example, Target()) as engine:
+        found = [torch.from_numpy(np.asarray(x)) for x in engine.run([x.numpy() for x in example])]
+    error = relative_error(found, expected)
+    if not error <= PARITY:
+        raise BackendError(f"{model} differs from {program} by a relative {error:.2e} (allowed {PARITY:.0e})")
     return error

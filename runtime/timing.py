@@ -1,6 +1,6 @@
 """The timing protocol: several engines, interleaved in random order, disturbed samples dropped.
 
-1. Every engine warms up for at least 0.2 s and 10 runs; a sample is then as many runs as take 1 ms or more.
+1. Every engine warms up for at least 0.2 s and 10 runs; a sample is then as many runs as take 5 ms or more.
 2. A block is one sample of every engine in random order, so that a slow minute of the machine hits all alike.
 3. A sample is retained if nothing else took the core: no involuntary context switch, and, on one thread,
    wall time within 5 % of CPU time.
@@ -59,7 +59,7 @@ class Protocol:
     """
 
     warm_up_s: float = 0.2
-    sample_s: float = 1e-3
+    sample_s: float = 5e-3
     min_samples: int = 30
     max_samples: int = 200
     half_width: float = 0.01
@@ -110,7 +110,7 @@ def time_together(
     order = random.Random(seed)
     deadline = time.monotonic() + rules.max_s * len(lanes)
     while time.monotonic() < deadline:
-        waiting = [lane for lane in lanes.values()]
+        waiting = list(lanes.values())
         if all(lane.done for lane in waiting):
             break
         order.shuffle(waiting)

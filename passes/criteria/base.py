@@ -25,8 +25,8 @@ Scores: TypeAlias = NDArray[np.float64]
 Aggregate: TypeAlias = Literal["mean", "sum", "max"]
 
 _AGGREGATES: dict[str, Callable[[Scores, NDArray[np.int64], int], Scores]] = {
-    "sum": lambda values, units, size: np.bincount(units, values, size),
-    "mean": lambda values, units, size: np.bincount(units, values, size) / np.maximum(np.bincount(units, minlength=size), 1),
+    "sum": lambda values, units, size: _sum(values, units, size),
+    "mean": lambda values, units, size: _sum(values, units, size) / np.maximum(np.bincount(units, minlength=size), 1),
     "max": lambda values, units, size: _maximum(values, units, size),
 }
 
@@ -101,6 +101,10 @@ def _rows(tensor: Tensor, slot: Slot) -> Tensor:
         return tensor.movedim(slot.axis, 0).reshape(tensor.shape[slot.axis], -1)
     per_block = tensor.reshape(slot.blocks, tensor.shape[0] // slot.blocks, *tensor.shape[1:])
     return per_block.movedim(1 + slot.axis, 1).reshape(len(slot.labels), -1)
+
+
+def _sum(values: Scores, units: NDArray[np.int64], size: int) -> Scores:
+    return np.asarray(np.bincount(units, values, size), dtype=np.float64)
 
 
 def _maximum(values: Scores, units: NDArray[np.int64], size: int) -> Scores:

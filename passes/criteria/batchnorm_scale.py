@@ -1,4 +1,4 @@
-"""Scale of the batch norm behind a filter (Liu et al., "Learning Efficient Convolutional Networks through Network Slimming", 2017)."""
+"""Scale of the batch norm behind a filter (Liu et al., "Network Slimming", 2017)."""
 
 from dataclasses import dataclass
 
@@ -19,4 +19,4 @@ class BatchNormScale(FilterCriterion):
 
     def of_filters(self, scoring: Scoring, slot: Slot) -> Tensor:
         """Score per label of one slot."""
-        return scoring.rows(slot).norm(dim=1)
+        return scoring.rows(slot).square().sum(1).sqrt()

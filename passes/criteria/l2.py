@@ -14,4 +14,4 @@ class L2(FilterCriterion):
 
     def of_filters(self, scoring: Scoring, slot: Slot) -> Tensor:
         """Score per label of one slot."""
-        return scoring.rows(slot).norm(dim=1)
+        return scoring.rows(slot).square().sum(1).sqrt()

@@ -148,9 +148,7 @@ def _channels(x: Value, axis: int, call: Call, labeler: Labeler) -> IntArray:
     return labels
 
 
-def _tie_inputs(
-    call: Call, weight: Value, inputs: IntArray, groups: int, axis: int, labeler: Labeler
-) -> tuple[IntArray, int]:
+def _tie_inputs(call: Call, weight: Value, inputs: IntArray, groups: int, axis: int, labeler: Labeler) -> tuple[IntArray, int]:
     """Tie a weight's input axis to what it reads; returns the cost factor of that axis."""
     labeler.consume(inputs, call.layer)
     own = weight.axes.get(axis)

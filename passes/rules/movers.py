@@ -85,7 +85,10 @@ def _collect(result: Tensor, axes: dict[int, IntArray], call: Call, labeler: Lab
 def _varies(field: Tensor, axis: int) -> bool:
     if field.shape[axis] <= 1 or field.stride(axis) == 0:
         return False
-    return not torch.equal(field.narrow(axis, 1, field.shape[axis] - 1), field.narrow(axis, 0, 1).expand_as(field.narrow(axis, 1, field.shape[axis] - 1)))
+    return not torch.equal(
+        field.narrow(axis, 1, field.shape[axis] - 1),
+        field.narrow(axis, 0, 1).expand_as(field.narrow(axis, 1, field.shape[axis] - 1)),
+    )
 
 
 def _classes(field: Tensor, axis: int) -> int:

@@ -76,7 +76,5 @@ def _with_parameters(call: Call, labeler: Labeler) -> Value:
     for name in _PER_CHANNEL:
         parameter = call.optional(name)
         if parameter is not None:
-            values.append(
-                Value((parameter.shape[0], *[1] * (len(x.shape) - 2)), parameter.axes, parameter.why, parameter.name)
-            )
+            values.append(Value((parameter.shape[0], *[1] * (len(x.shape) - 2)), parameter.axes, parameter.why, parameter.name))
     return meet(values, call.outputs[0], call.op, labeler)

@@ -1,0 +1,173 @@
+"""The verbs: trace, analyze, apply, compress, export, load, profile."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, fx, nn
+
+from compressor.budget import Budget
+from compressor.compression import Compression
+from compressor.errors import DataError, PlanError
+from compressor.evaluate import Batches
+from compressor.measurement import Measurement
+from compressor.methods import Magnitude, Method
+from compressor.passes.channels import ChannelGraph, analyze
+from compressor.passes.narrow_module import narrow_module
+from compressor.passes.remove_channels import RemoveChannels
+from compressor.passes.trace import example_inputs_of, is_traced, trace
+from compressor.plan import Plan
+from compressor.progress import Progress
+from compressor.result import Result
+from compressor.runtime.latency import check_onnx, measure
+from compressor.runtime.onnx_export import save_onnx, to_onnx
+from compressor.store import load_tensors, read_json
+from compressor.target import Target
+from compressor.train import FineTune
+
+__all__ = ["analyze", "apply", "compress", "export", "load", "profile", "trace"]
+
+
+def apply(
+    plan: Plan,
+    graph: nn.Module,
+    example_inputs: Sequence[Tensor] | None = None,
+    channels: ChannelGraph | None = None,
+) -> nn.Module:
+    """Apply a plan.
+
+    Args:
+        plan: What stays.
+        graph: A traced graph: a new graph is returned and this one is left alone. Or the original model:
+            it is narrowed *in place* and returned, which works wherever no constant in its `forward`
+            would need editing.
+        example_inputs: Needed for an original model, as for `trace`.
+        channels: The analysis of `graph`, if it is at hand; saves making it anew.
+
+    Raises:
+        PlanError: The plan does not fit; or the model's `forward` holds sizes of its own (they are named).
+    """
+    if is_traced(graph):
+        return RemoveChannels(plan, channels)(cast(fx.GraphModule, graph)).graph
+    if example_inputs is None:
+        raise PlanError(
+            "this is no traced graph: pass compressor.trace(model, inputs), or example_inputs to narrow the model in place"
+        )
+    return narrow_module(plan, graph, trace(graph, example_inputs))
+
+
+def compress(
+    model: nn.Module,
+    example_inputs: Sequence[Tensor],
+    *,
+    validate: Batches,
+    budget: Budget,
+    out: str | Path,
+    train: Batches | None = None,
+    test: Batches | None = None,
+    target: Target | None = None,
+    method: Method | None = None,
+    finetune: FineTune | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Result:
+    """Compress a trained classifier to a budget: remove, recalibrate, fine-tune, export, check, measure, report.
+
+    Killed at any moment, the same call goes on from what is finished.
+
+    Args:
+        model: The trained model; it is left as it was.
+        example_inputs: As for `trace`.
+        validate: Batches `(inputs, labels)` that decisions and the reported accuracy rest on; a hold-out of
+            the training data.
+        budget: What the result may cost.
+        out: The run's folder.
+        train: Batches for recalibration and fine-tuning; without it neither happens.
+        test: Batches that are looked at only once, at the end, for the number to be published.
+        target: Where it is to be fast; ONNX Runtime on one CPU thread, batch 1, by default.
+        method: How to decide; `Magnitude()` by default.
+        finetune: Settings of the fine-tuning.
+        seed: Of everything random.
+        progress: Where to say what is being done.
+
+    Raises:
+        TraceError: The model cannot be traced.
+        BudgetError: The budget cannot be met; the closest that can is said.
+        DataError: Data or folder are not usable.
+        BackendError: An engine cannot be built, or does not agree with PyTorch.
+    """
+    return Compression(
+        model,
+        example_inputs,
+        train=train,
+        validate=validate,
+        test=test,
+        budget=budget,
+        target=target or Target(),
+        method=method or Magnitude(),
+        finetune=finetune or FineTune(),
+        out=Path(out),
+        seed=seed,
+        progress=progress or Progress(),
+    ).run()
+
+
+def export(graph: fx.GraphModule, path: str | Path) -> Path:
+    """Write a traced graph as ONNX, after checking that ONNX Runtime gives PyTorch's outputs.
+
+    Args:
+        graph: A traced graph.
+        path: The file; weights over 1.9 GB go beside it.
+
+    Raises:
+        BackendError: The exporter refuses the graph, or the outputs differ.
+    """
+    example = example_inputs_of(graph)
+    model = to_onnx(graph, example)
+    path = Path(path)
+    save_onnx(model, path)
+    check_onnx(path, graph)
+    return path
+
+
+def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
+    """Load what a run left.
+
+    Args:
+        path: A run's folder, or a member of its front.
+        model: The original architecture (weights do not matter). With it the network is rebuilt from plan
+            and safetensors as a traced graph that can be trained and compressed further; without it the
+            exported program is loaded.
+
+    Raises:
+        DataError: There is no finished run.
+        PlanError: The plan does not fit `model`.
+    """
+    folder = Path(path)
+    if model is None:
+        program = folder / "program.pt2"
+        if not program.exists():
+            raise DataError(f"{folder} holds no program.pt2; is the run finished?")
+        return torch.export.load(program).module()
+    for base in (folder, *folder.parents):
+        if (base / "run.json").exists():
+            break
+    else:
+        raise DataError(f"{folder} is no run: there is no run.json in it or above it")
+    config = cast(dict[str, object], read_json(base / "run.json").get("config"))
+    inputs = [
+        torch.zeros(shape, dtype=getattr(torch, dtype)) for shape, dtype in cast(list[tuple[list[int], str]], config["inputs"])
+    ]
+    graph = RemoveChannels(Plan.load(folder / "plan.json"))(trace(model, inputs)).graph
+    graph.load_state_dict(load_tensors(folder / "weights.safetensors"))
+    return graph.eval()
+
+
+def profile(graph: fx.GraphModule, target: Target | None = None, seed: int = 0) -> Measurement:
+    """Measured latency of a traced graph's whole engine on a target.
+
+    Raises:
+        BackendError: The engine cannot be built, or its outputs differ from PyTorch's.
+    """
+    return measure({"graph": graph}, target or Target(), seed)["graph"]

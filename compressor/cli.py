@@ -1,0 +1,250 @@
+"""The command `compressor`: a thin shell over `compressor.api`."""
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from compressor.version import __version__
+
+# torch takes seconds to import, so commands import what they need; `--help` and wrong options answer at once.
+
+app = typer.Typer(
+    name="compressor",
+    help="Compress convolutional networks to a measured latency. Start with `compressor demo`.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="package.module:callable or file.py:callable; called without arguments, it returns the model."
+    ),
+]
+Weights = Annotated[Path | None, typer.Option("--weights", help="Weights file: .safetensors, or .pt of plain tensors.")]
+Shapes = Annotated[list[str], typer.Option("--input", help="Input shape with batch, such as 1x3x224x224; once per input.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def version() -> None:
+    """Print versions of this package and of what results depend on."""
+    from compressor.run import versions
+
+    for name, value in {"compressor": __version__, **versions()}.items():
+        print(f"{name} {value}")
+
+
+@app.command()
+def inspect(
+    model: Model,
+    shapes: Shapes,
+    weights: Weights = None,
+    as_json: Json = False,
+    lossy: Annotated[
+        bool, typer.Option("--lossy", help="Also free channels that a layer norm or the like computes statistics over.")
+    ] = False,
+) -> None:
+    """Show channel groups, their sizes, what is frozen and why, MACs and parameters.
+
+    Example: compressor inspect torchvision.models:resnet18 --input 1x3x224x224
+    """
+    from compressor.inspection import inspection, inspection_table
+    from compressor.loading import load_model
+    from compressor.passes.channels import analyze
+    from compressor.passes.trace import trace
+
+    channels = analyze(trace(load_model(model, weights), _inputs(shapes)), lossy)
+    print(json.dumps(inspection(channels), indent=1) if as_json else inspection_table(channels))
+
+
+@app.command()
+def compress(
+    model: Model,
+    shapes: Shapes,
+    data: Annotated[
+        str,
+        typer.Option("--data", help="digits, cifar10:DIR, folder:DIR, or module:callable that returns (train, validate[, test])."),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the run; the same command there goes on where it stopped.")],
+    weights: Weights = None,
+    latency: Annotated[str | None, typer.Option(help="Measured latency: fraction of the original (0.5) or absolute (2ms).")] = None,
+    macs: Annotated[str | None, typer.Option(help="MACs: fraction (0.5) or absolute (60M).")] = None,
+    params: Annotated[str | None, typer.Option(help="Parameters: fraction (0.5) or absolute (400k).")] = None,
+    memory: Annotated[str | None, typer.Option(help="Weight memory: fraction (0.5) or absolute (1.5MB).")] = None,
+    method: Annotated[str, typer.Option(help="magnitude.")] = "magnitude",
+    criterion: Annotated[str, typer.Option(help="l1, l2, taylor, batchnorm-scale, geometric-median or random.")] = "l1",
+    scope: Annotated[str, typer.Option(help="global or uniform.")] = "global",
+    backend: Annotated[str, typer.Option(help="Where latency is measured.")] = "onnxruntime",
+    batch: Annotated[int, typer.Option(help="Batch size that is timed.")] = 1,
+    threads: Annotated[int, typer.Option(help="CPU threads of the engine.")] = 1,
+    align: Annotated[int, typer.Option(help="Widths are multiples of this many channels.")] = 8,
+    epochs: Annotated[int, typer.Option(help="Fine-tuning epochs; 0 for none.")] = 5,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 0.01,
+    distillation: Annotated[float, typer.Option(help="Share of the loss that follows the original's outputs.")] = 0.5,
+    label_smoothing: Annotated[float, typer.Option(help="Of the cross-entropy.")] = 0.0,
+    train_batch: Annotated[int, typer.Option(help="Batch size of training and evaluation.")] = 128,
+    train_images: Annotated[int | None, typer.Option(help="At most this many training images.")] = None,
+    mean: Annotated[
+        str | None, typer.Option(help="Normalisation of built-in data: means of values in 0..1, such as 0.5,0.5,0.5.")
+    ] = None,
+    std: Annotated[str | None, typer.Option(help="Its standard deviations.")] = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+) -> None:
+    """Compress a trained classifier to a budget, repair it, export and measure it, and write a report.
+
+    Example: compressor compress net.py:resnet56 --weights resnet56.safetensors --input 1x3x32x32
+    --data cifar10:data --latency 0.5 --out runs/half
+    """
+    from compressor import api
+    from compressor.budget import Budget
+    from compressor.console import ConsoleProgress
+    from compressor.data import load_data
+    from compressor.loading import load_model
+    from compressor.methods import METHODS
+    from compressor.target import Target
+    from compressor.train import FineTune
+
+    if method not in METHODS:
+        raise typer.BadParameter(f"{method!r}: known methods are {', '.join(METHODS)}", param_hint="--method")
+    budget = Budget(**{k: _bound(v) for k, v in (("latency", latency), ("macs", macs), ("params", params), ("memory", memory))})
+    target = Target(backend, batch, threads, align)
+    chosen = METHODS[method](criterion=criterion, scope=scope)
+    finetune = FineTune(epochs=epochs, learning_rate=lr, distillation=distillation, label_smoothing=label_smoothing)
+    inputs = _inputs(shapes)
+    network = load_model(model, weights)
+    found = load_data(data, train_batch, train_images, _numbers(mean), _numbers(std))
+    with ConsoleProgress() as progress, _resumable(out):
+        result = api.compress(
+            network, inputs, train=found.train, validate=found.validate, test=found.test, budget=budget, target=target,
+            method=chosen, finetune=finetune, out=out, seed=seed, progress=progress,
+        )  # fmt: skip
+    print(result.summary())
+    print(f"\n{out / 'report.html'}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder of the run.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+) -> None:
+    """Train a small network on real digits, halve its measured latency, repair, export, check, report (3 minutes)."""
+    from compressor.console import ConsoleProgress
+    from compressor.demo import demo as run_demo
+
+    with ConsoleProgress() as progress, _resumable(out):
+        result = run_demo(out, seed, progress)
+    print(result.summary())
+    print(f"\n{out / 'report.html'}")
+
+
+@app.command()
+def export(
+    source: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run's folder, or a model as for `inspect`.")],
+    out: Annotated[Path, typer.Option("--out", help="The file to write.")],
+    shapes: Annotated[list[str] | None, typer.Option("--input", help="Input shape, for a MODEL.")] = None,
+    weights: Weights = None,
+    form: Annotated[str, typer.Option("--format", help="onnx.")] = "onnx",
+) -> None:
+    """Write a network as ONNX, after checking that ONNX Runtime gives PyTorch's outputs."""
+    from compressor import api
+    from compressor.errors import DataError
+    from compressor.loading import load_model
+    from compressor.runtime.latency import check_run
+    from compressor.store import write_bytes
+
+    if form != "onnx":
+        raise typer.BadParameter(f"{form!r}: known formats are onnx", param_hint="--format")
+    if Path(source).is_dir():
+        error = check_run(Path(source))
+        write_bytes(out, (Path(source) / "model.onnx").read_bytes())
+        print(f"{out}: ONNX Runtime = PyTorch within a relative {error:.1e}")
+        return
+    if not shapes:
+        raise DataError(f"{source} is no folder of a run; for a model, give --input")
+    graph = api.trace(load_model(source, weights), _inputs(shapes))
+    print(f"{api.export(graph, out)}: checked against PyTorch")
+
+
+def main() -> None:
+    """Run the command; every expected failure is one message and an exit code, never a traceback."""
+    logging.basicConfig(level=os.environ.get("COMPRESSOR_LOG", "ERROR").upper(), format="%(name)s: %(message)s")
+    try:
+        code = app(standalone_mode=False)
+    except KeyboardInterrupt:
+        _fail("interrupted", 1)
+    except Exception as error:
+        _report(error)
+    else:
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _report(error: Exception) -> None:
+    show = getattr(error, "show", None)
+    if show is not None:  # the parser's own: wrong option, missing argument
+        show()
+        sys.exit(getattr(error, "exit_code", 2))
+    code = getattr(error, "exit_code", None)
+    if type(error).__name__ == "Abort":
+        _fail("interrupted", 1)
+    if code is None and os.environ.get("COMPRESSOR_TRACEBACK"):
+        raise error
+    text = str(error) if code is not None else f"{type(error).__name__}: {error} (COMPRESSOR_TRACEBACK=1 shows where)"
+    _fail(text, 1 if code is None else code)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"compressor: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+class _resumable:  # noqa: N801 - reads as a statement
+    """Says on ctrl-C where the state is."""
+
+    def __init__(self, out: Path) -> None:
+        self._out = out
+
+    def __enter__(self) -> None:
+        """Nothing to prepare."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        """Translate an interrupt."""
+        if kind is KeyboardInterrupt:
+            _fail(f"interrupted; what is finished is kept in {self._out}, the same command goes on from there", 1)
+
+
+def _inputs(shapes: list[str]) -> tuple[Any, ...]:
+    import torch
+
+    inputs = []
+    for text in shapes:
+        parts = text.lower().replace(",", "x").split("x")
+        if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+            raise typer.BadParameter(f"{text!r}: write sizes joined by x, such as 1x3x224x224", param_hint="--input")
+        inputs.append(torch.zeros([int(part) for part in parts]))
+    return tuple(inputs)
+
+
+def _bound(text: str | None) -> float | str | None:
+    """A plain number is a fraction; anything else is absolute and carries a unit."""
+    if text is None:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _numbers(text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r}: write numbers joined by commas", param_hint="--mean / --std") from error

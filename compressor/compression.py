@@ -1,0 +1,252 @@
+"""The main job, step by step: each step is recorded in the run's folder and never done twice."""
+
+import copy
+import os
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, fx, nn
+
+from compressor.budget import Budget, absolute
+from compressor.errors import BudgetError, DataError
+from compressor.evaluate import Batches, evaluate, recalibrate
+from compressor.measurement import Measurement
+from compressor.methods import Method, Problem
+from compressor.passes.channels import ChannelGraph, analyze
+from compressor.passes.remove_channels import RemoveChannels
+from compressor.passes.trace import DYNAMIC, INPUTS, example_inputs_of, trace
+from compressor.passes.verify import verify_removal
+from compressor.plan import Plan
+from compressor.progress import Progress
+from compressor.report import write_report
+from compressor.result import Result, Step
+from compressor.run import Run
+from compressor.runtime import BACKENDS
+from compressor.runtime.latency import check_onnx, measure
+from compressor.runtime.onnx_export import save_onnx, to_onnx
+from compressor.store import digest_of_tensors, load_tensors, save_tensors, write_bytes, write_json
+from compressor.target import Target
+from compressor.train import FineTune
+from compressor.train import train as fine_tune
+from compressor.trial import Trial
+
+
+class Compression:
+    """One call of `compress`; see there for the arguments."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Sequence[Tensor],
+        *,
+        train: Batches | None,
+        validate: Batches,
+        test: Batches | None,
+        budget: Budget,
+        target: Target,
+        method: Method,
+        finetune: FineTune,
+        out: Path,
+        seed: int,
+        progress: Progress,
+    ) -> None:
+        self._train, self._validate, self._test = train, validate, test
+        self._budget, self._target, self._method = budget, target, method
+        self._finetune, self._seed, self._progress = finetune, seed, progress
+        progress.stage("trace and analyze")
+        self._original = trace(model, example_inputs).eval()
+        self._channels: ChannelGraph = analyze(self._original)
+        if not self._channels.free:
+            reasons = "; ".join(f"{g.name}: {g.frozen}" for g in self._channels.groups[:5])
+            raise BudgetError(f"nothing in this model can be removed ({reasons or 'it has no conv and no linear layer'})")
+        config = {
+            "model": self._channels.digest,
+            "weights": digest_of_tensors(self._original.state_dict()),
+            "inputs": [[list(shape), dtype] for shape, dtype in self._original.meta[INPUTS]],
+            "budget": budget.bounds,
+            "target": target.to_dict(),
+            "method": method.to_dict(),
+            "finetune": finetune.to_dict(),
+            "seed": seed,
+        }
+        self._run = Run(out, config)
+
+    def run(self) -> Result:
+        """Do what is not done yet."""
+        run = self._run
+        accuracies = {"original": self._accuracy("original", self._original)}
+        plan = self._plan()
+        self._progress.stage("remove channels and check removed = masked")
+        graph = RemoveChannels(plan, self._channels)(self._original).graph
+        checked = verify_removal(self._channels, plan, graph)
+        accuracies["channels removed"] = self._accuracy("channels removed", graph)
+        if self._train is not None:
+            graph = self._repair(graph, self._train, accuracies)
+        graph.eval()
+        if not (run.member / "weights.safetensors").exists():
+            save_tensors(run.member / "weights.safetensors", graph.state_dict())
+        self._export(graph)
+        original, compressed = self._measure(graph)
+        result = Result(
+            graph=graph,
+            plan=plan,
+            steps=self._steps(plan, accuracies),
+            original=original,
+            compressed=compressed,
+            budget=self._found(plan, original, compressed),
+            test=self._tested(graph),
+            error=checked.relative_error,
+            lossy=checked.lossy,
+            frozen={g.name: g.frozen for g in self._channels.groups if g.frozen is not None},
+            widths=self._widths(plan),
+            path=run.path,
+        )
+        self._progress.stage("report")
+        write_json(run.path / "result.json", result.to_dict())
+        trials = [path.read_text(encoding="utf-8") for path in sorted((run.path / "trials").glob("*.json"))]
+        write_bytes(run.path / "report.html", write_report(result, self._channels, trials).encode())
+        run.link_member()
+        return result
+
+    def _accuracy(self, name: str, graph: nn.Module, data: Batches | None = None) -> float:
+        def work() -> dict[str, object]:
+            self._progress.stage(f"accuracy: {name}")
+            found = evaluate(graph, self._validate if data is None else data, self._progress)
+            return {"percent": found.percent, "count": found.count}
+
+        return cast(float, self._run.once(f"accuracy: {name}", work)["percent"])
+
+    def _plan(self) -> Plan:
+        file = self._run.member / "plan.json"
+        if file.exists():
+            return Plan.load(file)
+        self._progress.stage(f"search: {self._method.name}")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._seed)
+            plan = self._method.plan(self._problem())
+        write_bytes(file, plan.to_json().encode())
+        return plan
+
+    def _problem(self) -> Problem:
+        limits = self._budget.limits({**self._full_costs(), "latency": 1.0})
+        latency = self._budget.latency
+        if isinstance(latency, str):  # absolute: as a fraction of what the original takes here and now
+            original = self._run.once(
+                "original latency", lambda: measure({"original": self._original}, self._target, self._seed)["original"].to_dict()
+            )
+            limits["latency"] = absolute("latency", latency) / Measurement.from_dict(original).median_ms
+        return Problem(self._channels, limits, self._target, self._trial, self._train, self._seed)
+
+    def _full_costs(self) -> dict[str, float]:
+        costs = self._channels.costs(self._channels.widths([self._channels.full]))
+        return {"macs": float(costs.macs[0]), "params": float(costs.params[0]), "memory": float(costs.memory_bytes[0])}
+
+    def _trial(self, plan: Plan) -> Trial:
+        structure = self._channels.structure(plan)
+        fingerprint = BACKENDS[self._target.backend]().fingerprint(self._target)
+
+        def work() -> Trial:
+            candidate = RemoveChannels(plan, self._channels)(self._original).graph
+            found = measure({"original": self._original, "candidate": candidate}, self._target, self._seed)
+            return Trial(structure, found["candidate"], found["original"])
+
+        trial = self._run.trial(structure, fingerprint, work)
+        self._progress.stage(f"search: measured a candidate at {trial.ratio:.3f} of the original's latency")
+        return trial
+
+    def _repair(self, graph: fx.GraphModule, train: Batches, accuracies: dict[str, float]) -> fx.GraphModule:
+        finished = self._run.member / "weights.safetensors"
+        name = "fine-tuned" if self._finetune.epochs else "norms recalibrated"
+        if finished.exists() and self._run.done(f"accuracy: {name}") is not None:
+            graph.load_state_dict(load_tensors(finished))
+        else:
+            self._progress.stage("recalibrate batch norms")
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self._seed)
+                recalibrate(graph, train, progress=self._progress)
+        accuracies["norms recalibrated"] = self._accuracy("norms recalibrated", graph)
+        if self._finetune.epochs and not finished.exists():
+            self._progress.stage("fine-tune")
+            teacher = self._original if self._finetune.distillation else None
+            checkpoint = self._run.path / "checkpoint.safetensors"
+            fine_tune(graph, train, self._finetune, teacher, checkpoint, self._seed, self._progress)
+            save_tensors(finished, graph.state_dict())
+            checkpoint.unlink(missing_ok=True)
+        elif finished.exists():
+            graph.load_state_dict(load_tensors(finished))
+        if self._finetune.epochs:
+            accuracies["fine-tuned"] = self._accuracy("fine-tuned", graph)
+        return graph
+
+    def _export(self, graph: fx.GraphModule) -> None:
+        member = self._run.member
+        if self._run.done("exported") is None:
+            self._progress.stage("export ONNX and check it against PyTorch")
+            save_onnx(to_onnx(graph, example_inputs_of(graph)), member / "model.onnx")
+            error = check_onnx(member / "model.onnx", graph)
+            save_program(graph, member / "program.pt2")
+            self._run.finish("exported", {"onnx_relative_error": error})
+
+    def _measure(self, graph: fx.GraphModule) -> tuple[Measurement, Measurement]:
+        def work() -> dict[str, object]:
+            self._progress.stage("measure original and result together")
+            found = measure({"original": self._original, "compressed": graph}, self._target, self._seed + 1)
+            return {name: value.to_dict() for name, value in found.items()}
+
+        found = self._run.once("measured", work)
+        original, compressed = (Measurement.from_dict(cast(Mapping[str, object], found[k])) for k in ("original", "compressed"))
+        data = {"schema_version": 1, "original": original.to_dict(), "compressed": compressed.to_dict()}
+        write_json(self._run.member / "measurement.json", {**data, "ratio": compressed.ratio_to(original)})
+        return original, compressed
+
+    def _tested(self, graph: fx.GraphModule) -> tuple[float, float] | None:
+        if self._test is None:
+            return None
+        before = self._accuracy("test, original", self._original, self._test)
+        return before, self._accuracy("test, result", graph, self._test)
+
+    def _steps(self, plan: Plan, accuracies: Mapping[str, float]) -> tuple[Step, ...]:
+        found = self._channels.costs(self._channels.widths([self._channels.full, self._channels.structure(plan)]))
+        steps = []
+        for name, accuracy in accuracies.items():
+            k = 0 if name == "original" else 1
+            steps.append(Step(name, accuracy, int(found.macs[k]), int(found.params[k]), int(found.memory_bytes[k])))
+        return tuple(steps)
+
+    def _found(self, plan: Plan, original: Measurement, compressed: Measurement) -> dict[str, tuple[float, float]]:
+        limits = self._budget.limits({**self._full_costs(), "latency": original.median_ms})
+        costs = self._channels.costs(self._channels.widths([self._channels.structure(plan)]))
+        found = {
+            "latency": compressed.median_ms,
+            "macs": float(costs.macs[0]),
+            "params": float(costs.params[0]),
+            "memory": float(costs.memory_bytes[0]),
+        }
+        return {name: (found[name], limit) for name, limit in limits.items()}
+
+    def _widths(self, plan: Plan) -> dict[str, tuple[int, int]]:
+        after = dict(self._channels.structure(plan).widths)
+        return {g.name: (g.size, after[g.name]) for g in self._channels.groups}
+
+
+def save_program(graph: fx.GraphModule, path: Path) -> None:
+    """Write a graph as an exported program (`.pt2`), whole or not at all."""
+    example = tuple(copy.deepcopy(x) for x in example_inputs_of(graph, 2 if graph.meta[DYNAMIC] else None))
+    shapes = ({0: torch.export.Dim("batch", min=1, max=1 << 20)},) * len(example) if graph.meta[DYNAMIC] else None
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".program-", suffix=".pt2")
+    os.close(handle)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(graph, example, dynamic_shapes=shapes, strict=False)
+            torch.export.save(program, temporary)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error}") from error
+    finally:
+        Path(temporary).unlink(missing_ok=True)

@@ -1,0 +1,130 @@
+"""Accuracy of a classifier, and recalibration of its batch norms."""
+
+from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from compressor.errors import DataError
+from compressor.progress import Progress
+
+Batches: TypeAlias = Iterable[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Share of samples whose largest output is the label.
+
+    Attributes:
+        correct: Samples that are right.
+        count: Samples.
+    """
+
+    correct: int
+    count: int
+
+    @property
+    def percent(self) -> float:
+        """In percent."""
+        return 100.0 * self.correct / self.count
+
+
+def batch_count(batches: Batches) -> int | None:
+    """How many batches there are, where that can be told."""
+    return len(batches) if isinstance(batches, Sized) else None
+
+
+def evaluate(model: nn.Module, batches: Batches, progress: Progress | None = None) -> Accuracy:
+    """Top-1 accuracy in eval mode; the model's own mode is restored.
+
+    Args:
+        model: Returns logits (N, classes).
+        batches: `(inputs, labels)`.
+        progress: Where to say how far it is.
+
+    Raises:
+        DataError: There are no batches, they are no pairs, or outputs and labels do not fit.
+    """
+    correct = count = 0
+    device = device_of(model)
+    with eval_mode(model), torch.no_grad():
+        for k, batch in enumerate(batches):
+            x, y = pair_of(batch, k)
+            output = model(x.to(device))
+            if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != len(y):
+                shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+                raise DataError(f"batch {k}: accuracy needs logits (N, classes) for {len(y)} labels, the model gave {shape}")
+            correct += int((output.argmax(1).cpu() == y.cpu()).sum())
+            count += len(y)
+            if progress:
+                progress.tick(k + 1, batch_count(batches), f"accuracy {100 * correct / count:.2f} %")
+    if not count:
+        raise DataError("there is no validation data: the loader yields no batch")
+    return Accuracy(correct, count)
+
+
+def recalibrate(model: nn.Module, batches: Batches, limit: int = 50, progress: Progress | None = None) -> int:
+    """Re-estimate the running statistics of every batch norm as the plain mean over some batches.
+
+    Removal changes the distribution of features; this repairs mean and variance without any gradient.
+
+    Args:
+        model: Its norms are updated in place; modes and momenta are restored.
+        batches: `(inputs, labels)`; labels are not looked at.
+        limit: How many batches at most.
+        progress: Where to say how far it is.
+
+    Returns:
+        How many batch norms were recalibrated.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None]
+    if not norms:
+        return 0
+    device = device_of(model)
+    momenta = [norm.momentum for norm in norms]
+    with eval_mode(model), torch.no_grad():
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # cumulative mean
+            norm.train()
+        try:
+            for k, batch in enumerate(islice(batches, limit)):
+                model(pair_of(batch, k)[0].to(device))
+                if progress:
+                    progress.tick(k + 1, min(limit, batch_count(batches) or limit), "batch norms")
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+    return len(norms)
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside; every module's own mode again outside."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the parameters lie; the CPU for a model without any."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def pair_of(batch: object, index: int) -> tuple[Tensor, Tensor]:
+    """A batch as `(inputs, labels)`.
+
+    Raises:
+        DataError: It is something else.
+    """
+    if isinstance(batch, list | tuple) and len(batch) == 2 and isinstance(batch[0], Tensor) and isinstance(batch[1], Tensor):
+        return batch[0], batch[1]
+    raise DataError(f"batch {index} must be a pair (inputs, labels) of tensors, found {type(batch).__name__}")

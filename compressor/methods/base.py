@@ -1,0 +1,57 @@
+"""What a compression method is given, and what it gives back."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from compressor.passes.channels import ChannelGraph
+from compressor.plan import Plan, Structure
+from compressor.target import Target
+from compressor.trial import Trial
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a method is given.
+
+    Attributes:
+        channels: The analysed graph of the original network.
+        limits: Upper bounds, those that are asked for: `latency` as a fraction of the original's (so that it is
+            compared within one session), `macs`, `params`, `memory` in bytes.
+        target: For the widths that it likes.
+        measure: Builds and times the network of a plan beside the original; results are kept by the run.
+        train: Batches `(inputs, labels)` of training data, for methods that need gradients or statistics.
+        seed: For whatever is random.
+    """
+
+    channels: ChannelGraph
+    limits: Mapping[str, float]
+    target: Target
+    measure: Callable[[Plan], Trial]
+    train: Iterable[tuple[Tensor, Tensor]] | None
+    seed: int
+
+    def costs(self, structure: Structure) -> dict[str, float]:
+        """Exact MACs, parameters and memory of a structure."""
+        found = self.channels.costs(self.channels.widths([structure]))
+        return {"macs": float(found.macs[0]), "params": float(found.params[0]), "memory": float(found.memory_bytes[0])}
+
+
+class Method(Protocol):
+    """A compression method: a frozen value with its settings."""
+
+    @property
+    def name(self) -> str:
+        """As the command knows it."""
+
+    def plan(self, problem: Problem) -> Plan:
+        """Decide what stays.
+
+        Raises:
+            BudgetError: No legal plan meets the limits; the closest that can is said.
+        """
+
+    def to_dict(self) -> dict[str, object]:
+        """The settings as plain data."""

@@ -1,0 +1,134 @@
+"""The report page: tables and plots, no script, no file beside it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from string import Template
+from typing import cast
+
+from compressor.measurement import Measurement
+from compressor.passes.channels import ChannelGraph
+from compressor.report.plots import accuracy_against_latency, widths_per_group
+from compressor.result import Result, human
+from compressor.run import versions
+
+_PAGE = Template("""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>compressor: $title</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>
+body { font: 15px/1.5 system-ui, sans-serif; color: #1d2430; max-width: 1040px; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; margin-bottom: .2rem } h2 { font-size: 1.1rem; margin-top: 2rem }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .5rem 0 }
+th, td { padding: .3rem .8rem; border-bottom: 1px solid #dde2ea; text-align: right } th { background: #f4f6f9 }
+th:first-child, td:first-child { text-align: left }
+.lead { font-size: 1.1rem } .missed { color: #b3261e; font-weight: 600 } .met { color: #1b7f3b; font-weight: 600 }
+.wide { overflow-x: auto } svg { max-width: 100%; height: auto } code { background: #f4f6f9; padding: 0 .25rem }
+</style></head><body>
+<h1>$title</h1>
+<p class="lead">$lead</p>
+<h2>Before and after each step</h2><div class="wide">$steps</div>
+<p>$notes</p>
+<h2>Budget</h2>$budget
+<h2>Accuracy against measured latency</h2>$scatter
+<h2>Channels per group</h2>$widths
+<h2>Cost per layer</h2><div class="wide">$layers</div>
+$frozen
+<h2>Target and versions</h2>$environment
+</body></html>
+""")
+
+
+def write_report(result: Result, channels: ChannelGraph, trials: Sequence[str]) -> str:
+    """The page as a text.
+
+    Args:
+        result: The run's result.
+        channels: Analysis of the original graph.
+        trials: JSON of the measured candidates.
+    """
+    first, last = result.steps[0], result.steps[-1]
+    name = type(channels.graph).__name__ or "network"
+    lead = (
+        f"{result.latency_ratio:.2f} of the latency, {last.macs / first.macs:.2f} of the MACs and "
+        f"{last.params / first.params:.2f} of the parameters at {last.accuracy:.2f} % accuracy "
+        f"({last.accuracy - first.accuracy:+.2f} points)."
+    )
+    return _PAGE.substitute(
+        title=escape(f"{name}, compressed"),
+        lead=escape(lead),
+        steps=_steps(result),
+        notes=_notes(result),
+        budget=_budget(result),
+        scatter=accuracy_against_latency(result, _tried(trials)),
+        widths=widths_per_group(result),
+        layers=_layers(result, channels),
+        frozen=_frozen(result),
+        environment=_environment(result.compressed.target),
+    )
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _steps(result: Result) -> str:
+    rows = []
+    for step in result.steps:
+        latency = result.latency_of(step)
+        low, high = latency.interval_ms
+        rows.append([
+            escape(step.name), f"{step.accuracy:.2f} %", f"{latency.median_ms:.3f} ms", f"{low:.3f} to {high:.3f}",
+            f"{latency.ratio_to(result.original):.3f}", human(step.macs), human(step.params), human(step.memory_bytes, "B"),
+        ])  # fmt: skip
+    header = ("step", "top-1 accuracy", "latency (median)", "95 % interval", "of original", "MACs", "parameters", "memory")
+    return _table(header, rows)
+
+
+def _notes(result: Result) -> str:
+    notes = [f"Removing equals masking within a relative {result.error:.1e}, checked before any training."]
+    if result.lossy:
+        notes.append(f"By nature lossy: {', '.join(result.lossy)}.")
+    for which, found in (("original", result.original), ("result", result.compressed)):
+        if found.status != "ok":
+            notes.append(f"The measurement of the {which} is {found.status}: {found.discarded} samples were disturbed.")
+    if result.test is not None:
+        notes.append(f"Test data: {result.test[0]:.2f} % before, {result.test[1]:.2f} % after.")
+    return escape(" ".join(notes))
+
+
+def _budget(result: Result) -> str:
+    rows = []
+    for name, (found, limit) in result.budget.items():
+        values = [f"{v:.3f} ms" if name == "latency" else human(v, "B" if name == "memory" else "") for v in (found, limit)]
+        verdict = '<span class="met">met</span>' if found <= limit else '<span class="missed">missed</span>'
+        rows.append([escape(name), *values, verdict])
+    return _table(("bound", "found", "at most", ""), rows)
+
+
+def _layers(result: Result, channels: ChannelGraph) -> str:
+    before = channels.costs.by_layer([pair[0] for pair in result.widths.values()])
+    after = channels.costs.by_layer([pair[1] for pair in result.widths.values()])
+    rows = [
+        [escape(layer), human(macs), human(after[layer]), f"{after[layer] / macs:.2f}" if macs else ""]
+        for layer, macs in before.items()
+    ]
+    return _table(("layer", "MACs before", "after", "ratio"), rows)
+
+
+def _frozen(result: Result) -> str:
+    if not result.frozen:
+        return ""
+    rows = [[escape(name), escape(reason)] for name, reason in result.frozen.items()]
+    return "<h2>Left alone, and why</h2>" + _table(("group", "reason"), rows)
+
+
+def _environment(target: Mapping[str, object]) -> str:
+    rows = [[escape(str(k)), escape(str(v))] for k, v in {**target, **versions()}.items()]
+    return _table(("", ""), rows)
+
+
+def _tried(trials: Sequence[str]) -> list[float]:
+    found = [cast(dict[str, object], json.loads(text)) for text in trials]
+    return [Measurement.from_dict(cast(dict[str, object], item["measurement"])).median_ms for item in found]

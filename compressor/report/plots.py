@@ -1,0 +1,62 @@
+"""Plots of a report, as SVG texts."""
+
+import io
+from collections.abc import Sequence
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from compressor.result import Result
+
+_BEFORE, _AFTER, _OTHER = "#b8c0cc", "#2f6fb0", "#d98032"
+
+
+def accuracy_against_latency(result: Result, tried: Sequence[float]) -> str:
+    """Every step at its measured latency; the search's candidates as ticks on the axis.
+
+    Args:
+        result: The run's result.
+        tried: Measured latencies of the search's candidates, in ms.
+    """
+    figure = Figure(figsize=(6.2, 3.8), layout="constrained")
+    axes = figure.add_subplot()
+    for step in result.steps:
+        latency = result.latency_of(step)
+        low, high = latency.interval_ms
+        first = step is result.steps[0]
+        error = [[latency.median_ms - low], [high - latency.median_ms]]
+        colour = _OTHER if first else _AFTER
+        axes.errorbar(latency.median_ms, step.accuracy, xerr=error, fmt="o", color=colour, capsize=3)
+        axes.annotate(step.name, (latency.median_ms, step.accuracy), xytext=(8, -3), textcoords="offset points", fontsize=9)
+    if tried:
+        axes.plot(tried, [0.0] * len(tried), "|", color="#666", markersize=12, transform=axes.get_xaxis_transform())
+    axes.set_xlim(0, max([result.original.median_ms, *tried]) * 1.35)
+    axes.set_xlabel("measured latency, ms (marks on the axis: candidates of the search)", fontsize=9)
+    axes.set_ylabel("top-1 accuracy, %", fontsize=9)
+    axes.grid(alpha=0.3)
+    return _svg(figure)
+
+
+def widths_per_group(result: Result) -> str:
+    """Width of every group before and after."""
+    names = list(result.widths)
+    figure = Figure(figsize=(9.2, max(2.0, 0.19 * len(names) + 0.8)), layout="constrained")
+    axes = figure.add_subplot()
+    rows = range(len(names))
+    axes.barh(rows, [result.widths[n][0] for n in names], color=_BEFORE, label="before", height=0.8)
+    axes.barh(rows, [result.widths[n][1] for n in names], color=_AFTER, label="after", height=0.45)
+    labels = [f"{name} (frozen)" if name in result.frozen else name for name in names]
+    axes.set_yticks(list(rows), labels, fontsize=7)
+    axes.invert_yaxis()
+    axes.margins(y=0.01)
+    axes.set_xlabel("channels", fontsize=9)
+    axes.legend(fontsize=8, loc="lower right")
+    return _svg(figure)
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "compressor"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

@@ -1,0 +1,123 @@
+"""A run's folder: what was asked, what is finished, and what came out.
+
+    run.json            configuration, model digest, target, versions, seed
+    progress.json       results of the finished steps
+    trials/             one measured candidate each
+    front/0/            plan.json, weights.safetensors, program.pt2, model.onnx, measurement.json
+    plan.json, …        links to the chosen member of the front
+    report.html
+
+The same command in the same folder goes on from what is finished; another command is refused.
+"""
+
+import os
+import platform
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+
+from compressor.errors import DataError
+from compressor.measurement import Measurement
+from compressor.plan import Structure, digest_of
+from compressor.store import read_json, write_json
+from compressor.trial import Trial
+
+_MEMBER_FILES = ("plan.json", "weights.safetensors", "program.pt2", "model.onnx", "measurement.json")
+
+
+class Run:
+    """An output folder that belongs to one configuration.
+
+    Args:
+        path: The folder; made if it is not there.
+        config: Everything that decides the result, as plain data.
+
+    Raises:
+        DataError: The folder holds another run or something else, or cannot be written.
+    """
+
+    def __init__(self, path: Path, config: Mapping[str, object]) -> None:
+        self.path = path
+        self.member = path / "front" / "0"
+        digest = digest_of(config)
+        existing = path / "run.json"
+        if existing.exists():
+            found = read_json(existing)
+            if found.get("digest") != digest:
+                raise DataError(
+                    f"{path} holds another run ({_difference(found, config)}); choose another output folder, or remove this one"
+                )
+        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise DataError(f"{path} is not empty and holds no run; choose another output folder")
+        else:
+            write_json(existing, {"schema_version": 1, "digest": digest, "config": dict(config), "versions": versions()})
+
+    def done(self, step: str) -> dict[str, object] | None:
+        """What a finished step left, or None."""
+        file = self.path / "progress.json"
+        if not file.exists():
+            return None
+        return cast(dict[str, object] | None, read_json(file).get(step))
+
+    def finish(self, step: str, result: dict[str, object]) -> dict[str, object]:
+        """Record that a step is finished."""
+        file = self.path / "progress.json"
+        steps = read_json(file) if file.exists() else {}
+        write_json(file, {**steps, step: result})
+        return result
+
+    def once(self, step: str, work: Callable[[], dict[str, object]]) -> dict[str, object]:
+        """The result of a step: the recorded one, or that of `work`."""
+        found = self.done(step)
+        return found if found is not None else self.finish(step, work())
+
+    def trial(self, structure: Structure, target: Mapping[str, object], work: Callable[[], Trial]) -> Trial:
+        """A measured candidate: the recorded one, or that of `work`."""
+        file = self.path / "trials" / f"{digest_of([structure.digest, dict(target)])[:32]}.json"
+        if file.exists():
+            data = read_json(file)
+            return Trial(
+                structure,
+                Measurement.from_dict(cast(dict[str, object], data["measurement"])),
+                Measurement.from_dict(cast(dict[str, object], data["original"])),
+            )
+        trial = work()
+        record = {
+            "schema_version": 1,
+            "widths": dict(structure.widths),
+            "measurement": trial.measurement.to_dict(),
+            "original": trial.original.to_dict(),
+        }
+        write_json(file, record)
+        return trial
+
+    def link_member(self) -> None:
+        """Put links to the chosen member's files where a user looks first."""
+        for name in _MEMBER_FILES:
+            link = self.path / name
+            if (self.member / name).exists() and not link.exists():
+                link.unlink(missing_ok=True)
+                os.symlink(Path("front") / "0" / name, link)
+
+
+def versions() -> dict[str, str]:
+    """Versions that a result depends on."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "onnx": onnx.__version__,
+        "onnxruntime": onnxruntime.__version__,
+    }
+
+
+def _difference(found: Mapping[str, object], config: Mapping[str, object]) -> str:
+    """Which parts of the configuration differ, in words."""
+    before = cast(Mapping[str, object], found.get("config") or {})
+    names = [name for name in config if before.get(name) != config[name]]
+    return "it differs in " + ", ".join(names) if names else "of another version"

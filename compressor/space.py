@@ -1,0 +1,23 @@
+"""Legal widths: which sizes a group may have on a target."""
+
+import math
+
+from compressor.passes.groups import ChannelGroup
+
+
+def widths(group: ChannelGroup, align: int) -> tuple[int, ...]:
+    """The widths a search may choose for a group, ascending; the last is the whole group.
+
+    Widths are multiples of `align` channels. A group too small for two of these steps gets half the
+    step until it has two, so that no group is skipped; equal-count constraints are always kept.
+
+    Args:
+        group: The group; a frozen one has its own size as the only width.
+        align: Channels that the target likes multiples of.
+    """
+    if group.frozen is not None:
+        return (group.size,)
+    step = math.lcm(group.granularity, align // math.gcd(align, group.channels_per_unit))
+    while step * 2 > group.size and step % 2 == 0 and (step // 2) % group.granularity == 0:
+        step //= 2
+    return (*range(step, group.size, step), group.size)
