@@ -131,9 +131,8 @@ class Plan:
 
 def _indices(name: str, indices: list[object]) -> tuple[int, ...]:
     for index in indices:
-        if not isinstance(index, int) or isinstance(index, bool):
-            index = getattr(index, "item", lambda: None)()  # numpy and torch integers
-        if not isinstance(index, int) or isinstance(index, bool) or index < 0:
+        plain = index.item() if hasattr(index, "item") else index  # numpy and torch integers
+        if not isinstance(plain, int) or isinstance(plain, bool) or plain < 0:
             raise PlanError(f"plan: group `{name}` keeps {index!r}; indices are non-negative integers")
     numbers = sorted(int(cast(int, index)) for index in indices)
     if not numbers:

@@ -44,12 +44,9 @@ class Remodulise:
                 graph.erase_node(node)
         root: dict[str, object] = {path: module for path, (_, module) in self._made.items()}
         for node in graph.nodes:
-            if node.op == "get_attr" and not self._inside_made(str(node.target)):
+            if node.op == "get_attr":
                 root[str(node.target)] = _attribute(self._source, str(node.target))
         return root
-
-    def _inside_made(self, name: str) -> bool:
-        return name.rpartition(".")[0] in self._made
 
     def _replace(self, graph: fx.Graph, node: fx.Node, builder: "Builder") -> None:
         arguments = _normalised(node)

@@ -4,7 +4,6 @@ Along every label that goes, parameters and buffers are narrowed, module attribu
 graph (sizes in view, split, slice, pad, …) are edited. Only what stays is copied.
 """
 
-import copy
 import logging
 from collections.abc import Callable, Mapping
 from typing import cast
@@ -20,6 +19,7 @@ from compressor.passes.base import PassResult
 from compressor.passes.channels import ChannelGraph, analyze
 from compressor.passes.labels import IntArray, Slot, Value
 from compressor.passes.rules import EDITS, Change, key_of
+from compressor.passes.trace import quiet_deepcopy
 from compressor.plan import Plan
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def _copy_narrowed(gm: fx.GraphModule, channels: ChannelGraph, masks: list[NDArr
             narrowed = narrowed.clone() if narrowed.data_ptr() == tensor.data_ptr() else narrowed
             narrowed = narrowed.contiguous()
             memo[id(tensor)] = nn.Parameter(narrowed, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else narrowed
-    return copy.deepcopy(gm, memo)
+    return quiet_deepcopy(gm, memo)
 
 
 def _narrow(tensor: Tensor, slot: Slot, kept: NDArray[np.bool_]) -> Tensor:

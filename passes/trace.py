@@ -13,7 +13,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -30,6 +30,7 @@ BATCH = "compressor.batch"  # the batch size that stands in `node.meta["val"]` a
 DYNAMIC = "compressor.dynamic_batch"  # whether other batch sizes are allowed
 UNUSED = "compressor.unused"  # names of parameters that the forward pass never reads
 
+_T = TypeVar("_T")
 _TRACE_BATCH = 2  # export specialises sizes 0 and 1, so the graph is traced at 2
 
 
@@ -55,12 +56,12 @@ def trace(model: nn.Module, example_inputs: Sequence[Tensor]) -> fx.GraphModule:
         _check_forward(model, inputs)
         program, dynamic = _export(model, inputs)
     source = program.module(check_guards=False)
-    graph = copy.deepcopy(source.graph)
+    graph = quiet_deepcopy(source.graph)
     for node in list(graph.nodes):
         if node.op == "call_module" and node.target == "_guards_fn":
             graph.erase_node(node)
     root = Remodulise(source, model).run(graph)
-    owned = copy.deepcopy(root)  # after this the graph shares nothing with the user's model
+    owned = quiet_deepcopy(root)  # after this the graph shares nothing with the user's model
     gm = fx.GraphModule(owned, graph, class_name=type(model).__name__)
     gm.meta[INPUTS] = tuple((tuple(x.shape), str(x.dtype).removeprefix("torch.")) for x in inputs)
     gm.meta[DYNAMIC] = dynamic
@@ -75,6 +76,13 @@ def trace(model: nn.Module, example_inputs: Sequence[Tensor]) -> fx.GraphModule:
     gm.recompile()
     gm.train(model.training)
     return gm
+
+
+def quiet_deepcopy(value: _T, memo: dict[int, object] | None = None) -> _T:
+    """`copy.deepcopy` of something that holds an fx graph: copying its pytree specs warns about torch's own internals."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return copy.deepcopy(value, memo)
 
 
 class CheckInputs:

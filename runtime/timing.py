@@ -5,7 +5,7 @@
 3. A sample is retained if nothing else took the core: no involuntary context switch, and, on one thread,
    wall time within 5 % of CPU time.
 4. Blocks go on until every engine's 95 % interval of the median is within +-1 %, 30 samples at least,
-   200 at most, or until the time is over (`unstable`).
+   500 at most, or until the time is over (`unstable`).
 5. Where more than half of an engine's samples are disturbed, its CPU times stand in and it is `contended`.
 """
 
@@ -61,7 +61,7 @@ class Protocol:
     warm_up_s: float = 0.2
     sample_s: float = 5e-3
     min_samples: int = 30
-    max_samples: int = 200
+    max_samples: int = 500
     half_width: float = 0.01
     max_s: float = 10.0
 

@@ -1,0 +1,143 @@
+"""trace: the same outputs, names and modes; errors that name what is wrong."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import compressor
+from tests.networks import Residual
+
+X = torch.randn(2, 3, 8, 8)
+
+
+def test_the_graph_computes_what_the_model_computes_at_two_batch_sizes():
+    model = Residual().eval()
+    graph = compressor.trace(model, (X[:1],))
+    for batch in (1, 5):
+        x = torch.randn(batch, 3, 8, 8)
+        assert torch.equal(graph(x), model(x))
+
+
+def test_names_and_state_dict_keys_are_kept_and_tensors_are_not_shared():
+    model = Residual()
+    graph = compressor.trace(model, (X,))
+    assert graph.state_dict().keys() == model.state_dict().keys()
+    assert isinstance(graph.get_submodule("bn1"), nn.BatchNorm2d)
+    with torch.no_grad():
+        graph.get_parameter("fc.weight").zero_()
+    assert model.fc.weight.abs().sum() > 0
+
+
+def test_modes_of_the_model_are_restored_and_taken_over():
+    model = Residual()
+    model.bn1.eval()
+    graph = compressor.trace(model, (X,))
+    assert model.training
+    assert not model.bn1.training
+    assert graph.training
+    assert not compressor.trace(model.eval(), (X,)).training
+
+
+def test_norms_and_dropout_know_train_from_eval():
+    graph = compressor.trace(Residual(), (X,)).train()
+    assert isinstance(graph.get_submodule("drop"), nn.Dropout)
+    assert not torch.equal(graph(X), graph(X))
+    assert graph.get_submodule("bn1").num_batches_tracked == 2
+    graph.eval()
+    assert torch.equal(graph(X), graph(X))
+
+
+def test_momentum_that_the_graph_does_not_record_comes_from_the_model():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=None, eps=0.1))
+    graph = compressor.trace(model, (X,))
+    assert graph.get_submodule("1").momentum is None
+    assert graph.get_submodule("1").eps == 0.1
+
+
+def test_the_graph_fine_tunes_like_the_model():
+    model = Residual().train()
+    model.drop.p = 0.0
+    graph = compressor.trace(model, (X,)).train()
+    for network in (model, graph):
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            F.cross_entropy(network(X), torch.tensor([0, 1])).backward()
+            optimizer.step()
+    for (name, a), (_, b) in zip(sorted(model.state_dict().items()), sorted(graph.state_dict().items()), strict=True):
+        torch.testing.assert_close(a, b, msg=name)
+
+
+def test_weights_used_under_two_strides_stay_exact():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Conv2d(3, 3, 3, padding=1)
+
+        def forward(self, x):
+            return self.a(x)[:, :, ::2, ::2] + F.conv2d(x, self.a.weight, self.a.bias, stride=2, padding=1)
+
+    model = Shared()
+    graph = compressor.trace(model, (X,))
+    assert torch.equal(graph(X), model(X))
+    assert graph.state_dict().keys() == model.state_dict().keys()
+
+
+def test_parameters_that_are_never_read_are_left_out_and_named():
+    class Auxiliary(Residual):
+        def __init__(self):
+            super().__init__()
+            self.auxiliary = nn.Linear(3, 3)
+
+    graph = compressor.trace(Auxiliary(), (X,))
+    assert graph.meta["compressor.unused"] == ("auxiliary.bias", "auxiliary.weight")
+
+
+def test_another_spatial_size_is_refused_in_our_words():
+    graph = compressor.trace(Residual(), (X,))
+    with pytest.raises(compressor.TraceError, match=r"shape \(2, 3, 9, 8\).*trace the model again"):
+        graph(torch.randn(2, 3, 9, 8))
+
+
+def test_a_batch_that_cannot_be_dynamic_is_fixed_and_said(caplog):
+    class Fixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            return self.a(x).reshape(2, -1)
+
+    graph = compressor.trace(Fixed(), (X,))
+    assert not graph.meta["compressor.dynamic_batch"]
+    assert "cannot be dynamic" in caplog.text
+    assert graph(X).shape == (2, 144)
+
+
+class Dependent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        x = self.a(x)
+        if x.sum() > 0:  # data-dependent
+            x = x + 1
+        return x
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "message"),
+    [
+        (Residual(), X, "must be a tuple"),
+        (Residual(), (), "non-empty tuple"),
+        (Residual(), ("x",), r"example_inputs\[0\] must be a tensor"),
+        ("model", (X,), "must be a torch.nn.Module"),
+        (Residual(), (torch.zeros(1, 4, 8, 8),), r"does not run on inputs of shape \(1, 4, 8, 8\).*check the input shape"),
+        (Dependent(), (X,), r"cannot be exported at .*test_trace.py:\d+.*backbone"),
+    ],
+)
+def test_wrong_use_is_said(model, inputs, message):
+    with pytest.raises(compressor.TraceError, match=message):
+        compressor.trace(model, inputs)

@@ -1,0 +1,64 @@
+"""ONNX export and the ONNX Runtime engine."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+import compressor
+from compressor.runtime.onnx_export import to_onnx
+from compressor.runtime.onnxruntime import OnnxRuntime, OnnxRuntimeEngine
+from tests.networks import Residual, randomize
+
+X = (torch.randn(1, 3, 8, 8),)
+
+
+@pytest.fixture
+def graph():
+    return compressor.trace(randomize(Residual()), X)
+
+
+def test_the_batch_is_dynamic_and_names_are_kept(graph):
+    model = to_onnx(graph, X)
+    onnx.checker.check_model(model)
+    (entry,) = model.graph.input
+    assert entry.name == "x"
+    sizes = [d.dim_param or d.dim_value for d in entry.type.tensor_type.shape.dim]
+    assert sizes == ["batch", 3, 8, 8]
+    names = {item.name for item in model.graph.initializer}
+    assert {"stem.weight", "conv1.weight", "conv2.weight", "fc.weight", "fc.bias"} <= names
+
+
+def test_a_closed_engine_and_wrong_inputs_are_said(graph):
+    engine = OnnxRuntime().build(graph, X, compressor.Target())
+    with pytest.raises(compressor.BackendError, match=r"takes 1 inputs \(x\), 2 were given"):
+        engine.run([np.zeros((1, 3, 8, 8), np.float32)] * 2)
+    with engine:
+        pass
+    with pytest.raises(compressor.BackendError, match="closed"):
+        engine.run([np.zeros((1, 3, 8, 8), np.float32)])
+
+
+def test_a_file_that_is_no_model_is_refused():
+    with pytest.raises(compressor.BackendError, match="refuses the model"):
+        OnnxRuntimeEngine(b"not onnx", X, compressor.Target())
+
+
+def test_the_fingerprint_says_processor_version_and_threads():
+    found = OnnxRuntime().fingerprint(compressor.Target(threads=2, batch=4))
+    assert found["threads"] == 2
+    assert found["batch"] == 4
+    assert found["device"]
+    assert found["backend_version"]
+
+
+def test_export_writes_a_checked_file(graph, tmp_path):
+    path = compressor.export(graph, tmp_path / "deep" / "net.onnx")
+    assert onnx.load(path).graph.input[0].name == "x"
+    assert [p.name for p in path.parent.iterdir()] == ["net.onnx"], "no temporary file is left"
+
+
+def test_profile_measures_a_graph(graph):
+    found = compressor.profile(graph)
+    assert found.median_ms > 0
+    assert found.target["backend"] == "onnxruntime"
