@@ -82,15 +82,15 @@ def compress(
     criterion: Annotated[str, typer.Option(help="l1, l2, taylor, batchnorm-scale, geometric-median or random.")] = "l1",
     scope: Annotated[str, typer.Option(help="global or uniform.")] = "global",
     backend: Annotated[str, typer.Option(help="Where latency is measured.")] = "onnxruntime",
-    batch: Annotated[int, typer.Option(help="Batch size that is timed.")] = 1,
-    threads: Annotated[int, typer.Option(help="CPU threads of the engine.")] = 1,
-    align: Annotated[int, typer.Option(help="Widths are multiples of this many channels.")] = 8,
+    batch: Annotated[int, typer.Option(min=1, help="Batch size that is timed.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of the engine.")] = 1,
+    align: Annotated[int, typer.Option(min=1, help="Widths are multiples of this many channels.")] = 8,
     epochs: Annotated[int, typer.Option(help="Fine-tuning epochs; 0 for none.")] = 5,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 0.01,
     distillation: Annotated[float, typer.Option(help="Share of the loss that follows the original's outputs.")] = 0.5,
     label_smoothing: Annotated[float, typer.Option(help="Of the cross-entropy.")] = 0.0,
-    train_batch: Annotated[int, typer.Option(help="Batch size of training and evaluation.")] = 128,
-    train_images: Annotated[int | None, typer.Option(help="At most this many training images.")] = None,
+    train_batch: Annotated[int, typer.Option(min=1, help="Batch size of training and evaluation.")] = 128,
+    train_images: Annotated[int | None, typer.Option(min=2, help="At most this many training images.")] = None,
     mean: Annotated[
         str | None, typer.Option(help="Normalisation of built-in data: means of values in 0..1, such as 0.5,0.5,0.5.")
     ] = None,
@@ -108,11 +108,14 @@ def compress(
     from compressor.data import load_data
     from compressor.loading import load_model
     from compressor.methods import METHODS
+    from compressor.runtime import BACKENDS
     from compressor.target import Target
     from compressor.train import FineTune
 
     if method not in METHODS:
         raise typer.BadParameter(f"{method!r}: known methods are {', '.join(METHODS)}", param_hint="--method")
+    if backend not in BACKENDS:
+        raise typer.BadParameter(f"{backend!r}: known back ends are {', '.join(sorted(BACKENDS))}", param_hint="--backend")
     budget = Budget(**{k: _bound(v) for k, v in (("latency", latency), ("macs", macs), ("params", params), ("memory", memory))})
     target = Target(backend, batch, threads, align)
     chosen = METHODS[method](criterion=criterion, scope=scope)

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 
 import numpy as np
 
@@ -99,7 +99,7 @@ def median_interval(times: np.ndarray) -> tuple[float, float]:
     return float(ordered[k - 1]), float(ordered[-k])
 
 
-@lru_cache(maxsize=None)
+@cache
 def _interval_rank(count: int) -> int:
     """The k above; 1 where there are too few samples for 95 %."""
     tail, k = 1, 0  # P(fewer than k + 1 below) times 2^count

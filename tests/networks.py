@@ -27,7 +27,7 @@ def randomize(model: nn.Module) -> nn.Module:
 
 
 def check(model: nn.Module, inputs, ratio: float, seed: int | None, *, zeroed: bool = True):
-    """removed = masked, by two oracles: masks in front of every reader, and zeroed slices of the user's own model."""
+    """Removed = masked, by two oracles: masks in front of every reader, and zeroed slices of the user's own model."""
     graph = compressor.trace(model, inputs)
     channels = compressor.analyze(graph)
     plan = channels.plan(ratio, seed=seed)

@@ -1,0 +1,179 @@
+"""compress(): end to end on the fake back end; interrupted anywhere = uninterrupted."""
+
+import copy
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import compressor
+from compressor import Budget, FineTune, Magnitude, Plan, Progress, Target
+from compressor.passes.verify import relative_error
+from compressor.store import digest_of_tensors
+from tests.networks import Residual, randomize
+from tests.test_train import blobs
+
+X = (torch.zeros(1, 3, 8, 8),)
+MODEL = randomize(Residual(16, 24))
+
+
+def batches(seed, count):
+    x, y = blobs(count, seed).tensors
+    return list(zip(x.split(16), y.split(16), strict=True))
+
+
+def run(out, model=MODEL, budget=None, backend="fake", **options):
+    return compressor.compress(
+        model,
+        X,
+        train=batches(0, 64),
+        validate=batches(1, 32),
+        test=batches(2, 32),
+        budget=budget or Budget(latency=0.9, macs=0.6),
+        target=Target(backend, align=4),
+        finetune=FineTune(epochs=2),
+        out=out,
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    torch.manual_seed(0)
+    return run(tmp_path_factory.mktemp("whole") / "run")
+
+
+def test_the_folder_holds_what_the_design_says(whole):
+    member = whole.path / "front" / "0"
+    for name in ("plan.json", "weights.safetensors", "program.pt2", "model.onnx", "measurement.json"):
+        assert (member / name).is_file()
+        assert (whole.path / name).resolve() == (member / name).resolve()
+    config = json.loads((whole.path / "run.json").read_text())
+    assert config["config"]["seed"] == 0
+    assert {"torch", "onnxruntime"} <= config["versions"].keys()
+    left = [p.name for p in whole.path.rglob("*") if p.name.startswith(".") or "checkpoint" in p.name]
+    assert left == [], "temporary files are gone"
+
+
+def test_the_budget_holds_and_steps_are_in_order(whole):
+    assert whole.met
+    assert [step.name for step in whole.steps] == ["original", "channels removed", "norms recalibrated", "fine-tuned"]
+    assert whole.steps[-1].macs <= 0.6 * whole.steps[0].macs
+    assert whole.latency_ratio <= 0.9
+    assert whole.steps[-1].params == sum(p.numel() for p in whole.graph.parameters())
+    text = whole.summary()
+    for word in ("accuracy", "latency ms", "MACs", "params", "fine-tuned", "budget latency", "(met)", "test data"):
+        assert word in text
+
+
+def test_the_report_is_self_contained(whole):
+    text = (whole.path / "report.html").read_text()
+    assert text.count("<svg") == 2
+    assert "src=" not in text.replace("xmlns", "")
+    assert "fine-tuned" in text
+    assert "$" not in text.split("</style>")[1], "a placeholder was not filled"
+
+
+def test_the_model_is_left_as_it_was():
+    assert digest_of_tensors(MODEL.state_dict()) == digest_of_tensors(randomize_again().state_dict())
+
+
+def randomize_again():
+    other = copy.deepcopy(MODEL)
+    return randomize(other)
+
+
+def test_plan_and_weights_rebuild_the_network_on_a_fresh_copy(whole):
+    x = torch.randn(3, 3, 8, 8)
+    expected = whole.graph(x)
+    plan = Plan.load(whole.path / "plan.json")
+    assert plan == whole.plan
+    graph = compressor.apply(plan, compressor.trace(Residual(16, 24), X))
+    assert graph.state_dict().keys() == whole.graph.state_dict().keys()
+    for loaded in (
+        compressor.load(whole.path, Residual(16, 24)),
+        compressor.load(whole.path),
+        compressor.load(whole.path / "front" / "0"),
+    ):
+        with torch.no_grad():
+            assert relative_error([loaded(x)], [expected]) < 1e-6  # the same ops on the same weights
+    again = compressor.load(whole.path, Residual(16, 24)).train()
+    again(x).sum().backward()
+
+
+class StopAt(Progress):
+    """Stands in for a kill at the k-th thing that is reported."""
+
+    def __init__(self, at):
+        self.at, self.count = at, 0
+
+    def stage(self, text):
+        self.count += 1
+        if self.count == self.at:
+            raise KeyboardInterrupt
+
+    def tick(self, done, total, text):
+        self.stage(text)
+
+
+def test_interrupted_anywhere_and_started_again_equals_uninterrupted(whole, tmp_path):
+    expected = digest_of_tensors(whole.graph.state_dict())
+    counter = StopAt(-1)
+    run(tmp_path / "count", progress=counter)
+    assert counter.count > 20
+    for at in range(2, counter.count + 1, 3):
+        out = tmp_path / f"at-{at}"
+        with pytest.raises(KeyboardInterrupt):
+            run(out, progress=StopAt(at))
+        result = run(out)
+        assert result.plan == whole.plan
+        assert digest_of_tensors(result.graph.state_dict()) == expected, at
+        assert [step.accuracy for step in result.steps] == [step.accuracy for step in whole.steps]
+
+
+def test_a_finished_run_answers_at_once_without_training(whole):
+    class Forbidden(Progress):
+        def stage(self, text):
+            assert "fine-tune" not in text
+            assert "search" not in text
+
+    again = run(whole.path, progress=Forbidden())
+    assert again.plan == whole.plan
+    assert digest_of_tensors(again.graph.state_dict()) == digest_of_tensors(whole.graph.state_dict())
+
+
+def test_a_folder_that_holds_another_run_or_other_files_is_refused(whole, tmp_path):
+    with pytest.raises(compressor.DataError, match="holds another run.*budget"):
+        run(whole.path, budget=Budget(macs=0.5))
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(compressor.DataError, match="not empty and holds no run"):
+        run(tmp_path)
+    with pytest.raises(compressor.DataError, match=r"choose another output folder"):
+        run(tmp_path / "notes.txt")
+
+
+def test_other_weights_are_another_run(whole):
+    other = copy.deepcopy(MODEL)
+    with torch.no_grad():
+        other.fc.bias.add_(1)
+    with pytest.raises(compressor.DataError, match="holds another run.*weights"):
+        run(whole.path, model=other)
+
+
+def test_budgets_that_cannot_be_met_say_so_and_leave_the_folder_usable(tmp_path):
+    with pytest.raises(compressor.BudgetError, match="cannot be met: the smallest legal network"):
+        run(tmp_path / "run", budget=Budget(macs="100"))
+
+
+def test_a_model_with_nothing_to_remove_is_refused_with_the_reason(tmp_path):
+    model = nn.Sequential(nn.Conv2d(3, 5, 8), nn.Flatten())
+    with pytest.raises(compressor.BudgetError, match="nothing in this model can be removed.*model output"):
+        run(tmp_path / "run", model=model)
+
+
+def test_absolute_latency_and_the_real_back_end(tmp_path):
+    result = run(tmp_path / "run", budget=Budget(latency="10 s"), backend="onnxruntime", method=Magnitude("l2", "uniform"))
+    assert result.widths["conv1"] == (24, 24), "nothing needs to go"
+    assert result.compressed.target["backend"] == "onnxruntime"
+    assert result.met

@@ -1,0 +1,42 @@
+"""The README: its Python runs, its links and files are there."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+
+
+def test_there_is_something_to_run():
+    assert len(BLOCKS) >= 2
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS)))
+def test_python_blocks_run(number, tmp_path, monkeypatch, capsys):
+    from tests.networks import Residual
+    from tests.test_train import blobs
+
+    monkeypatch.chdir(tmp_path)
+    x, y = blobs(64).tensors
+    loader = list(zip(x.repeat(1, 1, 4, 4).split(16), y.split(16), strict=True))
+    names = {"model": Residual(32, 32), "train_loader": loader, "validate_loader": loader, "torch": torch}
+    exec(compile(BLOCKS[number], f"README block {number}", "exec"), names)
+
+
+@pytest.mark.parametrize("file", ["CONTRIBUTING.md", "README.md"])
+def test_links_and_files_exist(file):
+    text = (ROOT / file).read_text()
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
+        assert (ROOT / target).exists(), target
+    for path in re.findall(r"`((?:tools|passes|runtime|compressor|tests)/[\w/.-]+\.(?:py|sh|json))`", text):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_changelog_names_the_version():
+    from compressor import __version__
+
+    assert f"## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text()
