@@ -144,7 +144,7 @@ def test_a_finished_run_answers_at_once_without_training(whole):
 
 
 def test_a_folder_that_holds_another_run_or_other_files_is_refused(whole, tmp_path):
-    with pytest.raises(compressor.DataError, match="holds another run.*budget"):
+    with pytest.raises(compressor.DataError, match=r"holds another run.*budget"):
         run(whole.path, budget=Budget(macs=0.5))
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(compressor.DataError, match="not empty and holds no run"):
@@ -157,7 +157,7 @@ def test_other_weights_are_another_run(whole):
     other = copy.deepcopy(MODEL)
     with torch.no_grad():
         other.fc.bias.add_(1)
-    with pytest.raises(compressor.DataError, match="holds another run.*weights"):
+    with pytest.raises(compressor.DataError, match=r"holds another run.*weights"):
         run(whole.path, model=other)
 
 
@@ -168,7 +168,7 @@ def test_budgets_that_cannot_be_met_say_so_and_leave_the_folder_usable(tmp_path)
 
 def test_a_model_with_nothing_to_remove_is_refused_with_the_reason(tmp_path):
     model = nn.Sequential(nn.Conv2d(3, 5, 8), nn.Flatten())
-    with pytest.raises(compressor.BudgetError, match="nothing in this model can be removed.*model output"):
+    with pytest.raises(compressor.BudgetError, match=r"nothing in this model can be removed.*model output"):
         run(tmp_path / "run", model=model)
 
 

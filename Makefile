@@ -1,0 +1,42 @@
+# Every target sets up what it needs: a virtual environment in .venv with the versions of requirements.lock.
+
+PYTHON ?= python3
+BIN := .venv/bin
+WORKERS ?= 2
+
+.PHONY: demo test test-all bench lint clean
+
+demo: .venv/ready
+	$(BIN)/compressor demo
+
+test: lint
+	@echo "== tests (the slow ones are in \`make test-all\`)"
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+
+test-all: lint
+	@echo "== all tests, the wheel in a clean environment among them"
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+# make bench DATA=cifar-10-batches-bin WEIGHTS=resnet56_cifar10.safetensors
+bench: .venv/ready
+	@test -n "$(DATA)" -a -n "$(WEIGHTS)" || { echo "usage: make bench DATA=<folder of CIFAR-10, binary version> WEIGHTS=<resnet56 .safetensors>"; exit 2; }
+	$(BIN)/python tools/bench_cifar.py --data "$(DATA)" --weights "$(WEIGHTS)"
+
+lint: .venv/ready
+	@echo "== lint and types"
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+.venv/ready: requirements.lock pyproject.toml
+	@echo "== setting up .venv (a few minutes the first time, 2 GB)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11"; exit 2; }
+	$(PYTHON) -m venv .venv
+	@echo "== installing the locked packages"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@echo "== installing compressor itself, editable"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
