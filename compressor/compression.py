@@ -5,6 +5,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -25,10 +26,9 @@ from compressor.progress import Progress
 from compressor.report import write_report
 from compressor.result import Result, Step
 from compressor.run import Run
-from compressor.runtime import BACKENDS
-from compressor.runtime.latency import check_onnx, measure
+from compressor.runtime.latency import Comparison, check_onnx, measure
 from compressor.runtime.onnx_export import save_onnx, to_onnx
-from compressor.store import digest_of_tensors, load_tensors, save_tensors, write_bytes, write_json
+from compressor.store import PARTIAL, digest_of_tensors, load_tensors, save_tensors, write_bytes, write_json
 from compressor.target import Target
 from compressor.train import FineTune
 from compressor.train import train as fine_tune
@@ -77,6 +77,10 @@ class Compression:
 
     def run(self) -> Result:
         """Do what is not done yet."""
+        with self._run:
+            return self._result()
+
+    def _result(self) -> Result:
         run = self._run
         accuracies = {"original": self._accuracy("original", self._original)}
         plan = self._plan()
@@ -125,13 +129,13 @@ class Compression:
         if file.exists():
             return Plan.load(file)
         self._progress.stage(f"search: {self._method.name}")
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), Comparison(self._original, self._target, self._seed) as comparison:
             torch.manual_seed(self._seed)
-            plan = self._method.plan(self._problem())
+            plan = self._method.plan(self._problem(comparison))
         write_bytes(file, plan.to_json().encode())
         return plan
 
-    def _problem(self) -> Problem:
+    def _problem(self, comparison: Comparison) -> Problem:
         limits = self._budget.limits({**self._full_costs(), "latency": 1.0})
         latency = self._budget.latency
         if isinstance(latency, str):  # absolute: as a fraction of what the original takes here and now
@@ -139,20 +143,19 @@ class Compression:
                 "original latency", lambda: measure({"original": self._original}, self._target, self._seed)["original"].to_dict()
             )
             limits["latency"] = absolute("latency", latency) / Measurement.from_dict(original).median_ms
-        return Problem(self._channels, limits, self._target, self._trial, self._train, self._seed)
+        return Problem(self._channels, limits, self._target, partial(self._trial, comparison), self._train, self._seed)
 
     def _full_costs(self) -> dict[str, float]:
         costs = self._channels.costs(self._channels.widths([self._channels.full]))
         return {"macs": float(costs.macs[0]), "params": float(costs.params[0]), "memory": float(costs.memory_bytes[0])}
 
-    def _trial(self, plan: Plan) -> Trial:
+    def _trial(self, comparison: Comparison, plan: Plan) -> Trial:
         structure = self._channels.structure(plan)
-        fingerprint = BACKENDS[self._target.backend]().fingerprint(self._target)
+        fingerprint = self._target.fingerprint()
 
         def work() -> Trial:
-            candidate = RemoveChannels(plan, self._channels)(self._original).graph
-            found = measure({"original": self._original, "candidate": candidate}, self._target, self._seed)
-            return Trial(structure, found["candidate"], found["original"])
+            found, original = comparison.measure(RemoveChannels(plan, self._channels)(self._original).graph)
+            return Trial(structure, found, original)
 
         trial = self._run.trial(structure, fingerprint, work)
         self._progress.stage(f"search: measured a candidate at {trial.ratio:.3f} of the original's latency")
@@ -237,7 +240,7 @@ def save_program(graph: fx.GraphModule, path: Path) -> None:
     """Write a graph as an exported program (`.pt2`), whole or not at all."""
     example = tuple(copy.deepcopy(x) for x in example_inputs_of(graph, 2 if graph.meta[DYNAMIC] else None))
     shapes = ({0: torch.export.Dim("batch", min=1, max=1 << 20)},) * len(example) if graph.meta[DYNAMIC] else None
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".program-", suffix=".pt2")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".program-", suffix=f"{PARTIAL}.pt2")
     os.close(handle)
     try:
         with warnings.catch_warnings():

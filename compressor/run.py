@@ -10,11 +10,12 @@
 The same command in the same folder goes on from what is finished; another command is refused.
 """
 
+import fcntl
 import os
 import platform
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import cast
+from typing import Self, cast
 
 import numpy as np
 import onnx
@@ -24,14 +25,14 @@ import torch
 from compressor.errors import DataError
 from compressor.measurement import Measurement
 from compressor.plan import Structure, digest_of
-from compressor.store import read_json, write_json
+from compressor.store import PARTIAL, read_json, write_json
 from compressor.trial import Trial
 
 _MEMBER_FILES = ("plan.json", "weights.safetensors", "program.pt2", "model.onnx", "measurement.json")
 
 
 class Run:
-    """An output folder that belongs to one configuration.
+    """An output folder that belongs to one configuration. Use as a context manager: one process at a time works on it.
 
     Args:
         path: The folder; made if it is not there.
@@ -52,10 +53,30 @@ class Run:
                 raise DataError(
                     f"{path} holds another run ({_difference(found, config)}); choose another output folder, or remove this one"
                 )
-        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+        elif path.exists() and (not path.is_dir() or any(not file.name.endswith(PARTIAL) for file in path.iterdir())):
             raise DataError(f"{path} is not empty and holds no run; choose another output folder")
         else:
             write_json(existing, {"schema_version": 1, "digest": digest, "config": dict(config), "versions": versions()})
+
+    def __enter__(self) -> Self:
+        """Take the folder for this process and sweep what a kill may have left half written.
+
+        Raises:
+            DataError: Another process works on this run.
+        """
+        self._lock = (self.path / "run.json").open("rb")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            raise DataError(f"another process is at work on {self.path}; wait for it, or choose another output folder") from error
+        for file in self.path.rglob(f".*{PARTIAL}*"):
+            file.unlink(missing_ok=True)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Let the folder go."""
+        self._lock.close()
 
     def done(self, step: str) -> dict[str, object] | None:
         """What a finished step left, or None."""

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from compressor.errors import DataError
 
+PARTIAL = ".partial"
+"""Suffix of files that are being written; what a kill leaves of them is swept when the run goes on."""
+
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file atomically: a reader sees the old one or the new one, never half of it.
@@ -24,7 +27,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=PARTIAL)
     except OSError as error:
         raise DataError(f"cannot write to {path.parent}: {error.strerror or error}; choose another output folder") from error
     try:

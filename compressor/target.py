@@ -35,6 +35,16 @@ class Target:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise BackendError(f"target {name} must be a positive integer, found {value!r}")
 
+    def fingerprint(self) -> dict[str, object]:
+        """Everything that a latency depends on besides the network: device, versions, settings.
+
+        Raises:
+            BackendError: The back end's package is missing.
+        """
+        from compressor.runtime import BACKENDS  # the table imports this file
+
+        return BACKENDS[self.backend]().fingerprint(self)
+
     def to_dict(self) -> dict[str, object]:
         """The fields as plain data."""
         return asdict(self)

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from compressor.passes.verify import relative_error
 from compressor.runtime import BACKENDS
 from compressor.runtime.base import Engine
 from compressor.runtime.onnxruntime import OnnxRuntimeEngine
-from compressor.runtime.timing import Protocol, time_together
+from compressor.runtime.timing import Protocol, Timer, time_together
 from compressor.target import Target
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,54 @@ def measure(
             engine = stack.enter_context(backend.build(graph, example, target))
             check_parity(engine, graph, example)
             timers[name] = engine.timer()
-        return time_together(timers, backend.fingerprint(target), seed, protocol)
+        return time_together(timers, target.fingerprint(), seed, protocol)
+
+
+class Comparison:
+    """Candidates against one reference, whose engine is built once and timed anew beside each of them.
+
+    Use as a context manager.
+
+    Args:
+        reference: The graph to compare with.
+        target: What to build for.
+        seed: Of the inputs and of the order of the samples.
+    """
+
+    def __init__(self, reference: fx.GraphModule, target: Target, seed: int = 0) -> None:
+        self._reference = reference
+        self._target = target
+        self._seed = seed
+        self._stack = ExitStack()
+        self._timer: Timer | None = None
+
+    def measure(self, candidate: fx.GraphModule) -> tuple[Measurement, Measurement]:
+        """Latency of a candidate, and of the reference in the same session.
+
+        Raises:
+            BackendError: An engine cannot be built, or its outputs differ from PyTorch's.
+        """
+        if self._timer is None:
+            self._timer = self._built(self._stack, self._reference)
+        with ExitStack() as stack:
+            timers = {"candidate": self._built(stack, candidate), "reference": self._timer}
+            found = time_together(timers, self._target.fingerprint(), self._seed)
+        return found["candidate"], found["reference"]
+
+    def _built(self, stack: ExitStack, graph: fx.GraphModule) -> Timer:
+        example = example_for(graph, self._target, self._seed)
+        engine = stack.enter_context(BACKENDS[self._target.backend]().build(graph, example, self._target))
+        check_parity(engine, graph, example)
+        return engine.timer()
+
+    def __enter__(self) -> Self:
+        """The comparison itself."""
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Free the reference's engine."""
+        self._stack.close()
+        self._timer = None
 
 
 def example_for(graph: fx.GraphModule, target: Target, seed: int = 0) -> tuple[Tensor, ...]:

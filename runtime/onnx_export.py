@@ -63,7 +63,7 @@ def save_onnx(model: onnx.ModelProto, path: Path) -> None:
     """Write a model whole or not at all; weights over 1.9 GB go beside it into `<name>.data`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if model.ByteSize() < _LARGE:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".onnx-")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".onnx-", suffix=".partial")
         with os.fdopen(handle, "wb") as file:
             file.write(model.SerializeToString())
         os.chmod(temporary, 0o644)

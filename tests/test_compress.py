@@ -1,6 +1,7 @@
 """compress(): end to end on the fake back end; interrupted anywhere = uninterrupted."""
 
 import copy
+import fcntl
 import json
 
 import pytest
@@ -151,6 +152,30 @@ def test_a_folder_that_holds_another_run_or_other_files_is_refused(whole, tmp_pa
         run(tmp_path)
     with pytest.raises(compressor.DataError, match=r"choose another output folder"):
         run(tmp_path / "notes.txt")
+
+
+def test_one_process_at_a_time_works_on_a_run(whole):
+    with (whole.path / "run.json").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(compressor.DataError, match="another process is at work"):
+            run(whole.path)
+    assert run(whole.path).plan == whole.plan
+
+
+def test_what_a_kill_left_half_written_is_swept(whole):
+    left = whole.path / "front" / "0" / ".model.onnx-abc.partial"
+    left.write_bytes(b"half")
+    run(whole.path)
+    assert not left.exists()
+
+
+def test_without_training_data_nothing_is_trained(tmp_path):
+    result = compressor.compress(
+        MODEL, X, validate=batches(1, 32), budget=Budget(params=0.5), target=Target("fake"), out=tmp_path / "run"
+    )
+    assert [step.name for step in result.steps] == ["original", "channels removed"]
+    assert result.met
+    assert result.test is None
 
 
 def test_other_weights_are_another_run(whole):

@@ -50,7 +50,7 @@ def widths_per_group(result: Result) -> str:
     axes.invert_yaxis()
     axes.margins(y=0.01)
     axes.set_xlabel("channels", fontsize=9)
-    axes.legend(fontsize=8, loc="lower right")
+    axes.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
     return _svg(figure)
 
 

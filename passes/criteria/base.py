@@ -1,8 +1,9 @@
 """What every importance criterion shares: finding a group's filters, aggregating, normalising, choosing.
 
 A score says how much a channel matters: higher = keep. Scores of one unit come from every layer that
-produces it (all filters of a residual stream, say) and are aggregated; then they are divided by the
-mean of the group, so that one threshold across layers makes sense ("global").
+produces it (all filters of a residual stream, say). Each layer's scores are divided by their mean, so that
+layers compare, and then aggregated: the mean asks how much a channel matters where it is made, the sum how much
+its removal takes away in all those layers together.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -119,7 +120,7 @@ class FilterCriterion:
 
     Attributes:
         aggregate: How the scores of tied filters become one: their mean, sum or maximum.
-        normalize: Divide by the mean of the group, so that scores compare across layers.
+        normalize: Divide each layer's scores by their mean first, so that scores compare across layers.
     """
 
     aggregate: Aggregate = field(default="mean")
@@ -138,13 +139,13 @@ class FilterCriterion:
         values, units = [], []
         for slot in self.slots(scoring, group):
             here, own = scoring.units(group, slot)
-            values.append(self.of_filters(scoring, slot).double().cpu().numpy()[here])
+            scores = self.of_filters(scoring, slot).double().cpu().numpy()[here]
+            mean = scores.mean()
+            values.append(scores / mean if self.normalize and mean > 0 else scores)
             units.append(own)
         if not values:
             return np.ones(group.size)  # produced by computed weights only: nothing tells its units apart
-        scores = _AGGREGATES[self.aggregate](np.concatenate(values), np.concatenate(units), group.size)
-        mean = scores.mean()
-        return scores / mean if self.normalize and mean > 0 else scores
+        return _AGGREGATES[self.aggregate](np.concatenate(values), np.concatenate(units), group.size)
 
 
 def select(group: ChannelGroup, scores: Scores, width: int) -> list[int]:
