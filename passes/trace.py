@@ -8,12 +8,11 @@ pass never reads (auxiliary heads in eval mode) are left behind.
 
 import copy
 import logging
-import operator
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -219,8 +218,3 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
-
-
-def getitem_of(node: fx.Node) -> list[tuple[int, fx.Node]]:
-    """`(index, user)` of the `getitem` nodes that unpack a node with several outputs."""
-    return [(cast(int, user.args[1]), user) for user in node.users if user.target is operator.getitem]

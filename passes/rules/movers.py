@@ -49,15 +49,9 @@ def _run(call: Call, field: Tensor) -> list[Tensor]:
     overload = cast(torch._ops.OpOverload, call.node.target)
     function = _COPYING.get(overload.overloadpacket, overload)
     arguments = [field if isinstance(a, Value) else a for a in call.arguments.values()]
-    result = function(*_positional(overload, arguments, function))
+    positional = sum(not argument.kwarg_only for argument in overload._schema.arguments)
+    result = function(*arguments[:positional])
     return list(result) if isinstance(result, Sequence) else [result]
-
-
-def _positional(overload: torch._ops.OpOverload, arguments: list[object], function: object) -> list[object]:
-    """Arguments up to the first keyword-only one; `reshape` takes the two that `view` has."""
-    del function
-    count = sum(not argument.kwarg_only for argument in overload._schema.arguments)
-    return arguments[:count]
 
 
 def _several(call: Call) -> bool:
