@@ -111,6 +111,7 @@ def _kinds(labeler: Labeler, component: IntArray, reasons: Sequence[str | None],
     signature = np.zeros(len(reasons), dtype=np.uint64)
     places = [slot.labels for slot in labeler.slots.values()]
     places += [labels for term in labeler.terms for labels, _ in term.factors]
+    places += labeler.places
     for labels in places:
         weight = random.integers(1, 2**63, dtype=np.uint64)
         hits = np.bincount(component[labels], minlength=len(reasons)).astype(np.uint64)

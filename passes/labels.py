@@ -85,6 +85,7 @@ class Labeler:
         self.scales: list[str] = []
         self.read: list[tuple[IntArray, str]] = []
         self.lossy: list[tuple[IntArray, str]] = []
+        self.places: list[IntArray] = []
         self.regular: list[tuple[IntArray, str]] = []
         self.slots: dict[tuple[str, int], Slot] = {}
         self.terms: list[Term] = []
@@ -127,6 +128,10 @@ class Labeler:
         """`layer` reads these channels."""
         self.read.append((labels.reshape(-1), layer))
 
+    def place(self, labels: IntArray) -> None:
+        """An intermediate axis that must not become empty: its units form groups of their own."""
+        self.places.append(labels)
+
     def lose(self, labels: IntArray, op: str) -> None:
         """`op` computes statistics over these channels: removing some changes what it does to the others."""
         self.lossy.append((labels.reshape(-1), op))
@@ -155,9 +160,13 @@ class Labeler:
             self._parameters[name] = Value(tuple(tensor.shape), labels, f"`{name}`", name)
         return self._parameters[name]
 
-    def replace_slot(self, slot: Slot) -> None:
-        """Say that a parameter's axis carries other labels than the fresh ones it was given."""
-        self.slots[slot.name, slot.axis] = slot
+    def block_slot(self, slot: Slot) -> None:
+        """Say which labels the blocked axis of a grouped weight carries; a second use of the weight ties them."""
+        known = self.slots.get((slot.name, slot.axis))
+        if known is not None and known.blocks == slot.blocks:
+            self.tie(known.labels, slot.labels)
+        else:
+            self.slots[slot.name, slot.axis] = slot
 
     def scale(self, name: str) -> None:
         """The tensor `name` scales normalised channels (the weight of a batch norm)."""

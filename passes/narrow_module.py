@@ -1,17 +1,24 @@
 """Apply a plan to the original `nn.Module` in place, where its `forward` allows it."""
 
-import numpy as np
+import copy
+from collections.abc import Iterator
+
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from compressor.errors import PlanError
 from compressor.passes.channels import analyze
 from compressor.passes.remove_channels import RemoveChannels, fit
+from compressor.passes.trace import DYNAMIC, example_inputs_of, outputs_of
+from compressor.passes.verify import TOLERANCE, relative_error
 from compressor.plan import Plan
 
 
 def narrow_module(plan: Plan, model: nn.Module, traced: fx.GraphModule) -> nn.Module:
     """Narrow the parameters and buffers of `model` in place.
+
+    A copy is narrowed first and compared with the narrowed graph, so that a model whose `forward` depends
+    on a size in any way is refused and stays as it was.
 
     Args:
         plan: What stays.
@@ -19,37 +26,74 @@ def narrow_module(plan: Plan, model: nn.Module, traced: fx.GraphModule) -> nn.Mo
         traced: Its traced graph.
 
     Raises:
-        PlanError: The plan does not fit, or a constant in `forward` would need editing; it is named, and
-            the model is untouched.
+        PlanError: The plan does not fit, or `forward` does not work with the new sizes; it is said where.
     """
-    channels = analyze(traced)
-    narrowed = RemoveChannels(plan, channels)(traced).graph
-    after = {node.name: node for node in narrowed.graph.nodes}
-    edited = [
-        node.name
-        for node in traced.graph.nodes
-        if node.op == "call_function"
-        and (str(node.target) != str(after[node.name].target) or _constants(node) != _constants(after[node.name]))
-    ]
+    narrowed = RemoveChannels(plan, analyze(traced))(traced).graph
+    edited = _edited(traced, narrowed)
     if edited:
         raise PlanError(
             f"the model cannot be narrowed in place: `forward` holds sizes that would need editing ({', '.join(edited[:5])}); "
             "apply the plan to the traced graph instead"
         )
-    new = narrowed.state_dict()
-    with torch.no_grad():
-        for name, tensor in list(model.state_dict(keep_vars=True).items()):
-            if name in new and new[name].shape != tensor.shape:
-                path, _, leaf = name.rpartition(".")
-                owner = model.get_submodule(path)
-                value = new[name].to(tensor.device)
-                setattr(owner, leaf, nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value)
-    for module in model.modules():
-        if any(True for _ in module.parameters(recurse=False)):
-            fit(module)
+    twin = copy.deepcopy(model)
+    _narrow(twin, narrowed)
+    _compare(twin, narrowed)
+    _narrow(model, narrowed)
     return model
 
 
+def _edited(before: fx.GraphModule, after: fx.GraphModule) -> list[str]:
+    """Functions of the graph whose constants differ."""
+    new = {node.name: node for node in after.graph.nodes}
+    functions = [node for node in before.graph.nodes if node.op == "call_function"]
+    return [n.name for n in functions if n.target is not new[n.name].target or _constants(n) != _constants(new[n.name])]
+
+
 def _constants(node: fx.Node) -> str:
-    """Arguments without the nodes among them, for comparison."""
-    return repr(fx.node.map_arg((node.args, node.kwargs), lambda n: np.str_("node")))
+    """Arguments as a text, in which nodes appear by name."""
+    return repr((node.args, node.kwargs))
+
+
+def _narrow(model: nn.Module, narrowed: fx.GraphModule) -> None:
+    """Replace every tensor that has become smaller, under all names that it has."""
+    new = dict([*narrowed.named_parameters(), *narrowed.named_buffers()])
+    places = list(_tensors(model))
+    replaced: dict[int, Tensor] = {}
+    for _, _, name, tensor in places:
+        if name in new and new[name].shape != tensor.shape:
+            value = new[name].detach().to(tensor.device).clone()
+            replaced[id(tensor)] = nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
+    for owner, leaf, _, tensor in places:
+        if id(tensor) in replaced:
+            setattr(owner, leaf, replaced[id(tensor)])
+    for module in model.modules():
+        if any(True for _ in module.parameters(recurse=False)):
+            fit(module)
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[nn.Module, str, str, Tensor]]:
+    """`(owner, leaf, qualified name, tensor)` of every parameter and buffer, once per name."""
+    for path, module in model.named_modules(remove_duplicate=False):
+        for leaf, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            if tensor is not None:
+                yield module, leaf, f"{path}.{leaf}".lstrip("."), tensor
+
+
+def _compare(model: nn.Module, narrowed: fx.GraphModule) -> None:
+    model.eval()
+    expected = copy.deepcopy(narrowed).eval()
+    for batch in (2, 3) if narrowed.meta[DYNAMIC] else (None,):
+        inputs = example_inputs_of(narrowed, batch)
+        try:
+            with torch.no_grad():
+                error = relative_error(outputs_of(model(*inputs)), outputs_of(expected(*inputs)))
+        except Exception as failure:
+            raise PlanError(
+                f"the model cannot be narrowed in place: its `forward` fails with the new sizes ({failure}); "
+                "apply the plan to the traced graph instead"
+            ) from failure
+        if error > TOLERANCE:
+            raise PlanError(
+                f"the model cannot be narrowed in place: its `forward` computes with sizes (relative difference {error:.1e}); "
+                "apply the plan to the traced graph instead"
+            )

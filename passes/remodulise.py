@@ -56,6 +56,8 @@ class Remodulise:
         if path is None:
             return
         hyper = {key: value for key, value in arguments.items() if key not in tensors and key != "input"}
+        if "running_mean" in owned and (hyper.get("training") or hyper.get("use_input_stats")):
+            return  # statistics of the batch even in eval mode: no module does that
         if any(isinstance(value, fx.Node) for value in hyper.values()):
             return  # a stride computed at run time: no module can hold it
         values = {name: _attribute(self._source, str(cast(fx.Node, value).target)) for name, value in owned.items()}
@@ -97,7 +99,7 @@ class Remodulise:
         stack = cast(Stack, node.meta.get("nn_module_stack") or {})
         path, kind = list(stack.values())[-1] if stack else ("", "")
         path = path.split("@")[0]
-        if "dropout" not in str(kind).lower():
+        if not path or "dropout" not in str(kind).lower():
             path = f"{path}.dropout" if path else "dropout"
         base, k = path, 1
         while path in self._made or hasattr(self._source, path):  # functional dropouts of one module need a name each

@@ -68,7 +68,7 @@ def _copy_narrowed(gm: fx.GraphModule, channels: ChannelGraph, masks: list[NDArr
     for slot in channels.walk.labeler.slots.values():
         slots.setdefault(slot.name, []).append(slot)
     with torch.no_grad():
-        for name, tensor in gm.state_dict(keep_vars=True).items():
+        for name, tensor in [*gm.named_parameters(), *gm.named_buffers()]:
             narrowed = tensor.detach()
             for slot in slots.get(name, []):
                 kept = channels.kept_labels(slot.labels, masks)

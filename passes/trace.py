@@ -30,6 +30,7 @@ DYNAMIC = "compressor.dynamic_batch"  # whether other batch sizes are allowed
 UNUSED = "compressor.unused"  # names of parameters that the forward pass never reads
 
 _T = TypeVar("_T")
+_ASSERTION = torch.ops.aten._assert_tensor_metadata  # what `.to(dtype)` leaves behind; it computes nothing
 _TRACE_BATCH = 2  # export specialises sizes 0 and 1, so the graph is traced at 2
 
 
@@ -50,14 +51,14 @@ def trace(model: nn.Module, example_inputs: Sequence[Tensor]) -> fx.GraphModule:
             names the line of the model where it did.
     """
     _check_arguments(model, example_inputs)
-    inputs = tuple(example_inputs)
-    with _eval_mode(model), torch.no_grad():
+    inputs = tuple(x.detach().clone() for x in example_inputs)  # the model may change its inputs in place
+    with _untouched(model), torch.no_grad():
         _check_forward(model, inputs)
         program, dynamic = _export(model, inputs)
     source = program.module(check_guards=False)
     graph = quiet_deepcopy(source.graph)
     for node in list(graph.nodes):
-        if node.op == "call_module" and node.target == "_guards_fn":
+        if node.target == "_guards_fn" or getattr(node.target, "overloadpacket", None) is _ASSERTION:
             graph.erase_node(node)
     root = Remodulise(source, model).run(graph)
     owned = quiet_deepcopy(root)  # after this the graph shares nothing with the user's model
@@ -73,8 +74,21 @@ def trace(model: nn.Module, example_inputs: Sequence[Tensor]) -> fx.GraphModule:
     gm.register_forward_pre_hook(CheckInputs(gm.meta[INPUTS], dynamic))
     gm.graph.lint()
     gm.recompile()
-    gm.train(model.training)
+    _take_over_modes(gm, model)
     return gm
+
+
+def _take_over_modes(gm: fx.GraphModule, model: nn.Module) -> None:
+    """Train or eval as in the model, module by module; buffers that its state_dict leaves out stay left out."""
+    gm.train(model.training)
+    modules = dict(model.named_modules())
+    keys = model.state_dict().keys()
+    for path, module in gm.named_modules():
+        if path in modules:
+            module.training = modules[path].training
+        for leaf in module._buffers:
+            if f"{path}.{leaf}".lstrip(".") not in keys:
+                module._non_persistent_buffers_set.add(leaf)
 
 
 def quiet_deepcopy(value: _T, memo: dict[int, object] | None = None) -> _T:
@@ -144,7 +158,7 @@ def _check_arguments(model: object, example_inputs: object) -> None:
 
 def _check_forward(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     try:
-        model(*inputs)
+        model(*(x.clone() for x in inputs))
     except Exception as error:
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
         raise TraceError(
@@ -161,8 +175,9 @@ def _export(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[torch.export.
         twice = tuple(torch.cat([x] * repeats)[:_TRACE_BATCH] for x in inputs)
         batch = torch.export.Dim("batch", min=1, max=1 << 20)
         by_name = {name: {0: batch} for name in _argument_names(model, len(twice))}
+        shapes = by_name or (tuple({0: batch} for _ in twice),)  # a forward with *args takes them as one tuple
         try:
-            return _export_quietly(model, twice, by_name or ({0: batch},) * len(twice)), True
+            return _export_quietly(model, twice, shapes), True
         except Exception as error:
             logger.warning(
                 "trace: the batch size cannot be dynamic, it is fixed at %d (%s)", inputs[0].shape[0], _first_line(error)
@@ -209,12 +224,16 @@ def _model_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; every module's own mode again outside."""
+def _untouched(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside; every module's own mode, and every buffer's own values, again outside."""
     modes = {module: module.training for module in model.modules()}
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     model.eval()
     try:
         yield
     finally:
+        for buffer, values in buffers:
+            if not torch.equal(buffer, values):
+                buffer.copy_(values)
         for module, training in modes.items():
             module.training = training

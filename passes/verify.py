@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from compressor.errors import PassError
 from compressor.passes.channels import ChannelGraph
 from compressor.passes.labels import Value
-from compressor.passes.trace import example_inputs_of, outputs_of
+from compressor.passes.trace import DYNAMIC, example_inputs_of, outputs_of
 from compressor.plan import Plan
 
 logger = logging.getLogger(__name__)
@@ -120,21 +120,21 @@ def verify_removal(
         channels: Analysis of the original graph.
         plan: The plan.
         removed: The graph that the plan was applied to, before any training.
-        inputs: What to run on; random inputs of the traced shape, batch 2, where left out.
+        inputs: What to run on; where left out, random inputs of the traced shape, at the traced batch size and,
+            where the batch is dynamic, at another one.
 
     Raises:
         PassError: The outputs differ by more than `TOLERANCE` and no lossy op explains it.
     """
-    if inputs is None:
-        batch = 2 if channels.graph.meta.get("compressor.dynamic_batch") else None
-        inputs = [x.to(_device_of(channels.graph)) for x in example_inputs_of(channels.graph, batch)]
-    masked = run_masked(channels, plan, inputs)
-    training = removed.training
-    removed.eval()
-    with torch.no_grad():
-        found = outputs_of(removed(*inputs))
-    removed.train(training)
-    error = relative_error(found, masked)
+    error = 0.0
+    for example in _examples(channels.graph) if inputs is None else [inputs]:
+        masked = run_masked(channels, plan, example)
+        training = removed.training
+        removed.eval()
+        with torch.no_grad():
+            found = outputs_of(removed(*example))
+        removed.train(training)
+        error = max(error, relative_error(found, masked))
     narrowed = {name for name, kept in plan.kept for g in channels.groups if g.name == name and len(kept) < g.size}
     lossy = tuple(dict.fromkeys(op for g in channels.groups if g.name in narrowed for op in g.lossy))
     if error > TOLERANCE and not lossy:
@@ -144,6 +144,12 @@ def verify_removal(
         )
     logger.info("verify: removed = masked within %.1e", error)
     return Verification(error, lossy)
+
+
+def _examples(graph: fx.GraphModule) -> list[list[Tensor]]:
+    device = _device_of(graph)
+    sizes = (2, 3) if graph.meta.get(DYNAMIC) else (None,)
+    return [[x.to(device) for x in example_inputs_of(graph, size)] for size in sizes]
 
 
 def _device_of(module: nn.Module) -> torch.device:

@@ -115,7 +115,11 @@ class _Walker:
             self._refuse(call)
             return
         result = function(call, self.labeler)
-        self.values[node.name] = tuple(result) if isinstance(result, list) else (result,)
+        values = tuple(result) if isinstance(result, list) else (result,)
+        if any(len(labels) != value.shape[axis] for value in values for axis, labels in value.axes.items()):
+            self._refuse(call)  # the rule does not hold for inputs of this rank
+            return
+        self.values[node.name] = values
 
     def _refuse(self, call: Call) -> None:
         self.unknown.append(call.op)

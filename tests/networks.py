@@ -37,6 +37,10 @@ def check(model: nn.Module, inputs, ratio: float, seed: int | None, *, zeroed: b
     with torch.no_grad():
         found = small.eval()(*inputs)
     assert relative_error([found], run_masked(channels, plan, inputs)) < TOLERANCE
+    assert graph.meta["compressor.dynamic_batch"]
+    three = tuple(torch.randn(3, *x.shape[1:]) for x in inputs)
+    with torch.no_grad():
+        assert relative_error([small(*three)], run_masked(channels, plan, three)) < TOLERANCE
     if zeroed:
         twin = copy.deepcopy(model).eval()
         tensors = twin.state_dict()

@@ -113,6 +113,10 @@ class Change:
         """New size of an axis."""
         return int(self.kept(value, axis).sum())
 
+    def unchanged(self, value: Value, axis: int) -> bool:
+        """Whether an axis keeps its size."""
+        return bool(self.kept(value, axis).all())
+
     def changed(self, value: Value) -> list[int]:
         """Axes whose size changes."""
         return [axis for axis in value.axes if not self.kept(value, axis).all()]

@@ -53,7 +53,7 @@ def meet(values: Sequence[Value], shape: tuple[int, ...], where: str, labeler: L
     aten.clamp, aten.clamp_, aten.clamp_min, aten.clamp_min_, aten.clamp_max, aten.where, aten.masked_fill,
     aten.eq, aten.ne, aten.lt, aten.le, aten.gt, aten.ge, aten.logical_and, aten.logical_or, aten.logical_not,
     aten.clone, aten.contiguous, aten.detach, aten.detach_, aten.alias, aten.to, aten._to_copy, aten.type_as,
-    aten.lift_fresh_copy, aten.zeros_like, aten.ones_like, aten.full_like,
+    aten.lift_fresh_copy, aten.expand_as, aten.zeros_like, aten.ones_like, aten.full_like,
     aten.dropout, aten.dropout_, aten.feature_dropout, aten.feature_dropout_, aten.alpha_dropout,
 )  # fmt: skip
 def elementwise(call: Call, labeler: Labeler) -> Value:

@@ -24,8 +24,10 @@ def convolution(call: Call, labeler: Labeler) -> Value:
     """Weight (outputs, inputs / groups, kernel…): plain, grouped or depthwise."""
     x, weight, groups = call.tensor("input"), call.tensor("weight"), call.integer("groups")
     inputs = _channels(x, 1, call, labeler)
+    _freeze_spatial(x, call, labeler)
     outputs = weight.axes.get(0)
-    positions = math.prod(call.outputs[0][2:]) * math.prod(weight.shape[2:])
+    folded = call.outputs[0][0] // call.batch  # a view may have put more than the batch into axis 0
+    positions = max(folded, 1) * math.prod(call.outputs[0][2:]) * math.prod(weight.shape[2:])
     if outputs is None and weight.shape[0] > 1:
         labeler.freeze(inputs, f"the weight of {call.op} is not understood")
     reads = _tie_inputs(call, weight, inputs, groups, 1, labeler)
@@ -47,10 +49,13 @@ def transposed_convolution(call: Call, labeler: Labeler) -> Value:
     """Weight (inputs, outputs / groups, kernel…)."""
     x, weight, groups = call.tensor("input"), call.tensor("weight"), call.integer("groups")
     inputs = _channels(x, 1, call, labeler)
-    positions = math.prod(x.shape[2:]) * math.prod(weight.shape[2:])
+    _freeze_spatial(x, call, labeler)
+    positions = max(x.shape[0] // call.batch, 1) * math.prod(x.shape[2:]) * math.prod(weight.shape[2:])
     own = weight.axes.get(0)
     if own is not None:
         labeler.tie(own, inputs)
+    elif len(inputs) > 1:
+        labeler.freeze(inputs, f"the weight of {call.op} is not understood")
     labeler.consume(inputs, call.layer)
     per_block = weight.shape[1]
     outputs = labeler.fresh(call.outputs[0][1])
@@ -58,6 +63,8 @@ def transposed_convolution(call: Call, labeler: Labeler) -> Value:
     if groups == 1:
         if 1 in weight.axes:
             labeler.tie(weight.axes[1], outputs)
+        elif per_block > 1:
+            labeler.freeze(outputs, f"the weight of {call.op} is not understood")
     elif weight.shape[0] == groups:  # depthwise: a whole block of outputs goes with its one input
         labeler.tie(outputs, inputs.repeat(per_block))
         own = weight.axes.get(1, labeler.fresh(1))
@@ -66,7 +73,7 @@ def transposed_convolution(call: Call, labeler: Labeler) -> Value:
     elif weight.name:
         labeler.keep_regular(inputs.reshape(groups, -1), call.op)
         labeler.keep_regular(outputs.reshape(groups, -1), call.op)
-        labeler.replace_slot(Slot(weight.name, 1, outputs, groups))
+        labeler.block_slot(Slot(weight.name, 1, outputs, groups))
     else:
         labeler.freeze(np.concatenate([inputs, outputs]), f"the weight of the grouped {call.op} is computed")
     labeler.produce(outputs, call.layer, weight.name, 1)
@@ -142,10 +149,14 @@ def _channels(x: Value, axis: int, call: Call, labeler: Labeler) -> IntArray:
     if labels is None:
         labels = labeler.fresh(x.shape[axis])
         labeler.freeze(labels, f"{call.op} reads {x.why or 'an axis without channels'}")
-    for other, spatial in x.axes.items():
-        if other != axis and call.node.op == "call_module" and not isinstance(call.module, nn.Linear):
-            labeler.freeze(spatial, f"lies along a spatial axis of {call.op}")
     return labels
+
+
+def _freeze_spatial(x: Value, call: Call, labeler: Labeler) -> None:
+    """A convolution's batch and spatial axes cannot shrink."""
+    for axis, labels in x.axes.items():
+        if axis != 1:
+            labeler.freeze(labels, f"lies along the batch or a spatial axis of {call.op}")
 
 
 def _tie_inputs(call: Call, weight: Value, inputs: IntArray, groups: int, axis: int, labeler: Labeler) -> tuple[IntArray, int]:
@@ -162,7 +173,7 @@ def _tie_inputs(call: Call, weight: Value, inputs: IntArray, groups: int, axis: 
         return labeler.fresh(1), 1  # depthwise: one input per output, always
     labeler.keep_regular(inputs.reshape(groups, -1), call.op)
     if weight.name:
-        labeler.replace_slot(Slot(weight.name, axis, inputs, groups))
+        labeler.block_slot(Slot(weight.name, axis, inputs, groups))
     else:
         labeler.freeze(inputs, f"the weight of the grouped {call.op} is computed")
     return inputs, groups

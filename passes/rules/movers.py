@@ -15,18 +15,19 @@ from torch import Tensor, fx
 
 from compressor.errors import PassError
 from compressor.passes.labels import IntArray, Labeler, Value
-from compressor.passes.rules.base import Call, Change, edit, rule
+from compressor.passes.rules.base import RULES, Call, Change, edit, rule
 
 logger = logging.getLogger(__name__)
 aten = torch.ops.aten
 
+_PARTING = (aten.split, aten.split_with_sizes, aten.chunk, aten.tensor_split, aten.slice, aten.narrow)
 _VIEWS = (aten.view, aten.reshape, aten._unsafe_view)
 _COPYING = dict.fromkeys(_VIEWS, aten.reshape)  # a label field may need a copy where the tensor needs none
 
 
 @rule(
     *_VIEWS, aten.flatten, aten.unflatten, aten.permute, aten.transpose, aten.t, aten.squeeze, aten.unsqueeze,
-    aten.expand, aten.repeat, aten.flip, aten.movedim, aten.swapaxes, aten.pixel_shuffle, aten.pixel_unshuffle,
+    aten.expand, aten.repeat, aten.flip, aten.movedim, aten.swapaxes, aten.pixel_unshuffle,
     aten.split, aten.split_with_sizes, aten.chunk, aten.tensor_split, aten.slice, aten.select, aten.narrow, aten.unbind,
 )  # fmt: skip
 def move(call: Call, labeler: Labeler) -> Value | list[Value]:
@@ -42,7 +43,29 @@ def move(call: Call, labeler: Labeler) -> Value | list[Value]:
             _collect(result, axes[k], call, labeler)
         _freeze_lone(results, call, labeler)
     values = [Value(shape, own, value.why) for shape, own in zip(call.outputs, axes, strict=True)]
+    if cast(torch._ops.OpOverload, call.node.target).overloadpacket in _PARTING:
+        for part in values:
+            for labels in part.axes.values():
+                labeler.place(labels)  # so that every part is a group of its own and keeps something
+    if _is_strided(call) and _is_mutated(call.node):
+        labeler.freeze_value(value, f"a strided part of it is changed in place after {call.op}")
     return values if _several(call) else values[0]
+
+
+def _is_strided(call: Call) -> bool:
+    """A slice with a step becomes an index list on removal, and that is no view any more."""
+    return call.arguments.get("step", 1) != 1
+
+
+def _is_mutated(node: fx.Node) -> bool:
+    """Whether an op changes a node, or a view of it, in place."""
+    for user in node.users:
+        schema = getattr(user.target, "_schema", None)
+        if schema is not None and schema.is_mutable and user.args[0] is node:
+            return True
+        if RULES.get(getattr(user.target, "overloadpacket", None)) is move and _is_mutated(user):
+            return True
+    return False
 
 
 def _run(call: Call, field: Tensor) -> list[Tensor]:
@@ -63,7 +86,7 @@ def _collect(result: Tensor, axes: dict[int, IntArray], call: Call, labeler: Lab
     varying = [a for a in range(result.dim()) if _varies(result, a)]
     if not varying:
         return
-    axis = varying[0] if len(varying) == 1 else max(varying, key=lambda a: _classes(result, a))
+    axis = max([a for a in varying if a > 0] or varying, key=lambda a: _classes(result, a))
     rows = _rows(result, axis, varying)
     if rows.shape[1] > 1:
         first = np.broadcast_to(rows[:, :1], rows.shape)
@@ -73,7 +96,16 @@ def _collect(result: Tensor, axes: dict[int, IntArray], call: Call, labeler: Lab
         for labels in (axes.pop(axis), rows[:, 0]):
             labeler.freeze(labels, f"two labelled axes are merged by {call.op}")
         return
+    if _is_computed(call, axis):
+        labeler.freeze(rows[:, 0], f"{call.op} computes the size of their axis at run time")
+        return
     axes[axis] = rows[:, 0].copy()
+
+
+def _is_computed(call: Call, axis: int) -> bool:
+    """Whether a view gives the size of an axis as a value of the graph."""
+    packet = cast(torch._ops.OpOverload, call.node.target).overloadpacket
+    return packet in (*_VIEWS, aten.expand) and isinstance(cast(Sequence[object], call.node.args[1])[axis], fx.Node)
 
 
 def _varies(field: Tensor, axis: int) -> bool:
@@ -117,6 +149,15 @@ def sizes(change: Change) -> None:
     change.node.update_arg(1, arguments)
 
 
+@edit(aten.squeeze)
+def squeezed_axes(change: Change) -> None:
+    """The axes that were squeezed, by number: an axis that only now has the length 1 stays."""
+    shape = change.inputs.shape
+    if "dim" not in change.call.arguments:
+        change.node.target = aten.squeeze.dims
+        change.node.args = (change.node.args[0], [axis for axis, size in enumerate(shape) if size == 1])
+
+
 @edit(aten.unflatten)
 def unflattened_sizes(change: Change) -> None:
     """Sizes of the axes that one axis is split into."""
@@ -132,6 +173,8 @@ def unflattened_sizes(change: Change) -> None:
 def split_sizes(change: Change) -> None:
     """Whatever way a split was written, afterwards it names the size of each part."""
     axis = change.call.integer("dim") % len(change.inputs.shape)
+    if change.unchanged(change.inputs, axis):
+        return
     parts = [change.size(output, axis) for output in change.outputs]
     change.node.target = aten.split_with_sizes.default
     change.node.args = (change.node.args[0], parts, axis)
@@ -142,11 +185,15 @@ def split_sizes(change: Change) -> None:
 def slice_bounds(change: Change) -> None:
     """The selected positions, counted on what is left; by an index list where they are no slice any more."""
     axis = change.call.integer("dim") % len(change.inputs.shape)
+    if change.unchanged(change.inputs, axis):
+        return  # bounds along other axes may be symbolic, and mean other positions at another batch size
     kept = change.kept(change.inputs, axis)
     start, end, step = (change.call.arguments[name] for name in ("start", "end", "step"))
     chosen = np.zeros_like(kept)
     chosen[slice(cast(int | None, start), cast(int | None, end), cast(int, step))] = True
     positions = np.flatnonzero(chosen[kept])
+    if not len(positions):
+        raise PassError(f"the plan leaves nothing of what {change.call.op} selects")
     strides = set(np.diff(positions).tolist())
     if len(strides) <= 1:
         by = strides.pop() if strides else 1
@@ -163,6 +210,8 @@ def slice_bounds(change: Change) -> None:
 def narrow_bounds(change: Change) -> None:
     """Start and length, counted on what is left."""
     axis = change.call.integer("dim") % len(change.inputs.shape)
+    if change.unchanged(change.inputs, axis):
+        return
     start = int(change.kept(change.inputs, axis)[: change.call.integer("start")].sum())
     change.node.args = (change.node.args[0], axis, start, change.size(change.outputs[0], axis))
 
@@ -171,6 +220,8 @@ def narrow_bounds(change: Change) -> None:
 def selected_index(change: Change) -> None:
     """The index of the selected channel (which is frozen), counted on what is left."""
     axis = change.call.integer("dim") % len(change.inputs.shape)
+    if change.unchanged(change.inputs, axis):
+        return
     index = change.call.integer("index") % change.inputs.shape[axis]
     change.node.update_arg(2, int(change.kept(change.inputs, axis)[:index].sum()))
 
@@ -263,6 +314,24 @@ def _padding(call: Call) -> dict[int, tuple[int, int]]:
     amounts = call.integers("pad")
     rank = len(call.tensor("self").shape)
     return {rank - 1 - k: (amounts[2 * k], amounts[2 * k + 1]) for k in range(len(amounts) // 2)}
+
+
+@rule(aten.pixel_shuffle)
+def pixel_shuffle(call: Call, labeler: Labeler) -> Value:
+    """r*r channels become the pixels of one: they are tied."""
+    x = call.tensor("self")
+    channel = len(x.shape) - 3
+    axes = dict(x.axes)
+    if channel in axes:
+        blocks = axes[channel].reshape(call.outputs[0][channel], -1)
+        for column in range(1, blocks.shape[1]):
+            labeler.tie(blocks[:, 0], blocks[:, column])
+        axes[channel] = blocks[:, 0].copy()
+        if len(blocks) == 1:
+            labeler.freeze(axes.pop(channel), f"is the only channel that {call.op} makes")
+    for axis in [a for a in axes if a > channel]:
+        labeler.freeze(axes.pop(axis), f"lies along a spatial axis of {call.op}")
+    return Value(call.outputs[0], axes, x.why)
 
 
 @rule(aten.channel_shuffle, aten.native_channel_shuffle)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from compressor.passes.labels import Labeler, Value
-from compressor.passes.rules.base import Call, Change, edit, rule
+from compressor.passes.rules.base import Call, Change, edit, key_of, rule
 from compressor.passes.rules.elementwise import meet
 
 aten = torch.ops.aten
@@ -24,9 +24,14 @@ _PER_CHANNEL = ("weight", "bias", "running_mean", "running_var")
 )  # fmt: skip
 def per_channel_norm(call: Call, labeler: Labeler) -> Value:
     """Statistics per channel (axis 1)."""
-    weight = call.optional("weight")
+    weight, x = call.optional("weight"), call.tensor("input")
     if weight is not None:
         labeler.scale(weight.name)
+    over_batch = isinstance(call.module, nn.modules.batchnorm._BatchNorm) or key_of(call.node, None) is aten.batch_norm
+    if not over_batch or call.optional("running_mean") is None or call.arguments.get("training"):
+        for axis, labels in x.axes.items():
+            if axis > 1 or (axis == 0 and over_batch):
+                labeler.lose(labels, call.op)
     return _with_parameters(call, labeler)
 
 
@@ -40,6 +45,9 @@ def group_norm(call: Call, labeler: Labeler) -> Value:
             labeler.tie(blocks[:, 0], blocks[:, column])
         if len(blocks) == 1:
             labeler.freeze(blocks, f"{call.op} normalises over all of them as one block")
+    for axis, labels in x.axes.items():
+        if axis > 1:
+            labeler.lose(labels, call.op)
     return _with_parameters(call, labeler)
 
 

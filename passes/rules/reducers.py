@@ -4,6 +4,7 @@ Summing over channels is exact under removal (a removed channel added nothing on
 a maximum or a softmax over channels is not: such channels are *lossy*.
 """
 
+import re
 from typing import cast
 
 import torch
@@ -23,11 +24,13 @@ aten = torch.ops.aten
     aten.upsample_bicubic2d, aten.upsample_trilinear3d, aten.max_pool1d_with_indices,
 )  # fmt: skip
 def spatial(call: Call, labeler: Labeler) -> Value | list[Value]:
-    """Works on each channel by itself: axis 1 passes, labels along spatial axes are frozen."""
+    """Works on each channel by itself: the last axes (1, 2 or 3, by the op) are spatial, labels there are frozen."""
     (x,) = call.values
-    axes = {axis: labels for axis, labels in x.axes.items() if axis < 2}
+    match = re.search(r"([123])d", str(call.node.target))
+    first = len(x.shape) - int(match.group(1) if match else 1)
+    axes = {axis: labels for axis, labels in x.axes.items() if axis < first}
     for axis, labels in x.axes.items():
-        if axis >= 2:
+        if axis >= first:
             labeler.freeze(labels, f"lies along a spatial axis of {call.op}")
     values = [Value(shape, axes, x.why) for shape in call.outputs]
     return values if isinstance(call.node.meta.get("val"), list | tuple) else values[0]

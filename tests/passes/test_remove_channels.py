@@ -119,6 +119,58 @@ def test_a_plan_narrows_the_original_module_in_place_with_the_same_numbers():
     torch.testing.assert_close(model(*X), expected, rtol=1e-6, atol=1e-6)  # the same ops on the same numbers
 
 
+class Scaled(nn.Module):
+    """Reads an attribute that removal changes."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x):
+        return self.b(self.a(x) / self.a.out_channels**0.5)
+
+
+class Plain(Scaled):
+    """Holds a tensor that is no parameter and no buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = torch.randn(8, 1, 1)
+
+    def forward(self, x):
+        return self.b(self.a(x) + self.table)
+
+
+@pytest.mark.parametrize("kind", [Scaled, Plain])
+def test_a_forward_that_depends_on_a_size_is_refused_and_the_model_is_untouched(kind):
+    model = kind()
+    plan = analyze(compressor.trace(model, X)).plan(0.5)
+    with pytest.raises(compressor.PlanError, match="cannot be narrowed in place"):
+        compressor.apply(plan, model, X)
+    assert model.a.out_channels == 8
+    assert compressor.apply(plan, compressor.trace(model, X))(*X).shape == (2, 2, 8, 8)
+
+
+def test_tied_weights_stay_tied_in_place():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 2, 1)
+            self.stem = nn.Conv2d(3, 8, 1)
+            self.b.weight = self.a.weight
+
+        def forward(self, x):
+            return self.c(F.relu(self.b(F.relu(self.a(self.stem(x))))))
+
+    model = Tied()
+    graph = compressor.trace(model, X)
+    plan = analyze(graph).plan(0.5)
+    expected = compressor.apply(plan, graph)(*X)
+    compressor.apply(plan, model, X)
+    assert model.a.weight is model.b.weight
+    torch.testing.assert_close(model(*X), expected, rtol=1e-6, atol=1e-6)  # the same ops on the same numbers
+
+
 def test_a_module_whose_forward_holds_sizes_is_left_alone_in_place():
     class Viewed(nn.Module):
         def __init__(self):

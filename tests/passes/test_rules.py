@@ -136,6 +136,52 @@ def reflected(m, x):
     return end(m, m.b(F.pad(m.a(x), (1, 1, 1, 1), mode="reflect")))
 
 
+def parts_without_parameters(m, x):
+    first, second = m.a(x).chunk(2, 1)
+    return end(m, m.b(torch.cat([F.max_pool2d(first, 3, 1, 1), F.avg_pool2d(second, 3, 1, 1)], 1)))
+
+
+def narrow_part_in_place(m, x):
+    a = m.a(x) * 1
+    a[:, 2:5].clamp_(0)
+    return end(m, m.b(a))
+
+
+def strided_part_in_place(m, x):
+    a = m.a(x) * 1
+    a[:, ::2].mul_(3)
+    return end(m, m.b(m.c(a)))
+
+
+def batch_slices(m, x):
+    a = m.a(x)
+    return end(m, m.b(a[0:] + a[-1:])) + m.fc(m.b(a)[: x.shape[0]].mean((2, 3)))
+
+
+def siamese(m, x):
+    both = m.a(torch.cat([x, x.flip(3)], 0))
+    return end(m, m.b(both[: x.shape[0]] - both[x.shape[0] :]))
+
+
+def folded_into_batch(m, x):
+    a = m.a(x)
+    return end(m, m.b((a.view(a.shape[0] * 8, 1, 8, 8) * 2).view(-1, 8, 8, 8)) + m.c(x))
+
+
+def grouped_used_twice(m, x):
+    return end(m, m.c(m.g(F.relu(m.a(x))) + m.g(F.relu(m.b(x)))))
+
+
+def weight_standardized(m, x):
+    weight = m.b.weight - m.b.weight.mean((1, 2, 3), keepdim=True)
+    return end(m, m.c(F.relu(F.conv2d(m.a(x), weight, m.b.bias, padding=1))))
+
+
+def dtype_round_trip(m, x):
+    a = m.a(x)
+    return end(m, m.b(a.double().float() + a.mean((2, 3), keepdim=True).expand_as(a)))
+
+
 def norm(layer):
     return lambda: Net(lambda m, x: end(m, m.b(F.relu(m.n(m.a(x))))), a=conv(3, 12), n=layer, b=conv(12, 8), fc=head(8))
 
@@ -199,6 +245,28 @@ NETS = {
     "matmul": lambda: Net(attention_like, a=conv(3, 8), q=conv(3, 6), k=conv(3, 6), b=conv(8, 6), fc=head(6)),
     "interpolate and pool": lambda: Net(interpolated, a=conv(3, 8), b=conv(8, 6), fc=head(6)),
     "reflection padding": lambda: Net(reflected, a=conv(3, 8), b=nn.Conv2d(8, 6, 3), fc=head(6)),
+    "parts without parameters": lambda: Net(parts_without_parameters, a=conv(3, 12), b=conv(12, 8), fc=head(8)),
+    "a part changed in place": lambda: Net(narrow_part_in_place, a=conv(3, 12), b=conv(12, 8), fc=head(8)),
+    "a strided part changed in place": lambda: Net(strided_part_in_place, a=conv(3, 4), c=conv(4, 12), b=conv(12, 8), fc=head(8)),
+    "slices of the batch": lambda: Net(batch_slices, a=conv(3, 12), b=conv(12, 8), fc=head(8)),
+    "siamese over the batch": lambda: Net(siamese, a=conv(3, 12), b=conv(12, 8), fc=head(8)),
+    "channels folded into the batch": lambda: Net(folded_into_batch, a=conv(3, 8), b=conv(8, 12), c=conv(3, 12), fc=head(12)),
+    "grouped, used twice": lambda: Net(
+        grouped_used_twice, a=conv(3, 8), b=conv(3, 8), g=conv(8, 8, groups=2), c=conv(8, 6), fc=head(6)
+    ),
+    "weight standardisation": lambda: Net(weight_standardized, a=conv(3, 6), b=conv(6, 16), c=conv(16, 8), fc=head(8)),
+    "dtypes and expand_as": lambda: Net(dtype_round_trip, a=conv(3, 12), b=conv(12, 8), fc=head(8)),
+    "squeeze of everything": lambda: Net(lambda m, x: m.fc(F.adaptive_avg_pool2d(m.a(x), 1).squeeze()), a=conv(3, 8), fc=head(8)),
+    "transposed, weight norm": lambda: Net(
+        lambda m, x: end(m, m.b(m.t(m.a(x)))),
+        a=conv(3, 8),
+        t=torch.nn.utils.parametrizations.weight_norm(nn.ConvTranspose2d(8, 16, 2)),
+        b=conv(16, 12),
+        fc=head(12),
+    ),
+    "pixel shuffle to few channels": lambda: Net(
+        lambda m, x: m.fc(F.pixel_shuffle(m.b(m.a(x)), 3).sum((2, 3))), a=conv(3, 12), b=conv(12, 18), fc=head(2)
+    ),
     "batch norm": norm(nn.BatchNorm2d(12)),
     "instance norm": norm(nn.InstanceNorm2d(12, affine=True)),
     "group norm": norm(nn.GroupNorm(4, 12)),
@@ -217,6 +285,29 @@ def test_removed_equals_masked(name, ratio, seed):
         before = sum(p.numel() for p in model.parameters())
         after = sum(p.numel() for p in small.parameters())
         assert after < 0.8 * before, f"nothing much was pruned: {plan}"
+
+
+def test_statistics_over_a_spatial_axis_that_holds_channels_are_lossy():
+    def forward(m, x):
+        return m.fc(m.n(m.a(x).flatten(2).transpose(1, 2)).mean(1))
+
+    for layer in (nn.InstanceNorm1d(64), nn.InstanceNorm1d(64, affine=True), nn.GroupNorm(4, 64)):
+        model = Net(forward, a=conv(3, 8), n=layer, fc=head(8))
+        group = compressor.analyze(compressor.trace(model, (torch.randn(X2),))).groups[0]
+        assert group.frozen is not None
+        assert "statistics" in group.frozen
+
+
+def test_a_pool_over_two_axes_of_a_tensor_of_three_is_understood():
+    model = Net(lambda m, x: m.fc(F.max_pool2d(m.a(x).flatten(2), (2, 1)).flatten(1)), a=conv(3, 8), fc=nn.Linear(256, 4))
+    (group, _) = compressor.analyze(compressor.trace(model, (torch.randn(X2),))).groups
+    assert "spatial axis of aten.max_pool2d" in group.frozen
+
+
+def test_macs_count_every_image_that_is_folded_into_the_batch():
+    model = Net(lambda m, x: m.a(x.view(-1, 3, 4, 4)).flatten(1).view(x.shape[0], -1), a=conv(3, 8))
+    channels = compressor.analyze(compressor.trace(model, (torch.randn(2, 6, 8, 8),)))
+    assert channels.costs(channels.widths([channels.full])).macs[0] == 8 * (4 * 4) * 9 * 3 * 8
 
 
 @pytest.mark.parametrize("dims", [1, 3])

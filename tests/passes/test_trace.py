@@ -36,6 +36,7 @@ def test_modes_of_the_model_are_restored_and_taken_over():
     assert model.training
     assert not model.bn1.training
     assert graph.training
+    assert not graph.get_submodule("bn1").training
     assert not compressor.trace(model.eval(), (X,)).training
 
 
@@ -113,6 +114,60 @@ def test_a_batch_that_cannot_be_dynamic_is_fixed_and_said(caplog):
     assert not graph.meta["compressor.dynamic_batch"]
     assert "cannot be dynamic" in caplog.text
     assert graph(X).shape == (2, 144)
+
+
+def test_statistics_of_the_batch_in_eval_mode_stay_a_function():
+    class Always(nn.BatchNorm2d):
+        def forward(self, x):
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, True, 0.0, self.eps)
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), Always(4)).eval()
+    graph = compressor.trace(model, (X,))
+    torch.testing.assert_close(graph(X), model(X))
+
+
+def test_model_buffers_inputs_and_keys_are_left_alone():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Conv2d(3, 4, 1)
+            self.register_buffer("table", torch.randn(4, 1, 1), persistent=False)
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls += 1
+            return self.a(x.relu_()) + self.table
+
+    model, x = Counting(), X.clone()
+    graph = compressor.trace(model, (x,))
+    assert model.calls == 0
+    assert torch.equal(x, X)
+    assert "table" not in graph.state_dict()
+
+
+def test_a_forward_with_varargs_has_a_dynamic_batch():
+    class Any(Residual):
+        def forward(self, *xs):
+            return super().forward(xs[0])
+
+    graph = compressor.trace(Any().eval(), (X,))
+    assert graph.meta["compressor.dynamic_batch"]
+    assert graph(torch.randn(3, 3, 8, 8)).shape == (3, 5)
+
+
+def test_dropout_without_a_module_gets_a_name_at_the_root_too():
+    class Dropouts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x):
+            return F.dropout(self.a(F.dropout(x, 0.5, self.training)), 0.2, self.training)
+
+    graph = compressor.trace(Dropouts(), (X,))
+    names = [str(node.target) for node in graph.graph.nodes if node.op == "call_module"]
+    assert names == ["dropout", "a", "dropout_2"]
+    assert compressor.analyze(graph).unknown == ()
 
 
 class Dependent(nn.Module):
