@@ -55,7 +55,7 @@ def inspection_table(channels: ChannelGraph) -> str:
     console = Console(width=160, record=True, file=io.StringIO())
     console.print(table)
     lines = [
-        console.export_text().rstrip(),
+        "\n".join(line.rstrip() for line in console.export_text().splitlines()),
         f"{human(int(costs.macs[0]))} MACs, {human(int(costs.params[0]))} parameters, {human(int(costs.memory_bytes[0]), 'B')}",
     ]
     if not channels.graph.meta[DYNAMIC]:

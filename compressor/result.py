@@ -98,7 +98,7 @@ class Result:
             )
         console = Console(width=130, record=True, force_terminal=False, file=io.StringIO())
         console.print(table)
-        lines = [console.export_text().rstrip()]
+        lines = [line.rstrip() for line in console.export_text().splitlines()]
         for name, (found, limit) in self.budget.items():
             word = "met" if found <= limit else "MISSED"
             lines.append(f"budget {name}: {_value(name, found)} of at most {_value(name, limit)} ({word})")

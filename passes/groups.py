@@ -156,21 +156,10 @@ def _build(
 ) -> Grouping:
     first = np.full(len(kind), np.iinfo(np.int64).max)  # the first produced label of each component: its order
     order = 0
-    producers: dict[int, dict[str, int]] = {}
-    for labels, layer in labeler.produced:
-        members = component[labels]
-        np.minimum.at(first, members, np.arange(order, order + len(labels)))
+    for labels, _ in labeler.produced:
+        np.minimum.at(first, component[labels], np.arange(order, order + len(labels)))
         order += len(labels)
-        for k, hits in zip(*np.unique(kind[members], return_counts=True), strict=True):
-            producers.setdefault(int(k), {}).setdefault(layer, int(hits))
-    readers: dict[int, dict[str, None]] = {}
-    for labels, layer in labeler.read:
-        for k in np.unique(kind[component[labels]]).tolist():
-            readers.setdefault(k, {})[layer] = None
-    lossy: dict[int, dict[str, None]] = {}
-    for labels, op in labeler.lossy:
-        for k in np.unique(kind[component[labels]]).tolist():
-            lossy.setdefault(k, {})[op] = None
+    producers, readers, lossy = (_names(kind[component], facts) for facts in (labeler.produced, labeler.read, labeler.lossy))
 
     members_of = {k: np.flatnonzero(kind == k) for k in np.unique(kind[kind >= 0]).tolist()}
     for k, members in members_of.items():
@@ -202,6 +191,15 @@ def _build(
             )
         )
     return Grouping(tuple(groups), group_of_component[component], unit_of_component[component])
+
+
+def _names(kind_of: IntArray, facts: Sequence[tuple[IntArray, str]]) -> dict[int, dict[str, int]]:
+    """Kind -> name -> how many of its labels the first fact of that name is about, in the order of the facts."""
+    found: dict[int, dict[str, int]] = {}
+    for labels, name in facts:
+        for k, hits in zip(*np.unique(kind_of[labels], return_counts=True), strict=True):
+            found.setdefault(int(k), {}).setdefault(name, int(hits))
+    return found
 
 
 def _cells(

@@ -13,6 +13,8 @@ from typing import Protocol, TypeAlias, cast
 import torch
 from torch import Tensor, fx, nn
 
+from compressor.passes.schema import arguments_of
+
 logger = logging.getLogger(__name__)
 aten = torch.ops.aten
 
@@ -49,7 +51,7 @@ class Remodulise:
         return root
 
     def _replace(self, graph: fx.Graph, node: fx.Node, builder: "Builder") -> None:
-        arguments = _normalised(node)
+        arguments = arguments_of(node)
         tensors = {name: arguments.get(name) for name in builder.parameters}
         owned = {name: value for name, value in tensors.items() if value is not None}
         path = self._dropout_path(node) if not builder.parameters else _owner(owned)
@@ -139,20 +141,6 @@ def _owner(owned: Arguments) -> str | None:
 def _attribute(root: nn.Module, name: str) -> Tensor:
     path, _, leaf = name.rpartition(".")
     return cast(Tensor, getattr(root.get_submodule(path), leaf))
-
-
-def _normalised(node: fx.Node) -> Arguments:
-    """All arguments of an ATen call by their schema names, defaults included."""
-    schema = cast(torch._ops.OpOverload, node.target)._schema.arguments
-    result: Arguments = {}
-    for k, argument in enumerate(schema):
-        if k < len(node.args):
-            result[argument.name] = node.args[k]
-        elif argument.name in node.kwargs:
-            result[argument.name] = node.kwargs[argument.name]
-        else:
-            result[argument.name] = argument.default_value
-    return result
 
 
 def _tuple(value: object, dims: int) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from compressor.errors import PassError
 from compressor.passes.labels import Labeler, Value
 from compressor.passes.rules import RULES, Call, key_of
+from compressor.passes.schema import arguments_of
 from compressor.passes.trace import BATCH, is_traced
 
 _HYPER = ("groups", "num_groups", "normalized_shape")
@@ -136,7 +137,7 @@ class _Walker:
 
     def _arguments(self, node: fx.Node, module: nn.Module | None) -> dict[str, object]:
         if module is None:
-            return {name: self._argument(value) for name, value in _by_name(node).items()}
+            return {name: self._argument(value) for name, value in arguments_of(node).items()}
         arguments: dict[str, object] = {"input": self._argument(node.args[0])}
         tensors = {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
         axes = (0, 1) if isinstance(module, nn.modules.conv._ConvNd) else None
@@ -157,19 +158,3 @@ class _Walker:
         if isinstance(argument, list | tuple):
             return [self._argument(item) for item in argument]
         return argument
-
-
-def _by_name(node: fx.Node) -> dict[str, Any]:
-    """Arguments of an ATen call by schema name; of any other function by position."""
-    schema = getattr(node.target, "_schema", None)
-    if schema is None:
-        return {**{str(k): value for k, value in enumerate(node.args)}, **node.kwargs}
-    result: dict[str, Any] = {}
-    for k, argument in enumerate(schema.arguments):
-        if k < len(node.args):
-            result[argument.name] = node.args[k]
-        elif argument.name in node.kwargs:
-            result[argument.name] = node.kwargs[argument.name]
-        else:
-            result[argument.name] = argument.default_value
-    return result

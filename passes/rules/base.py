@@ -17,7 +17,7 @@ rule freezes every label that reaches it. Registering a key twice is an error.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, cast
+from typing import TypeAlias, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -134,6 +134,8 @@ class Change:
 RuleFunction: TypeAlias = Callable[[Call, Labeler], Value | list[Value]]
 EditFunction: TypeAlias = Callable[[Change], None]
 
+_F = TypeVar("_F")
+
 RULES: dict[object, RuleFunction] = {}
 EDITS: dict[object, EditFunction] = {}
 
@@ -144,15 +146,7 @@ def rule(*keys: object) -> Callable[[RuleFunction], RuleFunction]:
     Raises:
         ValueError: One of them has a rule already.
     """
-
-    def register(function: RuleFunction) -> RuleFunction:
-        for key in keys:
-            if key in RULES:
-                raise ValueError(f"{key} already has the rule {RULES[key].__name__}")
-            RULES[key] = function
-        return function
-
-    return register
+    return _registrar(RULES, "rule", keys)
 
 
 def edit(*keys: object) -> Callable[[EditFunction], EditFunction]:
@@ -161,12 +155,15 @@ def edit(*keys: object) -> Callable[[EditFunction], EditFunction]:
     Raises:
         ValueError: One of them has an edit already.
     """
+    return _registrar(EDITS, "edit", keys)
 
-    def register(function: EditFunction) -> EditFunction:
+
+def _registrar(table: dict[object, _F], what: str, keys: tuple[object, ...]) -> Callable[[_F], _F]:
+    def register(function: _F) -> _F:
         for key in keys:
-            if key in EDITS:
-                raise ValueError(f"{key} already has the edit {EDITS[key].__name__}")
-            EDITS[key] = function
+            if key in table:
+                raise ValueError(f"{key} already has the {what} {table[key]}")
+            table[key] = function
         return function
 
     return register
