@@ -11,11 +11,11 @@ demo: .venv/ready
 
 test: lint
 	@echo "== tests (the slow ones are in \`make test-all\`)"
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
 
 test-all: lint
 	@echo "== all tests, the wheel in a clean environment among them"
-	$(BIN)/python -m pytest -n $(WORKERS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 # make bench DATA=cifar-10-batches-bin WEIGHTS=resnet56_cifar10.safetensors
 bench: .venv/ready
