@@ -80,6 +80,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)  # a fresh environment takes minutes to install
 def test_the_wheel_works_in_a_clean_environment(wheel, tmp_path):
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     python = tmp_path / "venv" / "bin" / "python"
