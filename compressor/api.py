@@ -16,12 +16,11 @@ from compressor.methods import Magnitude, Method
 from compressor.passes.channels import ChannelGraph, analyze
 from compressor.passes.narrow_module import narrow_module
 from compressor.passes.remove_channels import RemoveChannels
-from compressor.passes.trace import example_inputs_of, is_traced, trace
+from compressor.passes.trace import is_traced, trace
 from compressor.plan import Plan
 from compressor.progress import Progress
 from compressor.result import Result
-from compressor.runtime.latency import check_onnx, measure
-from compressor.runtime.onnx_export import save_onnx, to_onnx
+from compressor.runtime.latency import export_checked, measure
 from compressor.store import load_tensors, read_json
 from compressor.target import Target
 from compressor.train import FineTune
@@ -118,17 +117,14 @@ def export(graph: fx.GraphModule, path: str | Path) -> Path:
 
     Args:
         graph: A traced graph.
-        path: The file; weights over 1.9 GB go beside it.
+        path: The file; after an error it is as it was.
 
     Raises:
         BackendError: The exporter refuses the graph, or the outputs differ.
+        DataError: The file cannot be written.
     """
-    example = example_inputs_of(graph)
-    model = to_onnx(graph, example)
-    path = Path(path)
-    save_onnx(model, path)
-    check_onnx(path, graph)
-    return path
+    export_checked(graph, Path(path))
+    return Path(path)
 
 
 def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:

@@ -1,8 +1,5 @@
 """The main job, step by step: each step is recorded in the run's folder and never done twice."""
 
-import copy
-import os
-import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -13,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from compressor.budget import Budget, absolute
-from compressor.errors import BudgetError, DataError
+from compressor.errors import BudgetError
 from compressor.evaluate import Batches, evaluate, recalibrate
 from compressor.measurement import Measurement
 from compressor.methods import Method, Problem
@@ -26,9 +23,8 @@ from compressor.progress import Progress
 from compressor.report import write_report
 from compressor.result import Result, Step
 from compressor.run import Run
-from compressor.runtime.latency import Comparison, check_onnx, measure
-from compressor.runtime.onnx_export import save_onnx, to_onnx
-from compressor.store import PARTIAL, digest_of_tensors, load_tensors, save_tensors, write_bytes, write_json
+from compressor.runtime.latency import Comparison, export_checked, measure
+from compressor.store import digest_of_tensors, load_tensors, replacing, save_tensors, write_bytes, write_json
 from compressor.target import Target
 from compressor.train import FineTune
 from compressor.train import train as fine_tune
@@ -189,8 +185,7 @@ class Compression:
         member = self._run.member
         if self._run.done("exported") is None:
             self._progress.stage("export ONNX and check it against PyTorch")
-            save_onnx(to_onnx(graph, example_inputs_of(graph)), member / "model.onnx")
-            error = check_onnx(member / "model.onnx", graph)
+            error = export_checked(graph, member / "model.onnx")
             save_program(graph, member / "program.pt2")
             self._run.finish("exported", {"onnx_relative_error": error})
 
@@ -238,18 +233,9 @@ class Compression:
 
 def save_program(graph: fx.GraphModule, path: Path) -> None:
     """Write a graph as an exported program (`.pt2`), whole or not at all."""
-    example = tuple(copy.deepcopy(x) for x in example_inputs_of(graph, 2 if graph.meta[DYNAMIC] else None))
+    example = example_inputs_of(graph, 2 if graph.meta[DYNAMIC] else None)
     shapes = ({0: torch.export.Dim("batch", min=1, max=1 << 20)},) * len(example) if graph.meta[DYNAMIC] else None
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".program-", suffix=f"{PARTIAL}.pt2")
-    os.close(handle)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            program = torch.export.export(graph, example, dynamic_shapes=shapes, strict=False)
-            torch.export.save(program, temporary)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise DataError(f"cannot write {path}: {error}") from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with replacing(path) as temporary, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(graph, example, dynamic_shapes=shapes, strict=False)
+        torch.export.save(program, temporary)

@@ -53,7 +53,7 @@ class Run:
                 raise DataError(
                     f"{path} holds another run ({_difference(found, config)}); choose another output folder, or remove this one"
                 )
-        elif path.exists() and (not path.is_dir() or any(not file.name.endswith(PARTIAL) for file in path.iterdir())):
+        elif path.exists() and (not path.is_dir() or any(PARTIAL not in file.name for file in path.iterdir())):
             raise DataError(f"{path} is not empty and holds no run; choose another output folder")
         else:
             write_json(existing, {"schema_version": 1, "digest": digest, "config": dict(config), "versions": versions()})

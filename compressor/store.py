@@ -4,7 +4,8 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -16,29 +17,43 @@ from torch import Tensor, nn
 from compressor.errors import DataError
 
 PARTIAL = ".partial"
-"""Suffix of files that are being written; what a kill leaves of them is swept when the run goes on."""
+"""In the name of files that are being written; what a kill leaves of them is swept when the run goes on."""
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file atomically: a reader sees the old one or the new one, never half of it.
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path to write to; it takes the place of `path` once the block is done.
+
+    A reader sees the old file or the new one, never half of it; after an error the old one is still there.
 
     Raises:
         DataError: The folder cannot be written to.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=PARTIAL)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=PARTIAL + path.suffix)
     except OSError as error:
         raise DataError(f"cannot write to {path.parent}: {error.strerror or error}; choose another output folder") from error
+    os.close(handle)
+    temporary = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o644)
+        yield temporary
+        temporary.chmod(0o644)
         os.replace(temporary, path)
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        DataError: The folder cannot be written to.
+    """
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def write_json(path: Path, value: object) -> None:

@@ -3,11 +3,8 @@
 import contextlib
 import io
 import logging
-import os
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import onnx
@@ -19,8 +16,6 @@ from compressor.errors import BackendError
 from compressor.passes.trace import DYNAMIC
 
 logger = logging.getLogger(__name__)
-
-_LARGE = 1_900_000_000  # bytes; protobuf ends at 2 GiB
 
 
 def to_onnx(graph: fx.GraphModule, example: Sequence[Tensor]) -> onnx.ModelProto:
@@ -57,19 +52,6 @@ def to_onnx(graph: fx.GraphModule, example: Sequence[Tensor]) -> onnx.ModelProto
     model: onnx.ModelProto = gs.export_onnx(surgeon.cleanup().toposort())
     logger.info("onnx: %d nodes, opset %d", len(model.graph.node), model.opset_import[0].version)
     return model
-
-
-def save_onnx(model: onnx.ModelProto, path: Path) -> None:
-    """Write a model whole or not at all; weights over 1.9 GB go beside it into `<name>.data`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if model.ByteSize() < _LARGE:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".onnx-", suffix=".partial")
-        with os.fdopen(handle, "wb") as file:
-            file.write(model.SerializeToString())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    else:
-        onnx.save(model, path, save_as_external_data=True, location=f"{path.name}.data")
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import torch
 
 from compressor.passes.labels import IntArray, Labeler, Value
 from compressor.passes.rules.base import Call, rule
+from compressor.passes.rules.elementwise import elementwise
 
 aten = torch.ops.aten
 
@@ -52,8 +53,6 @@ def summation(call: Call, labeler: Labeler) -> Value:
 def statistic(call: Call, labeler: Labeler) -> Value | list[Value]:
     """Over channels these depend on how many there are, or on what the removed ones held."""
     if len(call.values) > 1:  # aten.max(x, y) is element-wise
-        from compressor.passes.rules.elementwise import elementwise
-
         return elementwise(call, labeler)
     (x,) = call.values
     for axis in _reduced(call, x) & set(x.axes):

@@ -45,8 +45,7 @@ def test_a_budget_is_met_and_no_notch_is_wasted(scope, bound, share):
     for group in problem.channels.free:
         if current[group.name] < group.size:
             wider = compressor.Structure(tuple((n, w + (n == group.name)) for n, w in structure.widths))
-            gained = problem.costs(wider)[bound] - problem.costs(structure)[bound]
-            assert problem.costs(structure)[bound] + gained > problem.limits[bound] or scope == "global" or gained > 0
+            assert problem.costs(wider)[bound] > problem.limits[bound], f"a channel of {group.name} went for nothing"
     removed = 1 - problem.costs(structure)[bound] / (problem.limits[bound] / share)
     assert removed <= (1 - share) + 0.05, "far more was removed than asked for"
 

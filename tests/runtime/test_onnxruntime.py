@@ -58,6 +58,18 @@ def test_export_writes_a_checked_file(graph, tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["net.onnx"], "no temporary file is left"
 
 
+def test_an_export_that_differs_leaves_the_old_file(graph, tmp_path, monkeypatch):
+    path = compressor.export(graph, tmp_path / "net.onnx")
+    before = path.read_bytes()
+    monkeypatch.setattr("compressor.runtime.latency.PARITY", -1.0)  # nothing passes
+    with torch.no_grad():
+        graph.get_parameter("fc.weight").mul_(2)
+    with pytest.raises(compressor.BackendError, match="differ from PyTorch's"):
+        compressor.export(graph, path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_profile_measures_a_graph(graph):
     found = compressor.profile(graph)
     assert found.median_ms > 0
