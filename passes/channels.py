@@ -1,7 +1,8 @@
 """`analyze`: which channels of a traced graph live and die together, and what may be removed."""
 
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,14 +20,15 @@ from compressor.plan import Plan, Structure, digest_of
 logger = logging.getLogger(__name__)
 
 
-def analyze(graph: fx.GraphModule, lossy: bool = False) -> "ChannelGraph":
+def analyze(graph: fx.GraphModule, lossy: bool = True) -> "ChannelGraph":
     """Find the channel groups of a traced graph.
 
     Args:
         graph: What `trace` returned, or a pass made of it.
-        lossy: Also free the channels that some op computes statistics over (a layer norm, a softmax or a
-            mean over channels). Removing them is then not the same as masking them; the ops are named in
-            `ChannelGroup.lossy`.
+        lossy: Whether channels may be removed that some op computes statistics over (a layer norm, a softmax
+            or a mean over channels). It then computes them over the channels that stay, so that what the
+            others become changes a little; such ops are named in `ChannelGroup.lossy`. False freezes these
+            channels.
 
     Raises:
         PassError: `graph` is not a traced graph.
@@ -92,6 +94,29 @@ class ChannelGraph:
         """Structures as rows for `costs`."""
         rows = [dict(structure.widths) for structure in structures]
         return np.array([[row.get(g.name, g.size) for g in self.groups] for row in rows], dtype=np.int64)
+
+    def nearest(self, wanted: Mapping[str, float]) -> Structure:
+        """The legal structure nearest to wanted widths.
+
+        Groups are independent of one another (what must be thinned together is one group), so that the nearest
+        legal width of each is the nearest legal structure. A tie goes to the wider one.
+
+        Args:
+            wanted: Group name -> width; a group that is not named, or is frozen, keeps its size.
+
+        Raises:
+            PlanError: A name is not that of a group.
+        """
+        unknown = set(wanted) - {group.name for group in self.groups}
+        if unknown:
+            raise PlanError(f"there is no group `{min(unknown)}`; compressor inspect lists them")
+        widths = []
+        for group in self.groups:
+            steps = math.floor(wanted.get(group.name, group.size) / group.granularity + 0.5)
+            free = group.frozen is None and group.name in wanted
+            width = min(max(steps, 1) * group.granularity, group.size) if free else group.size
+            widths.append((group.name, width))
+        return Structure(tuple(widths))
 
     def kept_masks(self, plan: Plan) -> list[NDArray[np.bool_]]:
         """One mask over the units of each group: what stays.
@@ -180,7 +205,7 @@ class ChannelGraph:
         scoring = Scoring(self)
         kept = {}
         for group in self.free:
-            per_cell = len(group.cells[0])
-            stay = max(per_cell - round(ratio * per_cell), 1)
+            steps = group.size // group.granularity
+            stay = max(steps - round(ratio * steps), 1)
             kept[group.name] = select(group, criterion(scoring, group), stay * group.granularity)
         return Plan.keep(kept, self.digest)

@@ -3,10 +3,12 @@
 1. Tied labels form one *unit* (connected components): it lives or dies as a whole.
 2. Units that lie in exactly the same places (the same axes of the same tensors, equally often, frozen for
    the same reason) are interchangeable and form a *group*: one width, one integer axis of the search space.
-3. Equal-count constraints (grouped convolutions) merge the groups they span and split them into *cells*:
-   a legal width takes equally many units of every cell.
+3. Equal-count constraints (grouped convolutions) merge the groups they span and split them into *cells*,
+   the intersections of all their blocks: a legal width takes the same share of every cell, so that equal
+   blocks stay equal whatever constraints meet.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,9 +29,9 @@ class ChannelGroup:
         layers: The layers that produce these channels.
         readers: The layers that read them.
         frozen: Why none of them may be removed, or None.
-        cells: Unit indices that must be thinned equally; a single cell unless a grouped op asks for more.
+        cells: Unit indices that must be thinned in proportion; a single cell unless a grouped op asks for more.
         channels_per_unit: Output channels of the first layer in one unit.
-        lossy: Ops that compute statistics over these channels, so that removal is not masking.
+        lossy: Ops that compute statistics over these channels; afterwards over those that stay.
     """
 
     name: str
@@ -44,7 +46,11 @@ class ChannelGroup:
     @property
     def granularity(self) -> int:
         """Legal widths are multiples of this."""
-        return len(self.cells)
+        return self.size // math.gcd(*[len(cell) for cell in self.cells])
+
+    def quota(self, cell: Sequence[int], width: int) -> int:
+        """How many of a cell's units a legal width takes: its share, so that every block keeps equally many."""
+        return len(cell) * width // self.size
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,9 @@ def make_groups(labeler: Labeler, lossy: bool) -> Grouping:
         lossy: Whether channels that a statistic is computed over may be removed (they are frozen otherwise).
     """
     component = _components(labeler)
+    if labeler.blocks:
+        _decide_blocks(labeler, component)
+        component = _components(labeler)
     count = int(component.max()) + 1 if len(component) else 0
     reasons = _reasons(labeler, component, count, lossy)
     produced = np.zeros(count, dtype=bool)
@@ -90,11 +99,25 @@ def _components(labeler: Labeler) -> IntArray:
     return np.asarray(component, dtype=np.int64)
 
 
+def _decide_blocks(labeler: Labeler, component: IntArray) -> None:
+    """Rows of `Labeler.blocks` are tied as a whole, or kept equal where a grouped op needs them all."""
+    for blocks, op, node in labeler.blocks:
+        owner = np.full(int(component.max()) + 1, -1, dtype=np.int64)
+        owner[component[blocks]] = np.arange(len(blocks))[:, None]
+        touched = [[len(np.unique(own[own >= 0])) for own in owner[component[rows]]] for rows, _ in labeler.regular]
+        if any(max(counts) > 0 and min(c for c in counts if c) < 2 for counts in touched):
+            labeler.lose(blocks, op, node)
+            labeler.keep_regular(blocks, op)
+        else:
+            labeler.ties += [(blocks[:, 0], blocks[:, column]) for column in range(1, blocks.shape[1])]
+    labeler.blocks.clear()
+
+
 def _reasons(labeler: Labeler, component: IntArray, count: int, lossy: bool) -> list[str | None]:
     reasons: list[str | None] = [None] * count
     facts = list(labeler.frozen)
     if not lossy:
-        facts += [(labels, f"{op} computes statistics over them (lossy; allow with lossy=True)") for labels, op in labeler.lossy]
+        facts += [(labels, f"{op} computes statistics over them (lossy; lossy=True allows it)") for labels, op in labeler.lossy]
     for labels, reason in facts:
         for c in np.unique(component[labels]).tolist():
             reasons[c] = reasons[c] or reason
@@ -205,7 +228,7 @@ def _names(kind_of: IntArray, facts: Sequence[tuple[IntArray, str]]) -> dict[int
 def _cells(
     members: IntArray, places: IntArray, constraints: list[tuple[IntArray, str]]
 ) -> tuple[tuple[tuple[int, ...], ...], str | None]:
-    """Units in the same places and the same blocks of every constraint; a reason where cells differ in size."""
+    """Units in the same places and the same blocks of every constraint; a reason where no width but the full one is legal."""
     random = np.random.default_rng(1)
     count = len(places)
     signature = random.integers(1, 2**63, size=count, dtype=np.uint64)[places]
@@ -217,9 +240,8 @@ def _cells(
     _, inverse = np.unique(signature[members], return_inverse=True)
     cells = [np.flatnonzero(inverse == k) for k in range(int(inverse.max()) + 1)]
     cells.sort(key=lambda cell: int(cell[0]))
-    sizes = {len(cell) for cell in cells}
-    if len(sizes) > 1:
-        broken = broken or f"equal-count constraints of several ops split it into parts of {sorted(sizes)} channels"
+    if len(cells) > 1 and math.gcd(*[len(cell) for cell in cells]) == 1:
+        broken = broken or "ops that work on equal blocks leave no width between none and all"
     return tuple(tuple(cell.tolist()) for cell in cells), broken
 
 
@@ -242,5 +264,5 @@ def live_counts(labels: IntArray, grouping: Grouping) -> tuple[int, dict[int, in
         if group.frozen is not None:
             fixed += int(hits.sum())
         else:
-            slopes[k] = sum(int(hits[cell[0]]) for cell in group.cells)
+            slopes[k] = sum(int(hits[cell[0]]) * group.quota(cell, group.granularity) for cell in group.cells)
     return fixed, slopes

@@ -9,6 +9,7 @@ from them is worked out once, in `channels.py`.
     conv2.weight axis 1   8=0 9=1 …        conv2 reads them
 """
 
+import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -20,16 +21,49 @@ from torch import Tensor
 IntArray: TypeAlias = NDArray[np.int64]
 
 
+@dataclass(eq=False)
+class Split:
+    """Channels that a view has spread over several axes.
+
+    Attributes:
+        labels: One axis per axis that they are spread over (its *root axes*).
+        chosen: The root axis along which they may go; None as long as nothing has asked, -1 where none may.
+        fixed: Root axes whose size the graph computes, so that it cannot be edited.
+    """
+
+    labels: IntArray
+    chosen: int | None = None
+    fixed: set[int] = field(default_factory=set)
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """How a split lies in one tensor, as long as no axis has been chosen.
+
+    Attributes:
+        split: The split.
+        positions: Flat positions in `split.labels`, over `axes`.
+        axes: The axes of the tensor that it varies along.
+        roots: The root axis that runs along each of them.
+    """
+
+    split: Split
+    positions: IntArray
+    axes: tuple[int, ...]
+    roots: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class Value:
     """The labels of one tensor.
 
-    An axis that is not in `axes` cannot change its size. Each label field of a tensor varies along one
-    axis only; where an op would make it vary along two, the labels are tied until it does not.
+    An axis that is in neither `axes` nor `grids` cannot change its size.
 
     Attributes:
         shape: Concrete shape, with the traced batch size in place of the symbol.
         axes: Axis (non-negative) -> labels, as many as the axis is long.
+        grids: Channels spread over several axes, before one of them is chosen; rules that are not made
+            for them see values without (`splits.settle`).
         why: For messages: why the other axes carry no labels ("model input `x`").
         name: Qualified name, if it is a parameter or buffer as stored.
     """
@@ -38,6 +72,7 @@ class Value:
     axes: Mapping[int, IntArray] = field(default_factory=dict)
     why: str = ""
     name: str = ""
+    grids: tuple[Grid, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -85,16 +120,29 @@ class Labeler:
         self.scales: list[str] = []
         self.read: list[tuple[IntArray, str]] = []
         self.lossy: list[tuple[IntArray, str]] = []
+        self.statistics: set[str] = set()
         self.places: list[IntArray] = []
+        self.blocks: list[tuple[IntArray, str, str]] = []
         self.regular: list[tuple[IntArray, str]] = []
         self.slots: dict[tuple[str, int], Slot] = {}
         self.terms: list[Term] = []
         self._parameters: dict[str, Value] = {}
+        self._blank: list[int] = []  # first and past-the-last label of every run of blanks, ascending
 
     def fresh(self, count: int) -> IntArray:
         """`count` labels nobody has."""
         self.count += count
         return np.arange(self.count - count, self.count, dtype=np.int64)
+
+    def blanks(self, count: int) -> IntArray:
+        """Labels of positions that only repeat or fill: nothing makes them, so they follow whatever they meet."""
+        labels = self.fresh(count)
+        self._blank += [self.count - count, self.count]
+        return labels
+
+    def is_blank(self, labels: IntArray) -> bool:
+        """Whether these came from `blanks`."""
+        return bisect.bisect_right(self._blank, int(labels.reshape(-1)[0])) % 2 == 1
 
     def tie(self, left: IntArray, right: IntArray) -> None:
         """`left[k]` and `right[k]` live and die together."""
@@ -132,9 +180,18 @@ class Labeler:
         """An intermediate axis that must not become empty: its units form groups of their own."""
         self.places.append(labels)
 
-    def lose(self, labels: IntArray, op: str) -> None:
-        """`op` computes statistics over these channels: removing some changes what it does to the others."""
+    def lose(self, labels: IntArray, op: str, node: str) -> None:
+        """`op`, the node `node`, computes statistics over these channels: removing some changes what it does to the others."""
         self.lossy.append((labels.reshape(-1), op))
+        self.statistics.add(node)
+
+    def block(self, blocks: IntArray, op: str, node: str) -> None:
+        """`op`, the node `node`, computes statistics over each row: rows go as a whole, which is exact.
+
+        Unless that would leave an equal-count constraint with a single unit per block, so that nothing could
+        go: then every row keeps equally many, and the op is lossy. Decided when all ties are known.
+        """
+        self.blocks.append((blocks, op, node))
 
     def keep_regular(self, blocks: IntArray, op: str) -> None:
         """Every row of this 2-D array must keep equally many labels, because `op` works on equal blocks."""
@@ -154,7 +211,8 @@ class Labeler:
         """
         if name not in self._parameters:
             chosen = range(tensor.dim()) if axes is None else axes
-            labels = {a: self.fresh(tensor.shape[a]) for a in chosen if tensor.shape[a] > 1}
+            # Beyond the first two, axes are mostly those of kernels: where one is merged with channels, it gives way.
+            labels = {a: (self.fresh if a < 2 else self.blanks)(tensor.shape[a]) for a in chosen if tensor.shape[a] > 1}
             for axis, own in labels.items():
                 self.slots[name, axis] = Slot(name, axis, own)
             self._parameters[name] = Value(tuple(tensor.shape), labels, f"`{name}`", name)

@@ -58,6 +58,7 @@ def _narrow(model: nn.Module, narrowed: fx.GraphModule) -> None:
     """Replace every tensor that has become smaller, under all names that it has."""
     new = dict([*narrowed.named_parameters(), *narrowed.named_buffers()])
     places = list(_tensors(model))
+    modules = dict(narrowed.named_modules())
     replaced: dict[int, Tensor] = {}
     for _, _, name, tensor in places:
         if name in new and new[name].shape != tensor.shape:
@@ -69,6 +70,9 @@ def _narrow(model: nn.Module, narrowed: fx.GraphModule) -> None:
     for module in model.modules():
         if any(True for _ in module.parameters(recurse=False)):
             fit(module)
+    for path, module in model.named_modules():
+        if isinstance(module, nn.GroupNorm) and isinstance(twin := modules.get(path), nn.GroupNorm):
+            module.num_groups = twin.num_groups
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[nn.Module, str, str, Tensor]]:

@@ -98,19 +98,27 @@ def _edit(gm: fx.GraphModule, node: fx.Node, channels: ChannelGraph, kept_of: Ca
     inputs = call.values if call is not None else []
     if all(kept_of(labels).all() for value in (*outputs, *inputs) for labels in value.axes.values()):
         return
-    if call is not None and node.op == "call_function":
-        function = EDITS.get(key_of(node, None))
+    if call is not None:
+        function = EDITS.get(key_of(node, call.module))
         if function is not None:
             add = _constant_adder(gm, node)
-            function(Change(node, call, inputs[0], outputs, kept_of, add))
+            function(Change(node, call, inputs[0] if inputs else outputs[0], outputs, kept_of, add))
     _update_shapes(node, outputs, kept_of)
 
 
-def _constant_adder(gm: fx.GraphModule, node: fx.Node) -> Callable[[IntArray], fx.Node]:
-    def add(values: IntArray) -> fx.Node:
-        name = f"{node.name}_index"
-        gm.register_buffer(name, torch.from_numpy(values.astype(np.int64)))
-        return gm.graph.get_attr(name)
+def _constant_adder(gm: fx.GraphModule, node: fx.Node) -> Callable[[IntArray, str], fx.Node]:
+    def add(values: IntArray, name: str) -> fx.Node:
+        tensor = torch.from_numpy(values.astype(np.int64))
+        readers = [n for n in gm.graph.nodes if n.op == "get_attr" and n.target == name]
+        if len(readers) == 1 and len(readers[0].users) == 1:
+            path, _, leaf = name.rpartition(".")
+            owner = gm.get_submodule(path)
+            setattr(owner, leaf, tensor.to(getattr(owner, leaf).device))
+            return cast(fx.Node, readers[0])
+        gm.register_buffer(f"{node.name}_index", tensor)
+        with gm.graph.inserting_before(node):
+            new: fx.Node = gm.graph.get_attr(f"{node.name}_index")
+            return new
 
     return add
 
@@ -167,7 +175,8 @@ def _fit_group_norm(module: nn.Module) -> None:
     norm = cast(nn.GroupNorm, module)
     per_block = norm.num_channels // norm.num_groups
     norm.num_channels = norm.weight.shape[0]
-    norm.num_groups = norm.num_channels // per_block
+    if norm.num_groups > 1:  # as if whole blocks had gone; an edit corrects it where they have shrunk
+        norm.num_groups = max(norm.num_channels // per_block, 1)
 
 
 _FIT: Mapping[type[nn.Module], Callable[[nn.Module], None]] = {

@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -10,8 +10,10 @@ from torch import Tensor, fx, nn
 
 from compressor.errors import PassError
 from compressor.passes.labels import Labeler, Value
-from compressor.passes.rules import RULES, Call, key_of
+from compressor.passes.rules import CARRIES, RULES, SPARES, Call, SpareFunction, key_of
+from compressor.passes.rules.filling import FILLS
 from compressor.passes.schema import arguments_of
+from compressor.passes.splits import settle
 from compressor.passes.trace import BATCH, is_traced
 
 _HYPER = ("groups", "num_groups", "normalized_shape")
@@ -35,6 +37,11 @@ class Walk:
     unknown: tuple[str, ...]
 
 
+def _never(call: Call) -> bool:
+    del call
+    return False
+
+
 def walk(gm: fx.GraphModule) -> Walk:
     """Label every channel of `gm`.
 
@@ -46,6 +53,7 @@ def walk(gm: fx.GraphModule) -> Walk:
     walker = _Walker(gm)
     for node in gm.graph.nodes:
         walker.visit(node)
+    walker.settle_all()
     return Walk(walker.labeler, walker.values, walker.calls, tuple(walker.unknown))
 
 
@@ -85,13 +93,16 @@ class _Walker:
         self.values[node.name] = tuple(Value(shape, why=f"model input `{node.name}`") for shape in shapes_of(node))
 
     def _get_attr(self, node: fx.Node) -> None:
-        name = str(node.target)
+        tensor = self._stored(str(node.target))
+        self.values[node.name] = (self.labeler.parameter(str(node.target), tensor),) if isinstance(tensor, Tensor) else ()
+
+    def _stored(self, name: str) -> Tensor:
         path, _, leaf = name.rpartition(".")
-        tensor = getattr(self.gm.get_submodule(path), leaf)
-        self.values[node.name] = (self.labeler.parameter(name, tensor),) if isinstance(tensor, Tensor) else ()
+        return cast(Tensor, getattr(self.gm.get_submodule(path), leaf))
 
     def _output(self, node: fx.Node) -> None:
         for source in node.all_input_nodes:
+            self.values[source.name] = tuple(settle(value, self.labeler) for value in self.values[source.name])
             for value in self.values[source.name]:
                 self.labeler.freeze_value(value, f"model output `{source.name}`")
 
@@ -102,16 +113,23 @@ class _Walker:
             return
         shapes = shapes_of(node)
         module = self.gm.get_submodule(str(node.target)) if node.op == "call_module" else None
-        call = Call(node, self._layer(node), self._arguments(node, module), shapes, module, cast(int, self.gm.meta[BATCH]))
+        call = Call(
+            node, self._layer(node), self._arguments(node, module), shapes, module, cast(int, self.gm.meta[BATCH]), self._stored
+        )
         self.calls[node.name] = call
         if key_of(node, module) in _SIZES:
             self.values[node.name] = ()
             return
-        if not call.values:
+        if not call.values and key_of(node, module) not in FILLS:
             reason = f"`{node.name}`, which no channel flows into"
             self.values[node.name] = tuple(Value(shape, why=reason) for shape in shapes)
             return
-        function = RULES.get(key_of(node, module))
+        key = key_of(node, module)
+        if any(value.grids for value in call.values) and not CARRIES.get(key, _never)(call):
+            self._settle_inputs(node, call, SPARES.get(key))
+            call = replace(call, arguments=self._arguments(node, module))
+            self.calls[node.name] = call
+        function = RULES.get(key)
         if function is None:
             self._refuse(call)
             return
@@ -122,8 +140,27 @@ class _Walker:
             return
         self.values[node.name] = values
 
+    def _settle_inputs(self, node: fx.Node, call: Call, spare: SpareFunction | None) -> None:
+        """Choose, for channels that reach this op spread over several axes, one that they may go along."""
+        for source in node.all_input_nodes:
+            self.values[source.name] = tuple(
+                settle(value, self.labeler, spare(call, value) if spare is not None and value.grids else None)
+                for value in self.values[source.name]
+            )
+
+    def settle_all(self) -> None:
+        """Choose wherever nothing has asked, and let every recorded call see what was chosen."""
+        for name, values in self.values.items():
+            self.values[name] = tuple(settle(value, self.labeler) for value in values)
+        for name, call in self.calls.items():
+            if any(value.grids for value in call.values):
+                self.calls[name] = replace(call, arguments=self._arguments(call.node, call.module))
+
     def _refuse(self, call: Call) -> None:
         self.unknown.append(call.op)
+        self._settle_inputs(call.node, call, None)
+        call = replace(call, arguments=self._arguments(call.node, call.module))
+        self.calls[call.node.name] = call
         for value in call.values:
             self.labeler.freeze_value(value, f"is touched by {call.op}, which has no rule")
         why = f"the output of {call.op}, which has no rule"

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import compressor
+from compressor.passes.trace import outputs_of
 from compressor.passes.verify import relative_error, run_masked
 
 TOLERANCE = 1e-4  # float32: see compressor.passes.verify.TOLERANCE
@@ -26,33 +27,60 @@ def randomize(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def check(model: nn.Module, inputs, ratio: float, seed: int | None, *, zeroed: bool = True):
-    """Removed = masked, by two oracles: masks in front of every reader, and zeroed slices of the user's own model."""
+def check(model: nn.Module, inputs, ratio: float, seed: int | None):
+    """See `check_plans`; one plan, with the small network."""
     graph = compressor.trace(model, inputs)
     channels = compressor.analyze(graph)
     plan = channels.plan(ratio, seed=seed)
+    return channels, plan, check_plan(model, inputs, channels, plan)
+
+
+def check_plan(model: nn.Module, inputs, channels, plan):
+    """Removed = masked, by two oracles: masks in front of every reader, and zeroed slices of the user's own model.
+
+    Also: shapes of outputs, another batch size, the argument left alone, costs as computed, keys of `state_dict`.
+    """
+    graph = channels.graph
     before = copy.deepcopy(graph.state_dict())
     small = compressor.apply(plan, graph, channels=channels)
     assert all(torch.equal(before[k], v) for k, v in graph.state_dict().items()), "apply changed its argument"
     with torch.no_grad():
-        found = small.eval()(*inputs)
-    assert relative_error([found], run_masked(channels, plan, inputs)) < TOLERANCE
-    assert graph.meta["compressor.dynamic_batch"]
-    three = tuple(torch.randn(3, *x.shape[1:]) for x in inputs)
-    with torch.no_grad():
-        assert relative_error([small(*three)], run_masked(channels, plan, three)) < TOLERANCE
-    if zeroed:
+        found = outputs_of(small.eval()(*inputs))
+        original = outputs_of(model.eval()(*inputs))
+    assert [x.shape for x in found] == [x.shape for x in original]
+    assert relative_error(found, run_masked(channels, plan, inputs)) < TOLERANCE
+    if graph.meta["compressor.dynamic_batch"]:
+        three = tuple(torch.randn(3, *x.shape[1:]) for x in inputs)
+        with torch.no_grad():
+            assert relative_error(outputs_of(small(*three)), run_masked(channels, plan, three)) < TOLERANCE
+    lossy = any(group.lossy for group in channels.free if len(dict(plan.kept).get(group.name, range(group.size))) < group.size)
+    if not lossy:  # statistics over what stays are not those over zeros
         twin = copy.deepcopy(model).eval()
         tensors = twin.state_dict()
         for name, axis, removed in channels.slices(plan):
-            tensors[name].index_fill_(axis, torch.tensor(removed), 0)
+            if tensors[name].is_floating_point():
+                tensors[name].index_fill_(axis, torch.tensor(removed), 0)
         with torch.no_grad():
-            assert relative_error([found], [twin(*inputs)]) < TOLERANCE
+            assert relative_error(found, outputs_of(twin(*inputs))) < TOLERANCE
     costs = channels.costs(channels.widths([channels.structure(plan)]))
     assert costs.params[0] == sum(p.numel() for p in small.parameters())
     again = compressor.analyze(small)
     assert again.costs(again.widths([again.full])).macs[0] == costs.macs[0]
-    return channels, plan, small
+    return small
+
+
+def check_effective(model: nn.Module, inputs, most: float = 0.8):
+    """`check_plan` from one channel to all but one, at random and by norm; at half, at most a share of the parameters stays."""
+    graph = compressor.trace(model, inputs)
+    channels = compressor.analyze(graph)
+    for ratio, seed in ((0.01, None), (0.01, 0), (0.3, 1), (0.5, None), (0.5, 0), (0.8, 2), (0.99, None), (0.99, 1)):
+        small = check_plan(model, inputs, channels, channels.plan(ratio, seed=seed))
+        if ratio >= 0.5:
+            share = sum(p.numel() for p in small.parameters()) / sum(p.numel() for p in graph.parameters())
+            assert share < most, [(group.name, group.frozen) for group in channels.groups]
+    one = compressor.Plan.keep({g.name: list(range(g.size))[g.granularity :] for g in channels.free if g.size > g.granularity == 1})
+    check_plan(model, inputs, channels, one)
+    return channels
 
 
 class Residual(nn.Module):

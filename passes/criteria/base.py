@@ -149,17 +149,16 @@ class FilterCriterion:
 
 
 def select(group: ChannelGroup, scores: Scores, width: int) -> list[int]:
-    """The indices that stay: the `width` highest scores, equally many from every cell.
+    """The indices that stay: the highest scores, the same share of every cell.
 
     Args:
         group: The group.
         scores: One per unit.
         width: How many stay; a multiple of `group.granularity`.
     """
-    per_cell = width // group.granularity
     kept: list[int] = []
     for cell in group.cells:
         own = np.asarray(cell)
         order = np.argsort(-scores[own], kind="stable")  # equal scores: the lower index stays
-        kept += own[order[:per_cell]].tolist()
+        kept += own[order[: group.quota(cell, width)]].tolist()
     return sorted(kept)

@@ -1,19 +1,55 @@
 """One file per op family; importing this package fills the tables `RULES` and `EDITS`."""
 
-from compressor.passes.rules import elementwise, mixers, movers, norms, reducers
-from compressor.passes.rules.base import EDITS, RULES, Call, Change, edit, key_of, rule
+from compressor.passes.rules import (
+    attention,
+    elementwise,
+    filling,
+    indexing,
+    joins,
+    mixers,
+    norms,
+    parts,
+    reducers,
+    shuffles,
+    views,
+)
+from compressor.passes.rules.base import (
+    CARRIES,
+    EDITS,
+    RULES,
+    SPARES,
+    Call,
+    Change,
+    SpareFunction,
+    carries,
+    edit,
+    key_of,
+    rule,
+    spares,
+)
 
 __all__ = [
+    "CARRIES",
     "EDITS",
     "RULES",
+    "SPARES",
     "Call",
     "Change",
+    "SpareFunction",
+    "carries",
     "edit",
-    "elementwise",
     "key_of",
-    "mixers",
-    "movers",
-    "norms",
-    "reducers",
     "rule",
+    "spares",
+    "attention",
+    "elementwise",
+    "filling",
+    "indexing",
+    "joins",
+    "mixers",
+    "norms",
+    "parts",
+    "reducers",
+    "shuffles",
+    "views",
 ]

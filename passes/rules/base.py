@@ -15,13 +15,13 @@ Keys are ATen overload packets (`torch.ops.aten.add`) and module classes (`nn.Co
 rule freezes every label that reaches it. Registering a key twice is an error.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from compressor.passes.labels import Labeler, Value
 
@@ -40,6 +40,7 @@ class Call:
         outputs: Shape per output tensor.
         module: The module of a `call_module` node.
         batch: The traced batch size.
+        stored: A parameter or buffer by its qualified name.
     """
 
     node: fx.Node
@@ -48,6 +49,7 @@ class Call:
     outputs: tuple[tuple[int, ...], ...]
     module: nn.Module | None
     batch: int
+    stored: Callable[[str], Tensor]
 
     @property
     def op(self) -> str:
@@ -94,7 +96,8 @@ class Change:
         inputs: Labels of the first tensor input.
         outputs: Labels per output.
         kept_of: Which of some labels stay.
-        add_constant: Stores an index list as a buffer of the new graph; returns a node that reads it.
+        constant: Stores an index list as a buffer of the new graph, in place of the one with the given name
+            where nothing else reads that; returns a node that reads it.
     """
 
     node: fx.Node
@@ -102,7 +105,7 @@ class Change:
     inputs: Value
     outputs: tuple[Value, ...]
     kept_of: Callable[[NDArray[np.int64]], BoolArray]
-    add_constant: Callable[[NDArray[np.int64]], fx.Node]
+    constant: Callable[[NDArray[np.int64], str], fx.Node]
 
     def kept(self, value: Value, axis: int) -> BoolArray:
         """Mask over an axis: what stays. All of it where the axis carries no labels."""
@@ -134,10 +137,15 @@ class Change:
 RuleFunction: TypeAlias = Callable[[Call, Labeler], Value | list[Value]]
 EditFunction: TypeAlias = Callable[[Change], None]
 
+SpareFunction: TypeAlias = Callable[[Call, Value], Collection[int]]
+CarryFunction: TypeAlias = Callable[[Call], bool]
+
 _F = TypeVar("_F")
 
 RULES: dict[object, RuleFunction] = {}
 EDITS: dict[object, EditFunction] = {}
+SPARES: dict[object, SpareFunction] = {}
+CARRIES: dict[object, CarryFunction] = {}
 
 
 def rule(*keys: object) -> Callable[[RuleFunction], RuleFunction]:
@@ -156,6 +164,27 @@ def edit(*keys: object) -> Callable[[EditFunction], EditFunction]:
         ValueError: One of them has an edit already.
     """
     return _registrar(EDITS, "edit", keys)
+
+
+def spares(*keys: object) -> Callable[[SpareFunction], SpareFunction]:
+    """Register which axes of an input the ops `keys` leave as they are.
+
+    Where channels come spread over several axes (`Split`), they go along one of these rather than along an
+    axis that is contracted, normalised or cut.
+
+    Raises:
+        ValueError: One of them is registered already.
+    """
+    return _registrar(SPARES, "spare axes", keys)
+
+
+def carries(*keys: object) -> Callable[[CarryFunction], CarryFunction]:
+    """Register when the rules of the ops `keys` take values whose channels are spread over several axes.
+
+    Raises:
+        ValueError: One of them is registered already.
+    """
+    return _registrar(CARRIES, "condition", keys)
 
 
 def _registrar(table: dict[object, _F], what: str, keys: tuple[object, ...]) -> Callable[[_F], _F]:

@@ -1,14 +1,37 @@
 """Element-wise ops: labels that meet at one position are tied, with broadcasting."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from compressor.passes.labels import IntArray, Labeler, Value
-from compressor.passes.rules.base import Call, rule
+from compressor.passes.rules.base import Call, carries, rule, spares
 
 aten = torch.ops.aten
+
+
+ELEMENTWISE = (
+    nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout,
+    aten.relu, aten.relu_, aten.relu6, aten.relu6_, aten.sigmoid, aten.sigmoid_, aten.tanh, aten.tanh_,
+    aten.silu, aten.silu_, aten.gelu, aten.gelu_, aten.mish, aten.mish_, aten.elu, aten.elu_, aten.celu, aten.celu_,
+    aten.selu, aten.selu_, aten.leaky_relu, aten.leaky_relu_, aten.hardtanh, aten.hardtanh_, aten.hardswish,
+    aten.hardswish_, aten.hardsigmoid, aten.hardsigmoid_, aten.softplus, aten.log_sigmoid, aten.hardshrink,
+    aten.softshrink, aten.threshold, aten.threshold_, aten.rrelu,
+    aten.add, aten.add_, aten.sub, aten.sub_, aten.rsub, aten.mul, aten.mul_, aten.div, aten.div_, aten.pow, aten.pow_,
+    aten.maximum, aten.minimum, aten.fmod, aten.remainder, aten.atan2, aten.lerp, aten.addcmul, aten.addcdiv,
+    aten.neg, aten.abs, aten.exp, aten.exp_, aten.expm1, aten.log, aten.log2, aten.log1p, aten.sqrt, aten.rsqrt,
+    aten.square, aten.reciprocal, aten.sign, aten.sin, aten.cos, aten.erf, aten.floor, aten.ceil, aten.round,
+    aten.clamp, aten.clamp_, aten.clamp_min, aten.clamp_min_, aten.clamp_max, aten.where, aten.masked_fill,
+    aten.eq, aten.ne, aten.lt, aten.le, aten.gt, aten.ge, aten.logical_and, aten.logical_or, aten.logical_not,
+    aten.clone, aten.contiguous, aten.detach, aten.detach_, aten.alias, aten.to, aten._to_copy, aten.type_as,
+    aten.lift_fresh_copy, aten.expand_as, aten.zeros_like, aten.ones_like, aten.full_like,
+    aten.dropout, aten.dropout_, aten.feature_dropout, aten.feature_dropout_, aten.alpha_dropout,
+    aten.nan_to_num, aten.logaddexp, aten.tan, aten.asinh, aten.isnan, aten.bitwise_not, aten.trunc,
+    aten.hypot, aten.logit, aten.true_divide, aten.floor_divide, aten.positive, aten.sgn, aten.erf_, aten.addcmul_, aten.clamp_max_,
+    aten.sqrt_, aten.neg_, aten.abs_, aten.masked_fill_,
+)  # fmt: skip
 
 
 def meet(values: Sequence[Value], shape: tuple[int, ...], where: str, labeler: Labeler) -> Value:
@@ -31,6 +54,7 @@ def meet(values: Sequence[Value], shape: tuple[int, ...], where: str, labeler: L
                 bare = value
             elif axis in axes:
                 labeler.tie(axes[axis], labels)
+                axes[axis] = labels if labeler.is_blank(axes[axis]) else axes[axis]
             else:
                 axes[axis] = labels
         if bare is not None and axis in axes:
@@ -39,26 +63,42 @@ def meet(values: Sequence[Value], shape: tuple[int, ...], where: str, labeler: L
     return Value(shape, axes, why)
 
 
-@rule(
-    nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout,
-    aten.relu, aten.relu_, aten.relu6, aten.relu6_, aten.sigmoid, aten.sigmoid_, aten.tanh, aten.tanh_,
-    aten.silu, aten.silu_, aten.gelu, aten.gelu_, aten.mish, aten.mish_, aten.elu, aten.elu_, aten.celu, aten.celu_,
-    aten.selu, aten.selu_, aten.leaky_relu, aten.leaky_relu_, aten.hardtanh, aten.hardtanh_, aten.hardswish,
-    aten.hardswish_, aten.hardsigmoid, aten.hardsigmoid_, aten.softplus, aten.log_sigmoid, aten.hardshrink,
-    aten.softshrink, aten.threshold, aten.threshold_, aten.rrelu,
-    aten.add, aten.add_, aten.sub, aten.sub_, aten.rsub, aten.mul, aten.mul_, aten.div, aten.div_, aten.pow, aten.pow_,
-    aten.maximum, aten.minimum, aten.fmod, aten.remainder, aten.atan2, aten.lerp, aten.addcmul, aten.addcdiv,
-    aten.neg, aten.abs, aten.exp, aten.exp_, aten.expm1, aten.log, aten.log2, aten.log1p, aten.sqrt, aten.rsqrt,
-    aten.square, aten.reciprocal, aten.sign, aten.sin, aten.cos, aten.erf, aten.floor, aten.ceil, aten.round,
-    aten.clamp, aten.clamp_, aten.clamp_min, aten.clamp_min_, aten.clamp_max, aten.where, aten.masked_fill,
-    aten.eq, aten.ne, aten.lt, aten.le, aten.gt, aten.ge, aten.logical_and, aten.logical_or, aten.logical_not,
-    aten.clone, aten.contiguous, aten.detach, aten.detach_, aten.alias, aten.to, aten._to_copy, aten.type_as,
-    aten.lift_fresh_copy, aten.expand_as, aten.zeros_like, aten.ones_like, aten.full_like,
-    aten.dropout, aten.dropout_, aten.feature_dropout, aten.feature_dropout_, aten.alpha_dropout,
-)  # fmt: skip
+@rule(*ELEMENTWISE)
 def elementwise(call: Call, labeler: Labeler) -> Value:
     """One result from tensors of broadcast shapes."""
-    return meet(call.values, call.outputs[0], call.op, labeler)
+    shape = call.outputs[0]
+    result = meet([replace(value, grids=()) for value in call.values], shape, call.op, labeler)
+    grids = tuple(
+        replace(grid, axes=tuple(axis + len(shape) - len(value.shape) for axis in grid.axes))
+        for value in call.values
+        for grid in value.grids
+    )
+    return replace(result, grids=grids)
+
+
+@carries(*ELEMENTWISE)
+def meets_nothing(call: Call) -> bool:
+    """Channels spread over several axes stay so as long as nothing else lies along those axes."""
+    values = call.values
+    shape = call.outputs[0]
+    for value in values:
+        spread = {axis - len(value.shape) for grid in value.grids for axis in grid.axes}
+        for other in values:
+            if other is not value and any(-axis <= len(other.shape) and other.shape[axis] > 1 for axis in spread):
+                return False
+    return all(value.shape == shape for value in values if value.grids)
+
+
+@spares(*ELEMENTWISE)
+def labelled_elsewhere(call: Call, value: Value) -> Collection[int]:
+    """The axes along which no other tensor lies that could not follow."""
+    free = set()
+    for axis in range(len(value.shape)):
+        back = axis - len(value.shape)
+        others = [o for o in call.values if o is not value and -back <= len(o.shape) and o.shape[back] > 1]
+        if all(len(o.shape) + back in o.axes or any(len(o.shape) + back in g.axes for g in o.grids) for o in others):
+            free.add(axis)
+    return free
 
 
 @rule(aten.prelu)

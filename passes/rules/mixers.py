@@ -1,13 +1,14 @@
 """Mixers: conv, linear and matmul end the labels of the axis they contract and start fresh ones."""
 
 import math
+from collections.abc import Collection
 
 import numpy as np
 import torch
 from torch import nn
 
 from compressor.passes.labels import IntArray, Labeler, Slot, Value
-from compressor.passes.rules.base import Call, Change, edit, rule
+from compressor.passes.rules.base import Call, Change, edit, rule, spares
 from compressor.passes.rules.elementwise import meet
 
 aten = torch.ops.aten
@@ -24,10 +25,11 @@ def convolution(call: Call, labeler: Labeler) -> Value:
     """Weight (outputs, inputs / groups, kernel…): plain, grouped or depthwise."""
     x, weight, groups = call.tensor("input"), call.tensor("weight"), call.integer("groups")
     inputs = _channels(x, 1, call, labeler)
-    _freeze_spatial(x, call, labeler)
     outputs = weight.axes.get(0)
+    windows = _windows(x, call, labeler)
     folded = call.outputs[0][0] // call.batch  # a view may have put more than the batch into axis 0
-    positions = max(folded, 1) * math.prod(call.outputs[0][2:]) * math.prod(weight.shape[2:])
+    places = [size for axis, size in enumerate(call.outputs[0]) if axis > 1 and axis not in windows]
+    positions = max(folded, 1) * math.prod(places) * math.prod(weight.shape[2:])
     if outputs is None and weight.shape[0] > 1:
         labeler.freeze(inputs, f"the weight of {call.op} is not understood")
     reads = _tie_inputs(call, weight, inputs, groups, 1, labeler)
@@ -40,8 +42,8 @@ def convolution(call: Call, labeler: Labeler) -> Value:
         elif groups > 1:
             labeler.keep_regular(outputs.reshape(groups, -1), call.op)
         factors.append((outputs, 1))
-    labeler.spend(call.layer, positions, *factors)
-    return Value(call.outputs[0], {} if outputs is None else {1: outputs})
+    labeler.spend(call.layer, positions, *factors, *[(labels, 1) for labels in windows.values()])
+    return Value(call.outputs[0], windows if outputs is None else {**windows, 1: outputs})
 
 
 @rule(*_TRANSPOSED)
@@ -133,6 +135,13 @@ def matmul(call: Call, labeler: Labeler) -> Value:
     return result
 
 
+@spares(nn.Linear, aten.linear)
+def not_contracted(call: Call, value: Value) -> Collection[int]:
+    """Every axis but the last."""
+    del call
+    return range(len(value.shape) - 1)
+
+
 @edit(aten.conv1d, aten.conv2d, aten.conv3d, aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d)
 def depthwise_groups(change: Change) -> None:
     """A functional depthwise conv has as many groups as channels that are left."""
@@ -150,6 +159,20 @@ def _channels(x: Value, axis: int, call: Call, labeler: Labeler) -> IntArray:
         labels = labeler.fresh(x.shape[axis])
         labeler.freeze(labels, f"{call.op} reads {x.why or 'an axis without channels'}")
     return labels
+
+
+def _windows(x: Value, call: Call, labeler: Labeler) -> dict[int, IntArray]:
+    """Channels along a spatial axis: a gate over neighbouring channels (ECA) is computed over those that stay; else frozen.
+
+    That takes a stride of 1, a padding that keeps the length, and nothing to narrow along the other axes.
+    """
+    gate = x.shape[1] == 1 and call.outputs[0][1] == 1 and len(x.shape) == 3
+    stride = getattr(call.module, "stride", None) or call.integers("stride")
+    if gate and 2 in x.axes and call.outputs[0][2] == x.shape[2] and set(stride) == {1}:
+        labeler.lose(x.axes[2], call.op, call.node.name)
+        return {2: x.axes[2]}
+    _freeze_spatial(x, call, labeler)
+    return {}
 
 
 def _freeze_spatial(x: Value, call: Call, labeler: Labeler) -> None:
@@ -171,11 +194,13 @@ def _tie_inputs(call: Call, weight: Value, inputs: IntArray, groups: int, axis: 
         return inputs, 1
     if weight.shape[axis] == 1:
         return labeler.fresh(1), 1  # depthwise: one input per output, always
-    labeler.keep_regular(inputs.reshape(groups, -1), call.op)
     if weight.name:
+        labeler.keep_regular(inputs.reshape(groups, -1), call.op)
         labeler.block_slot(Slot(weight.name, axis, inputs, groups))
-    else:
-        labeler.freeze(inputs, f"the weight of the grouped {call.op} is computed")
+    elif own is None:
+        labeler.freeze(inputs, f"the weight of {call.op} is not understood")
+    else:  # a computed weight keeps the same positions of every block
+        labeler.tie(np.tile(own, groups), inputs)
     return inputs, groups
 
 

@@ -1,16 +1,18 @@
 """Normalisers: channels pass through and their parameters are tied to them.
 
 Batch and instance norm treat each channel by itself: exact. A layer norm over channels computes its
-statistics from all of them: lossy. A group norm is exact as long as whole blocks go.
+statistics from all of them: lossy, they are then computed over what stays. A group norm is exact as long
+as whole blocks go.
 """
 
+from collections.abc import Collection
 from typing import cast
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from compressor.passes.labels import Labeler, Value
-from compressor.passes.rules.base import Call, Change, edit, key_of, rule
+from compressor.passes.rules.base import Call, Change, edit, key_of, rule, spares
 from compressor.passes.rules.elementwise import meet
 
 aten = torch.ops.aten
@@ -31,46 +33,60 @@ def per_channel_norm(call: Call, labeler: Labeler) -> Value:
     if not over_batch or call.optional("running_mean") is None or call.arguments.get("training"):
         for axis, labels in x.axes.items():
             if axis > 1 or (axis == 0 and over_batch):
-                labeler.lose(labels, call.op)
+                labeler.lose(labels, call.op, call.node.name)
     return _with_parameters(call, labeler)
 
 
 @rule(nn.GroupNorm, aten.group_norm)
 def group_norm(call: Call, labeler: Labeler) -> Value:
-    """Statistics per block of channels: a block stays or goes as a whole, and the number of blocks follows."""
+    """Statistics per block of channels: a block stays or goes as a whole, and the number of blocks follows.
+
+    A single block over all channels is a layer norm by another name. Where a grouped convolution needs the
+    blocks themselves, each of them shrinks instead (`Labeler.block`).
+    """
     x = call.tensor("input")
     if 1 in x.axes:
         blocks = x.axes[1].reshape(call.integer("num_groups"), -1)
-        for column in range(1, blocks.shape[1]):
-            labeler.tie(blocks[:, 0], blocks[:, column])
         if len(blocks) == 1:
-            labeler.freeze(blocks, f"{call.op} normalises over all of them as one block")
+            labeler.lose(blocks, call.op, call.node.name)
+        else:
+            labeler.block(blocks, call.op, call.node.name)
     for axis, labels in x.axes.items():
         if axis > 1:
-            labeler.lose(labels, call.op)
+            labeler.lose(labels, call.op, call.node.name)
     return _with_parameters(call, labeler)
 
 
-@edit(aten.group_norm)
+@edit(nn.GroupNorm, aten.group_norm)
 def group_norm_blocks(change: Change) -> None:
-    """As many blocks as are left."""
-    size = change.inputs.shape[1] // change.call.integer("num_groups")
-    change.node.update_arg(1, change.size(change.inputs, 1) // size)
+    """As many blocks as have any channel left."""
+    blocks = int(change.kept(change.inputs, 1).reshape(change.call.integer("num_groups"), -1).any(axis=1).sum())
+    if change.node.op == "call_module":
+        owner = cast(fx.GraphModule, change.node.graph.owning_module)
+        cast(nn.GroupNorm, owner.get_submodule(str(change.node.target))).num_groups = blocks
+    else:
+        change.node.update_arg(1, blocks)
 
 
-@rule(nn.LayerNorm, aten.layer_norm)
+@rule(nn.LayerNorm, nn.RMSNorm, aten.layer_norm, aten.rms_norm)
 def layer_norm(call: Call, labeler: Labeler) -> Value:
     """Statistics over the last axes: channels along them are lossy."""
     x = call.tensor("input")
     rank = len(call.integers("normalized_shape"))
     for axis, labels in x.axes.items():
         if axis >= len(x.shape) - rank:
-            labeler.lose(labels, call.op)
+            labeler.lose(labels, call.op, call.node.name)
     parameters = [v for name in ("weight", "bias") if (v := call.optional(name)) is not None]
     return meet([x, *parameters], call.outputs[0], call.op, labeler)
 
 
-@edit(aten.layer_norm)
+@spares(nn.LayerNorm, nn.RMSNorm, aten.layer_norm, aten.rms_norm)
+def not_normalized(call: Call, value: Value) -> Collection[int]:
+    """The axes before those that are normalised."""
+    return range(len(value.shape) - len(call.integers("normalized_shape")))
+
+
+@edit(aten.layer_norm, aten.rms_norm)
 def normalized_shape(change: Change) -> None:
     """The shape that the statistics are computed over."""
     shape = list(cast(list[int], change.node.args[1]))

@@ -1,16 +1,18 @@
 """Reducers and poolings: axes that are not reduced keep their labels.
 
 Summing over channels is exact under removal (a removed channel added nothing once it is masked); a mean,
-a maximum or a softmax over channels is not: such channels are *lossy*.
+a maximum or a softmax over channels is not: such channels are *lossy*, what is computed from them is then
+computed over those that stay.
 """
 
 import re
+from collections.abc import Collection
 from typing import cast
 
 import torch
 
 from compressor.passes.labels import IntArray, Labeler, Value
-from compressor.passes.rules.base import Call, rule
+from compressor.passes.rules.base import Call, key_of, rule, spares
 from compressor.passes.rules.elementwise import elementwise
 
 aten = torch.ops.aten
@@ -22,7 +24,8 @@ aten = torch.ops.aten
     aten.adaptive_avg_pool3d, aten.adaptive_max_pool1d, aten.adaptive_max_pool2d, aten.adaptive_max_pool3d,
     aten.upsample_nearest1d, aten.upsample_nearest2d, aten.upsample_nearest3d, aten._upsample_nearest_exact1d,
     aten._upsample_nearest_exact2d, aten._upsample_nearest_exact3d, aten.upsample_linear1d, aten.upsample_bilinear2d,
-    aten.upsample_bicubic2d, aten.upsample_trilinear3d, aten.max_pool1d_with_indices,
+    aten.upsample_bicubic2d, aten.upsample_trilinear3d, aten.max_pool1d_with_indices, aten._upsample_bilinear2d_aa,
+    aten._upsample_bicubic2d_aa,
 )  # fmt: skip
 def spatial(call: Call, labeler: Labeler) -> Value | list[Value]:
     """Works on each channel by itself: the last axes (1, 2 or 3, by the op) are spatial, labels there are frozen."""
@@ -31,10 +34,38 @@ def spatial(call: Call, labeler: Labeler) -> Value | list[Value]:
     first = len(x.shape) - int(match.group(1) if match else 1)
     axes = {axis: labels for axis, labels in x.axes.items() if axis < first}
     for axis, labels in x.axes.items():
-        if axis >= first:
+        if axis < first:
+            continue
+        centre = _centre(call, axis - first, labels)
+        if centre is None:
             labeler.freeze(labels, f"lies along a spatial axis of {call.op}")
+        else:  # local response normalisation: an average over neighbouring channels
+            labeler.lose(labels, call.op, call.node.name)
+            axes[axis] = centre
     values = [Value(shape, axes, x.why) for shape in call.outputs]
     return values if isinstance(call.node.meta.get("val"), list | tuple) else values[0]
+
+
+def _centre(call: Call, k: int, labels: IntArray) -> IntArray | None:
+    """Labels after an average over windows of neighbours along the k-th spatial axis; None where it is anything else."""
+    if key_of(call.node, None) not in (aten.avg_pool2d, aten.avg_pool3d):
+        return None
+    size = call.integers("kernel_size")
+    stride, padding = (call.integers(name) or size for name in ("stride", "padding"))
+    if stride[k % len(stride)] != 1 or any(padding):
+        return None
+    return labels[size[k] // 2 : len(labels) - (size[k] - 1) // 2]
+
+
+@rule(aten.grid_sampler)
+def sampled(call: Call, labeler: Labeler) -> Value:
+    """Samples every channel at the same places."""
+    x, grid = call.tensor("input"), call.tensor("grid")
+    for value, first in ((x, 2), (grid, 0)):
+        for axis, labels in value.axes.items():
+            if axis >= first:
+                labeler.freeze(labels, f"says where or is where {call.op} samples")
+    return Value(call.outputs[0], {1: x.axes[1]} if 1 in x.axes else {}, x.why)
 
 
 @rule(aten.sum)
@@ -48,7 +79,7 @@ def summation(call: Call, labeler: Labeler) -> Value:
 
 @rule(
     aten.mean, aten.amax, aten.amin, aten.max, aten.min, aten.var, aten.std, aten.var_mean, aten.std_mean,
-    aten.prod, aten.logsumexp, aten.linalg_vector_norm, aten.norm, aten.argmax, aten.argmin, aten.any, aten.all,
+    aten.prod, aten.logsumexp, aten.linalg_vector_norm, aten.norm, aten.any, aten.all,
 )  # fmt: skip
 def statistic(call: Call, labeler: Labeler) -> Value | list[Value]:
     """Over channels these depend on how many there are, or on what the removed ones held."""
@@ -56,11 +87,20 @@ def statistic(call: Call, labeler: Labeler) -> Value | list[Value]:
         return elementwise(call, labeler)
     (x,) = call.values
     for axis in _reduced(call, x) & set(x.axes):
-        labeler.lose(x.axes[axis], call.op)
+        labeler.lose(x.axes[axis], call.op, call.node.name)
     value = _reduce(call, x)
     if isinstance(call.node.meta.get("val"), list | tuple):
         return [value] * len(call.outputs)
     return value
+
+
+@rule(aten.argmax, aten.argmin)
+def position(call: Call, labeler: Labeler) -> Value:
+    """The result is a position, which removal would shift: the axis stays as it is."""
+    (x,) = call.values
+    for axis in _reduced(call, x) & set(x.axes):
+        labeler.freeze(x.axes[axis], f"is counted through by {call.op}")
+    return _reduce(call, x)
 
 
 @rule(aten.softmax, aten._softmax, aten.log_softmax, aten._log_softmax, aten.cumsum)
@@ -69,8 +109,18 @@ def along_axis(call: Call, labeler: Labeler) -> Value:
     x = call.tensor("self")
     axis = call.integer("dim") % len(x.shape)
     if axis in x.axes:
-        labeler.lose(x.axes[axis], call.op)
+        labeler.lose(x.axes[axis], call.op, call.node.name)
     return Value(call.outputs[0], x.axes, x.why)
+
+
+@spares(
+    aten.sum, aten.mean, aten.amax, aten.amin, aten.max, aten.min, aten.var, aten.std, aten.var_mean, aten.std_mean,
+    aten.prod, aten.logsumexp, aten.linalg_vector_norm, aten.norm, aten.softmax, aten._softmax, aten.log_softmax,
+    aten._log_softmax, aten.argmax, aten.argmin, aten.cumsum,
+)  # fmt: skip
+def not_reduced(call: Call, value: Value) -> Collection[int]:
+    """Every axis but those that are reduced or normalised."""
+    return set(range(len(value.shape))) - (_reduced(call, value) if len(call.values) == 1 else set())
 
 
 def _reduced(call: Call, x: Value) -> set[int]:
