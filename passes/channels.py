@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,7 +14,8 @@ from compressor.errors import PlanError
 from compressor.passes.costs import CostModel
 from compressor.passes.groups import ChannelGroup, Grouping, make_groups
 from compressor.passes.labels import IntArray
-from compressor.passes.walk import Walk, shapes_of, walk
+from compressor.passes.shapes import shapes_of
+from compressor.passes.walk import Walk, walk
 from compressor.plan import Plan, Structure, digest_of
 
 logger = logging.getLogger(__name__)
@@ -162,12 +163,16 @@ class ChannelGraph:
 
     def kept_labels(self, labels: IntArray, masks: list[NDArray[np.bool_]]) -> NDArray[np.bool_]:
         """Mask over labels: what stays. Labels in no group always do."""
-        result = np.ones(len(labels), dtype=bool)
-        owner, unit = self.grouping.group_of[labels], self.grouping.unit_of[labels]
-        for k in np.unique(owner[owner >= 0]).tolist():
-            here = owner == k
-            result[here] = masks[k][unit[here]]
-        return result
+        return self.keeper(masks)(labels)
+
+    def keeper(self, masks: Sequence[NDArray[np.bool_]]) -> Callable[[IntArray], NDArray[np.bool_]]:
+        """The same as a function, for many questions about one plan."""
+        sizes = [0, *[len(mask) for mask in masks]]
+        first = np.cumsum(sizes)[:-1] if masks else np.zeros(1, dtype=np.int64)
+        units = np.concatenate([*masks, np.ones(1, dtype=bool)])  # the last stands for labels in no group
+        owner = self.grouping.group_of
+        alive = units[np.where(owner < 0, len(units) - 1, first[owner] + self.grouping.unit_of)]
+        return alive.__getitem__
 
     def slices(self, plan: Plan) -> list[tuple[str, int, tuple[int, ...]]]:
         """Every `(parameter or buffer name, axis, removed indices)` of a plan.

@@ -1,9 +1,11 @@
 """`RemoveChannels`: build the graph that a plan describes, and leave the old one alone.
 
 Along every label that goes, parameters and buffers are narrowed, module attributes and constants of the
-graph (sizes in view, split, slice, pad, …) are edited. Only what stays is copied.
+graph (sizes in view, split, slice, pad, …) are edited. Only what stays is copied, and only once: a search
+applies plans by the hundred.
 """
 
+import copy
 import logging
 from collections.abc import Callable, Mapping
 from typing import cast
@@ -12,17 +14,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensor
 
 from compressor.errors import PassError
 from compressor.passes.base import PassResult
 from compressor.passes.channels import ChannelGraph, analyze
-from compressor.passes.labels import IntArray, Slot, Value
+from compressor.passes.labels import IntArray, Slot
 from compressor.passes.rules import EDITS, Change, key_of
-from compressor.passes.trace import quiet_deepcopy
+from compressor.passes.shapes import VALUE
 from compressor.plan import Plan
 
 logger = logging.getLogger(__name__)
+
+_Kept = Callable[[IntArray], NDArray[np.bool_]]
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_state_dict_hooks", "_load_state_dict_pre_hooks")
 
 
 class RemoveChannels:
@@ -48,62 +52,105 @@ class RemoveChannels:
         if channels.graph is not gm:
             raise PassError("this analysis was made of another graph; analyze the one that is to be changed")
         masks = channels.kept_masks(self._plan)
-        new = _copy_narrowed(gm, channels, masks)
-        kept_of: Callable[[IntArray], NDArray[np.bool_]] = lambda labels: channels.kept_labels(labels, masks)  # noqa: E731
-        for node in list(new.graph.nodes):
-            if node.op == "call_module":
-                fit(new.get_submodule(str(node.target)))
+        kept_of = channels.keeper(masks)
+        graph = _copy_graph(gm.graph)
+        new = _assemble(gm, graph, _narrowed(gm, channels, kept_of))
+        for node in list(graph.nodes):
             _edit(new, node, channels, kept_of)
-        new.graph.lint()
+        graph.lint()
         new.recompile()
         modified = not all(mask.all() for mask in masks)
         logger.info("RemoveChannels: %d of %d channels stay", sum(int(m.sum()) for m in masks), sum(len(m) for m in masks))
         return PassResult(new, modified)
 
 
-def _copy_narrowed(gm: fx.GraphModule, channels: ChannelGraph, masks: list[NDArray[np.bool_]]) -> fx.GraphModule:
-    """A deep copy in which every tensor is the narrowed one from the start, so that nothing is copied twice."""
-    memo: dict[int, object] = {}
+def _copy_graph(graph: fx.Graph) -> fx.Graph:
+    new = fx.Graph()
+    known: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        known[node] = new.node_copy(node, known.__getitem__)
+    new.set_codegen(copy.copy(graph._codegen))
+    return new
+
+
+def _narrowed(gm: fx.GraphModule, channels: ChannelGraph, kept_of: _Kept) -> dict[int, Tensor]:
+    """By the `id` of each parameter and buffer: what stays of it."""
     slots: dict[str, list[Slot]] = {}
     for slot in channels.walk.labeler.slots.values():
         slots.setdefault(slot.name, []).append(slot)
+    result: dict[int, Tensor] = {}
     with torch.no_grad():
         for name, tensor in [*gm.named_parameters(), *gm.named_buffers()]:
             narrowed = tensor.detach()
-            for slot in slots.get(name, []):
-                kept = channels.kept_labels(slot.labels, masks)
+            for slot in slots.get(name, ()):
+                kept = kept_of(slot.labels)
                 if not kept.all():
                     narrowed = _narrow(narrowed, slot, kept)
-            narrowed = narrowed.clone() if narrowed.data_ptr() == tensor.data_ptr() else narrowed
-            narrowed = narrowed.contiguous()
-            memo[id(tensor)] = nn.Parameter(narrowed, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else narrowed
-    return quiet_deepcopy(gm, memo)
+            narrowed = narrowed.clone() if narrowed.data_ptr() == tensor.data_ptr() else narrowed.contiguous()
+            result[id(tensor)] = nn.Parameter(narrowed, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else narrowed
+    return result
 
 
 def _narrow(tensor: Tensor, slot: Slot, kept: NDArray[np.bool_]) -> Tensor:
     if slot.blocks == 1:
-        return tensor.index_select(slot.axis, torch.from_numpy(np.flatnonzero(kept)).to(tensor.device))
+        return tensor.index_select(slot.axis, torch.from_numpy(kept.nonzero()[0]).to(tensor.device))
     # Rows may have been narrowed already (equally per block), so blocks are counted on what is there.
     rows = tensor.reshape(slot.blocks, -1, *tensor.shape[1:])
     parts = []
     for block, mask in zip(rows, kept.reshape(slot.blocks, -1), strict=True):
-        parts.append(block.index_select(slot.axis, torch.from_numpy(np.flatnonzero(mask)).to(tensor.device)))
+        parts.append(block.index_select(slot.axis, torch.from_numpy(mask.nonzero()[0]).to(tensor.device)))
     return torch.cat(parts)
 
 
-def _edit(gm: fx.GraphModule, node: fx.Node, channels: ChannelGraph, kept_of: Callable[[IntArray], NDArray[np.bool_]]) -> None:
+def _assemble(gm: fx.GraphModule, graph: fx.Graph, tensors: Mapping[int, Tensor]) -> fx.GraphModule:
+    """A graph module around `graph` whose modules are those of `gm` with the given tensors in place of theirs."""
+    root = nn.Module()
+    twins: dict[nn.Module, nn.Module] = {gm: root}
+    for path, module in gm.named_modules(remove_duplicate=False):
+        if path:
+            twins.setdefault(module, _twin(module))
+            owner, _, leaf = path.rpartition(".")
+            twins[gm.get_submodule(owner)]._modules[leaf] = twins[module]
+    for module, twin in twins.items():
+        twin._parameters = {k: None if t is None else cast(nn.Parameter, tensors[id(t)]) for k, t in module._parameters.items()}
+        twin._buffers = {k: None if t is None else tensors[id(t)] for k, t in module._buffers.items()}
+        fit(twin)
+    new = fx.GraphModule({}, fx.Graph(), class_name=type(gm).__name__)
+    new._modules, new._parameters, new._buffers = root._modules, root._parameters, root._buffers
+    new._non_persistent_buffers_set = set(gm._non_persistent_buffers_set)
+    new._graph = graph
+    graph.owning_module = new
+    new.training = gm.training
+    new.meta = dict(gm.meta)
+    for name in _HOOKS:
+        setattr(new, name, copy.copy(getattr(gm, name)))
+    return new
+
+
+def _twin(module: nn.Module) -> nn.Module:
+    """A module of the same class with the same attributes and hooks, and no tensors or submodules yet."""
+    twin = module.__class__.__new__(module.__class__)
+    twin.__dict__ = {name: value.copy() if isinstance(value, dict | set) else value for name, value in vars(module).items()}
+    twin._modules = {}
+    return twin
+
+
+def _edit(gm: fx.GraphModule, node: fx.Node, channels: ChannelGraph, kept_of: _Kept) -> None:
     """Edit a node's constants where a size around it changed, and its recorded shapes."""
     outputs = channels.walk.values.get(node.name, ())
     call = channels.walk.calls.get(node.name)
-    inputs = call.values if call is not None else []
+    function = EDITS.get(key_of(node, call.module)) if call is not None else None
+    inputs = call.values if call is not None and function is not None else []
     if all(kept_of(labels).all() for value in (*outputs, *inputs) for labels in value.axes.values()):
         return
-    if call is not None:
-        function = EDITS.get(key_of(node, call.module))
-        if function is not None:
-            add = _constant_adder(gm, node)
-            function(Change(node, call, inputs[0] if inputs else outputs[0], outputs, kept_of, add))
-    _update_shapes(node, outputs, kept_of)
+    if call is not None and function is not None:
+        add = _constant_adder(gm, node)
+        function(Change(node, call, inputs[0] if inputs else outputs[0], outputs, kept_of, add))
+    shapes = [
+        tuple(int(kept_of(value.axes[axis]).sum()) if axis in value.axes else size for axis, size in enumerate(value.shape))
+        for value in outputs
+    ]
+    node.meta[VALUE] = shapes if isinstance(node.meta.get(VALUE), list) else shapes[0]
 
 
 def _constant_adder(gm: fx.GraphModule, node: fx.Node) -> Callable[[IntArray, str], fx.Node]:
@@ -121,21 +168,6 @@ def _constant_adder(gm: fx.GraphModule, node: fx.Node) -> Callable[[IntArray, st
             return new
 
     return add
-
-
-def _update_shapes(node: fx.Node, outputs: tuple[Value, ...], kept_of: Callable[[IntArray], NDArray[np.bool_]]) -> None:
-    recorded = node.meta.get("val")
-    several = isinstance(recorded, list | tuple)
-    tensors = list(recorded) if isinstance(recorded, list | tuple) else [recorded]
-    for k, (tensor, value) in enumerate(zip(tensors, outputs, strict=False)):
-        if isinstance(tensor, FakeTensor) and value.axes:
-            size = list(tensor.shape)
-            for axis, labels in value.axes.items():
-                size[axis] = int(kept_of(labels).sum())
-            with tensor.fake_mode:
-                tensors[k] = torch.empty(size, dtype=tensor.dtype, device=tensor.device)
-    if tensors and recorded is not None:
-        node.meta["val"] = tensors if several else tensors[0]
 
 
 def _fit_conv(module: nn.Module) -> None:

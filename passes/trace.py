@@ -1,8 +1,8 @@
 """`trace`: any model in, one graph language out.
 
 `torch.export` with a dynamic batch dimension gives ATen ops; `Remodulise` turns what owns parameters
-into modules again. What comes out is an ordinary trainable `fx.GraphModule` whose nodes carry fake
-tensors in `node.meta["val"]` and whose `state_dict` has the original keys. Parameters that the forward
+into modules again. What comes out is an ordinary trainable `fx.GraphModule` whose nodes carry their
+shapes in `node.meta` (see `shapes.py`) and whose `state_dict` has the original keys. Parameters that the forward
 pass never reads (auxiliary heads in eval mode) are left behind.
 """
 
@@ -20,12 +20,13 @@ from torch.utils import _pytree as pytree
 
 from compressor.errors import TraceError
 from compressor.passes.remodulise import Remodulise
+from compressor.passes.shapes import record_shapes
 
 logger = logging.getLogger(__name__)
 
 # Keys of `GraphModule.meta`. Only keys that start so belong to us; fx keeps the others.
 INPUTS = "compressor.inputs"  # example shapes and dtypes, one per tensor input
-BATCH = "compressor.batch"  # the batch size that stands in `node.meta["val"]` as a hint
+BATCH = "compressor.batch"  # the batch size that stands in the recorded shapes
 DYNAMIC = "compressor.dynamic_batch"  # whether other batch sizes are allowed
 UNUSED = "compressor.unused"  # names of parameters that the forward pass never reads
 
@@ -61,6 +62,7 @@ def trace(model: nn.Module, example_inputs: Sequence[Tensor]) -> fx.GraphModule:
         if node.target == "_guards_fn" or getattr(node.target, "overloadpacket", None) is _ASSERTION:
             graph.erase_node(node)
     root = Remodulise(source, model).run(graph)
+    record_shapes(graph)
     owned = quiet_deepcopy(root)  # after this the graph shares nothing with the user's model
     gm = fx.GraphModule(owned, graph, class_name=type(model).__name__)
     gm.meta[INPUTS] = tuple((tuple(x.shape), str(x.dtype).removeprefix("torch.")) for x in inputs)

@@ -106,7 +106,7 @@ class _Masked(fx.Interpreter):
         else:
             known = list(call.arguments.values())
             args = tuple(self._narrow(a, v) if isinstance(v, Value) else a for a, v in zip(args, known, strict=False))
-            if getattr(node.target, "overloadpacket", None) is aten.layer_norm:
+            if getattr(node.target, "overloadpacket", None) in (aten.layer_norm, aten.rms_norm):
                 args = (args[0], list(args[0].shape[-len(args[1]) :]), *args[2:])
             result = cast(Any, node.target)(*args, **kwargs)
         outputs = self._channels.walk.values[node.name]

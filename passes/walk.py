@@ -13,6 +13,7 @@ from compressor.passes.labels import Labeler, Value
 from compressor.passes.rules import CARRIES, RULES, SPARES, Call, SpareFunction, key_of
 from compressor.passes.rules.filling import FILLS
 from compressor.passes.schema import arguments_of
+from compressor.passes.shapes import scalar_of, shapes_of
 from compressor.passes.splits import settle
 from compressor.passes.trace import BATCH, is_traced
 
@@ -55,18 +56,6 @@ def walk(gm: fx.GraphModule) -> Walk:
         walker.visit(node)
     walker.settle_all()
     return Walk(walker.labeler, walker.values, walker.calls, tuple(walker.unknown))
-
-
-def concrete(size: int | torch.SymInt) -> int:
-    """A size as a number; the traced one where it is symbolic."""
-    return int(cast(int, size.node.hint)) if isinstance(size, torch.SymInt) else int(size)
-
-
-def shapes_of(node: fx.Node) -> tuple[tuple[int, ...], ...]:
-    """Concrete shape of every tensor that a node yields; nothing for sizes and other scalars."""
-    value = node.meta.get("val")
-    tensors = value if isinstance(value, list | tuple) else (value,)
-    return tuple(tuple(concrete(size) for size in t.shape) for t in tensors if isinstance(t, Tensor))
 
 
 class _Walker:
@@ -187,9 +176,9 @@ class _Walker:
 
     def _argument(self, argument: object) -> object:
         if isinstance(argument, fx.Node):
-            value = argument.meta.get("val")
-            if isinstance(value, torch.SymInt | int | float | torch.SymFloat):
-                return concrete(value) if isinstance(value, torch.SymInt) else value
+            scalar = scalar_of(argument)
+            if scalar is not None:
+                return scalar
             values = self.values[argument.name]
             return values[0] if len(values) == 1 else list(values)
         if isinstance(argument, list | tuple):

@@ -14,6 +14,7 @@ import torch
 from compressor.passes.labels import IntArray, Labeler, Value
 from compressor.passes.rules.base import Call, key_of, rule, spares
 from compressor.passes.rules.elementwise import elementwise
+from compressor.passes.shapes import yields_several
 
 aten = torch.ops.aten
 
@@ -43,7 +44,7 @@ def spatial(call: Call, labeler: Labeler) -> Value | list[Value]:
             labeler.lose(labels, call.op, call.node.name)
             axes[axis] = centre
     values = [Value(shape, axes, x.why) for shape in call.outputs]
-    return values if isinstance(call.node.meta.get("val"), list | tuple) else values[0]
+    return values if yields_several(call.node) else values[0]
 
 
 def _centre(call: Call, k: int, labels: IntArray) -> IntArray | None:
@@ -89,7 +90,7 @@ def statistic(call: Call, labeler: Labeler) -> Value | list[Value]:
     for axis in _reduced(call, x) & set(x.axes):
         labeler.lose(x.axes[axis], call.op, call.node.name)
     value = _reduce(call, x)
-    if isinstance(call.node.meta.get("val"), list | tuple):
+    if yields_several(call.node):
         return [value] * len(call.outputs)
     return value
 

@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from compressor.passes.labels import Grid, IntArray, Labeler, Split, Value
 from compressor.passes.rules.base import RULES, Call, Change, carries, edit, rule, spares
 from compressor.passes.rules.elementwise import meet
+from compressor.passes.shapes import yields_several
 from compressor.passes.splits import settle
 
 aten = torch.ops.aten
@@ -171,7 +172,7 @@ def _run(call: Call, field: Tensor) -> list[Tensor]:
 
 
 def _several(call: Call) -> bool:
-    return isinstance(call.node.meta.get("val"), list | tuple)
+    return yields_several(call.node)
 
 
 def _collect(result: Tensor, axes: dict[int, IntArray], grids: list[Grid], call: Call, labeler: Labeler) -> None:
