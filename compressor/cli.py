@@ -47,11 +47,14 @@ def inspect(
     shapes: Shapes,
     weights: Weights = None,
     as_json: Json = False,
-    lossy: Annotated[
-        bool, typer.Option("--lossy", help="Also free channels that a layer norm or the like computes statistics over.")
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Freeze channels that a layer norm or the like computes statistics over.")
     ] = False,
+    graph: Annotated[
+        Path | None, typer.Option("--graph", help="Draw the network, its groups as colours, to this SVG file.")
+    ] = None,
 ) -> None:
-    """Show channel groups, their sizes, what is frozen and why, MACs and parameters.
+    """Show channel groups, what is tied to what and what is frozen and why, per layer what may be removed, MACs and parameters.
 
     Example: compressor inspect torchvision.models:resnet18 --input 1x3x224x224
     """
@@ -60,7 +63,12 @@ def inspect(
     from compressor.passes.channels import analyze
     from compressor.passes.trace import trace
 
-    channels = analyze(trace(load_model(model, weights), _inputs(shapes)), lossy)
+    channels = analyze(trace(load_model(model, weights), _inputs(shapes)), lossy=not exact)
+    if graph is not None:
+        from compressor.report.graph import draw
+        from compressor.store import write_bytes
+
+        write_bytes(graph, draw(channels).encode())
     print(json.dumps(inspection(channels), indent=1) if as_json else inspection_table(channels))
 
 

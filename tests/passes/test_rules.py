@@ -1,12 +1,14 @@
 """Every construct: a tiny net per line, pruned effectively, removed = masked."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import compressor
-from compressor.passes.rules import RULES, edit, rule
+from compressor.passes.labels import Value
+from compressor.passes.rules import EDITS, RULES, edit, rule
 from tests.networks import check, check_effective, randomize
 
 X2 = (2, 3, 8, 8)
@@ -360,6 +362,59 @@ def test_outputs_and_inner_features_that_are_returned_are_frozen():
     assert "model output" in frozen["a"]
     assert "model output" in frozen["c"]
     assert frozen["b"] is None
+
+
+@torch.library.custom_op("compressor_tests::rotate", mutates_args=())
+def rotate(x: torch.Tensor, by: int) -> torch.Tensor:
+    """An op that nobody but its owner knows: the first `by` channels go to the end."""
+    return torch.cat([x[:, by:], x[:, :by]], 1)
+
+
+@rotate.register_fake
+def _(x, by):
+    return torch.empty_like(x)
+
+
+def rotating():
+    return randomize(Net(lambda m, x: end(m, m.b(rotate(m.a(x), 5))), a=conv(3, 12), b=conv(12, 8), fc=head(8)))
+
+
+def test_an_op_of_the_users_own_is_frozen_until_it_has_a_rule_from_outside():
+    key = torch.ops.compressor_tests.rotate
+    model = rotating()
+    channels = compressor.analyze(compressor.trace(model, (torch.randn(X2),)))
+    assert "compressor_tests.rotate" in channels.groups[0].frozen
+    try:
+
+        @rule(key)
+        def rotated(call, labeler):
+            x = call.tensor("x")
+            axes = {a: np.roll(labels, -call.integer("by")) if a == 1 else labels for a, labels in x.axes.items()}
+            return Value(call.outputs[0], axes, x.why)
+
+        @edit(key)
+        def rotation(change):
+            by = int(change.kept(change.inputs, 1)[: change.call.integer("by")].sum())
+            change.set(1, "by", by)
+
+        check_effective(model, (torch.randn(X2),))
+    finally:
+        RULES.pop(key, None)
+        EDITS.pop(key, None)
+
+
+def test_a_custom_autograd_function_is_understood_by_what_it_does():
+    class Double(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x * 2
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * 2
+
+    model = randomize(Net(lambda m, x: end(m, m.b(Double.apply(m.a(x)))), a=conv(3, 12), b=conv(12, 8), fc=head(8)))
+    check_effective(model, (torch.randn(X2),))
 
 
 def test_registering_a_rule_twice_raises():

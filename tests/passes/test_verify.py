@@ -1,9 +1,12 @@
 """The oracle must fail on a wrong answer."""
 
+import copy
+
 import pytest
 import torch
 
 import compressor
+from compressor.passes.rules import RULES
 from compressor.passes.verify import relative_error, verify_removal
 from tests.networks import Residual, randomize
 
@@ -36,6 +39,38 @@ def test_another_plan_than_the_applied_one_is_caught(removed):
     channels, _, graph = removed
     with pytest.raises(compressor.PassError):
         verify_removal(channels, channels.plan(0.5, seed=1), graph, X)
+
+
+SHUFFLED = torch.nn.Sequential(
+    torch.nn.Conv2d(3, 12, 3, padding=1), torch.nn.ChannelShuffle(3), torch.nn.Conv2d(12, 6, 3, padding=1), torch.nn.ReLU(),
+    torch.nn.Conv2d(6, 4, 1),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("swapped", [(), (0, 3), (2, 7), (11, 5)])
+def test_a_rule_that_swaps_two_labels_of_a_shuffle_is_caught(monkeypatch, swapped):
+    key = torch.ops.aten.channel_shuffle
+    right = RULES[key]
+
+    def wrong(call, labeler):
+        value = right(call, labeler)
+        labels = value.axes[1]
+        labels[list(swapped)] = labels[list(reversed(swapped))]
+        return value
+
+    monkeypatch.setitem(RULES, key, wrong)
+    graph = compressor.trace(randomize(copy.deepcopy(SHUFFLED)), X)
+    channels = compressor.analyze(graph)
+    (first, *_) = channels.free
+    caught = 0
+    for unit in range(first.size):  # each of the swapped labels is in some plan
+        plan = compressor.Plan.keep({first.name: [k for k in range(first.size) if k != unit]})
+        small = compressor.apply(plan, graph, channels=channels)
+        try:
+            verify_removal(channels, plan, small, X)
+        except compressor.PassError:
+            caught += 1
+    assert caught == (2 if swapped else 0), "both plans that remove a swapped label must fail"
 
 
 def test_relative_error_is_infinite_for_other_shapes_and_nan():
