@@ -136,12 +136,9 @@ def _kinds(labeler: Labeler, component: IntArray, reasons: Sequence[str | None],
     places += [labels for term in labeler.terms for labels, _ in term.factors]
     places += labeler.places
     for labels in places:
-        weight = random.integers(1, 2**63, dtype=np.uint64)
-        hits = np.bincount(component[labels], minlength=len(reasons)).astype(np.uint64)
-        signature += hits * weight
-    for reason in dict.fromkeys(reasons):
-        weight = random.integers(1, 2**63, dtype=np.uint64)
-        signature[[r == reason for r in reasons]] += weight
+        np.add.at(signature, component[labels], random.integers(1, 2**63, dtype=np.uint64))
+    weights = {reason: random.integers(1, 2**63, dtype=np.uint64) for reason in dict.fromkeys(reasons)}
+    signature += np.array([weights[reason] for reason in reasons], dtype=np.uint64)
     kind = np.full(len(reasons), -1, dtype=np.int64)
     _, inverse = np.unique(signature[produced], return_inverse=True)
     kind[produced] = inverse
@@ -152,12 +149,17 @@ def _merge_regular(
     labeler: Labeler, component: IntArray, kind: IntArray, produced: np.ndarray
 ) -> tuple[IntArray, dict[int, list[tuple[IntArray, str]]]]:
     """Merge the kinds that an equal-count constraint spans; also returns the constraints per merged kind."""
-    merged = kind.copy()
+    if not labeler.regular:
+        return kind, {}
+    edges = []
     for blocks, _ in labeler.regular:
-        spanned = np.unique(merged[component[blocks.reshape(-1)]])
+        spanned = np.unique(kind[component[blocks.reshape(-1)]])
         spanned = spanned[spanned >= 0]
-        if len(spanned) > 1:
-            merged[np.isin(merged, spanned)] = spanned[0]
+        edges += [(int(spanned[0]), int(other)) for other in spanned[1:]]
+    count = int(kind.max()) + 1
+    left, right = np.array(edges, dtype=np.int64).reshape(-1, 2).T
+    _, together = connected_components(coo_array((np.ones(len(left), dtype=np.int8), (left, right)), shape=(count, count)))
+    merged = np.where(kind < 0, -1, np.asarray(together, dtype=np.int64)[kind])
     blocked: dict[int, list[tuple[IntArray, str]]] = {}
     for blocks, op in labeler.regular:
         members = component[blocks.reshape(-1)]
@@ -184,9 +186,10 @@ def _build(
         order += len(labels)
     producers, readers, lossy = (_names(kind[component], facts) for facts in (labeler.produced, labeler.read, labeler.lossy))
 
-    members_of = {k: np.flatnonzero(kind == k) for k in np.unique(kind[kind >= 0]).tolist()}
-    for k, members in members_of.items():
-        members_of[k] = members[np.argsort(first[members], kind="stable")]
+    order_of = np.lexsort((first, kind))
+    order_of = order_of[kind[order_of] >= 0]
+    starts = np.flatnonzero(np.diff(kind[order_of], prepend=-1))
+    members_of = {int(kind[members[0]]): members for members in np.split(order_of, starts[1:]) if len(members)}
     sequence = sorted(members_of, key=lambda k: int(first[members_of[k][0]]))
     group_of_component = np.full(len(kind), -1, dtype=np.int64)
     unit_of_component = np.full(len(kind), -1, dtype=np.int64)
@@ -229,15 +232,19 @@ def _cells(
     members: IntArray, places: IntArray, constraints: list[tuple[IntArray, str]]
 ) -> tuple[tuple[tuple[int, ...], ...], str | None]:
     """Units in the same places and the same blocks of every constraint; a reason where no width but the full one is legal."""
+    if not constraints:
+        return (tuple(range(len(members))),), None
     random = np.random.default_rng(1)
-    count = len(places)
-    signature = random.integers(1, 2**63, size=count, dtype=np.uint64)[places]
+    _, place = np.unique(places[members], return_inverse=True)
+    signature = random.integers(1, 2**63, size=int(place.max()) + 1, dtype=np.uint64)[place]
+    ascending = np.argsort(members)
     broken = None
     for blocks, reason in constraints:
         broken = broken or reason or None
         for row in blocks:
-            signature += np.bincount(row, minlength=count).astype(np.uint64) * random.integers(1, 2**63, dtype=np.uint64)
-    _, inverse = np.unique(signature[members], return_inverse=True)
+            at = ascending[np.searchsorted(members[ascending], row).clip(max=len(members) - 1)]
+            np.add.at(signature, at[members[at] == row], random.integers(1, 2**63, dtype=np.uint64))
+    _, inverse = np.unique(signature, return_inverse=True)
     cells = [np.flatnonzero(inverse == k) for k in range(int(inverse.max()) + 1)]
     cells.sort(key=lambda cell: int(cell[0]))
     if len(cells) > 1 and math.gcd(*[len(cell) for cell in cells]) == 1:
