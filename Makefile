@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= 2
 
-.PHONY: demo test test-all bench lint clean
+.PHONY: demo test test-all zoo bench bench-channels lint clean
 
 demo: .venv/ready
 	$(BIN)/compressor demo
@@ -16,6 +16,14 @@ test: lint
 test-all: lint
 	@echo "== all tests, the wheel in a clean environment among them"
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+# every torchvision model and timm's families, one process each; goes on where it stopped (about two hours on two cores)
+zoo: .venv/ready
+	$(BIN)/python tools/zoo.py --jobs $(WORKERS)
+
+# the channel analysis against torch-pruning
+bench-channels: .venv/ready
+	$(BIN)/python tools/bench_channels.py
 
 # make bench DATA=cifar-10-batches-bin WEIGHTS=resnet56_cifar10.safetensors
 bench: .venv/ready

@@ -6,12 +6,13 @@ shapes in `node.meta` (see `shapes.py`) and whose `state_dict` has the original 
 pass never reads (auxiliary heads in eval mode) are left behind.
 """
 
+import contextlib
 import copy
+import io
 import logging
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from compressor.errors import TraceError
+from compressor.passes.literals import fold_literals
 from compressor.passes.remodulise import Remodulise
 from compressor.passes.shapes import record_shapes
 
@@ -63,6 +65,7 @@ def trace(model: nn.Module, example_inputs: Sequence[Tensor]) -> fx.GraphModule:
             graph.erase_node(node)
     root = Remodulise(source, model).run(graph)
     record_shapes(graph)
+    fold_literals(graph, root, {*dict(model.named_parameters()), *dict(model.named_buffers())})
     owned = quiet_deepcopy(root)  # after this the graph shares nothing with the user's model
     gm = fx.GraphModule(owned, graph, class_name=type(model).__name__)
     gm.meta[INPUTS] = tuple((tuple(x.shape), str(x.dtype).removeprefix("torch.")) for x in inputs)
@@ -189,14 +192,27 @@ def _export(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[torch.export.
     except Exception as error:
         raise TraceError(
             f"{type(model).__name__} cannot be exported{_model_line(error)}: {_first_line(error)}. "
-            "Data-dependent control flow cannot be traced: hand over the part that can (a backbone), or rewrite that line"
+            f"Data-dependent control flow cannot be traced: hand over the part that can{_largest_part(model)}, or rewrite that line"
         ) from error
 
 
+def _largest_part(model: nn.Module) -> str:
+    """` (the backbone, say: trace(model.features, ...))`: the child that holds most parameters."""
+    sizes = {name: sum(p.numel() for p in child.parameters()) for name, child in model.named_children()}
+    largest = max(sizes, key=lambda name: sizes[name], default="")
+    return f" (the backbone, say: `trace(model.{largest}, ...)`)" if largest else " (a backbone)"
+
+
 def _export_quietly(model: nn.Module, inputs: tuple[Tensor, ...], shapes: Any) -> torch.export.ExportedProgram:
-    with warnings.catch_warnings():
+    logs = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level = logs.level
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
-        return torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False)
+        logs.setLevel(logging.CRITICAL)  # where it fails, it prints whole graphs; what matters is in the exception
+        try:
+            return torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False)
+        finally:
+            logs.setLevel(level)
 
 
 def _argument_names(model: nn.Module, count: int) -> list[str]:
@@ -225,7 +241,7 @@ def _model_line(error: BaseException) -> str:
     return f" at {own[-1][0]}:{own[-1][1]}" if own else ""
 
 
-@contextmanager
+@contextlib.contextmanager
 def _untouched(model: nn.Module) -> Iterator[None]:
     """Eval mode inside; every module's own mode, and every buffer's own values, again outside."""
     modes = {module: module.training for module in model.modules()}

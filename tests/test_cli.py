@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -157,6 +158,29 @@ def test_inspect_shows_a_table_or_json(run, folder):
     )
     assert [group["name"] for group in data["groups"]] == ["stem", "conv1", "fc"]
     assert data["macs"] == 64 * 9 * (3 * 16 + 2 * 16 * 24) + 80
+    layers = {layer["name"]: layer for layer in data["layers"]}
+    assert {name: layer["state"] for name, layer in layers.items()} == {
+        "stem": "tied", "conv1": "free", "conv2": "tied", "fc": "frozen",
+    }  # fmt: skip
+    assert layers["stem"]["tied_to"] == ["conv2"]
+    assert layers["conv1"]["macs"] == 64 * 9 * 16 * 24
+    assert layers["conv1"]["removable"] == pytest.approx(1 - 1 / (16 * 24))
+    assert "together with conv2" in found.stdout
+    assert data["removable"]["macs"] == pytest.approx(1 - (64 * 9 * (3 + 2) + 5) / data["macs"])
+
+
+def test_inspect_draws_the_network_with_its_groups(run, folder):
+    found = run(folder, "inspect", "net.py:build", "--input", "1x3x8x8", "--graph", "net.svg")
+    assert found.returncode == 0, found.stderr
+    root = ElementTree.fromstring((folder / "net.svg").read_text())
+    texts = [element.text for element in root.iter() if element.tag.endswith("text")]
+    assert {"stem", "conv1", "conv2", "fc"} <= set(texts)
+    colours = {
+        title.text.split(":")[0]: group.find("{*}rect").get("fill")
+        for group in root.iter("{http://www.w3.org/2000/svg}g")
+        if (title := group.find("{*}title")) is not None
+    }
+    assert colours["stem"] == colours["conv2"] != colours["conv1"]
 
 
 def test_compress_export_and_going_on(run, folder):

@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from compressor.passes.rules import EDITS, RULES
+from tests.networks import check_effective, randomize
+
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
@@ -25,6 +28,26 @@ def test_python_blocks_run(number, tmp_path, monkeypatch, capsys):
     loader = list(zip(x.repeat(1, 1, 4, 4).split(16), y.split(16), strict=True))
     names = {"model": Residual(32, 32), "train_loader": loader, "validate_loader": loader, "torch": torch}
     exec(compile(BLOCKS[number], f"README block {number}", "exec"), names)
+
+
+def test_the_rule_from_outside_prunes_what_was_frozen():
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+    names = {}
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = torch.nn.Conv2d(3, 12, 3), torch.nn.Conv2d(12, 4, 3)
+
+        def forward(self, x):
+            return self.b(names["rotate"](self.a(x), 5))
+
+    try:
+        exec(compile(block, "CONTRIBUTING", "exec"), names)
+        check_effective(randomize(Model()), (torch.randn(2, 3, 8, 8),))
+    finally:
+        RULES.pop(torch.ops.mine.rotate, None)
+        EDITS.pop(torch.ops.mine.rotate, None)
 
 
 @pytest.mark.parametrize("file", ["CONTRIBUTING.md", "README.md"])

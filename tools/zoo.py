@@ -29,6 +29,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+MODELS = Path(__file__).with_name("zoo_models.txt")
 RATIOS = (0.25, 0.5, 0.75)
 CLASSES = 10  # with 1000, half of what a small network has is the classifier, whose outputs nobody may remove
 LEFT = 0.4  # share of the prunable layers' parameters that an effective plan at 50 % may leave
@@ -37,7 +38,7 @@ SIZES = (64, 96, 128, 160, 224, 256, 299)  # a convolutional network is tried at
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", type=Path, default=Path(__file__).with_name("zoo_models.txt"))
+    parser.add_argument("--models", type=Path, default=MODELS)
     parser.add_argument("--only", default="", help="regular expression on `library kind family name`")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--limit", type=float, default=600, help="seconds per model")
@@ -93,7 +94,7 @@ def run_all(todo: list[tuple[str, ...]], args: argparse.Namespace) -> None:
             file = _file(args.work.resolve(), entry)
             if late or process.exitcode:
                 reason = f"took longer than {args.limit:.0f} s" if late else f"the process ended with {process.exitcode}"
-                partial = json.loads(file.read_text()) if file.exists() else _row(entry)
+                partial = json.loads(file.read_text()) if file.exists() else new_row(entry)
                 _write(file, {**partial, "status": "timeout" if late else "crash", "reason": reason})
             row = json.loads(file.read_text())
             print(
@@ -103,7 +104,7 @@ def run_all(todo: list[tuple[str, ...]], args: argparse.Namespace) -> None:
             )
 
 
-def _row(entry: tuple[str, ...]) -> dict[str, object]:
+def new_row(entry: tuple[str, ...]) -> dict[str, object]:
     library, kind, family, name = entry
     return {"library": library, "kind": kind, "family": family, "name": name, "status": "crash", "reason": ""}
 
@@ -119,9 +120,9 @@ def examine(entry: tuple[str, ...], file: str, onnx: bool) -> None:
     import torch
 
     torch.set_num_threads(1)
-    row = _row(entry)
+    row = new_row(entry)
     try:
-        _examine(entry, row, onnx)
+        examine_model(entry, row, onnx)
     except Exception as error:
         row["status"] = row.get("stage", "build")
         row["reason"] = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:300]
@@ -130,7 +131,8 @@ def examine(entry: tuple[str, ...], file: str, onnx: bool) -> None:
     _write(Path(file), row)
 
 
-def _examine(entry: tuple[str, ...], row: dict[str, object], onnx: bool) -> None:
+def examine_model(entry: tuple[str, ...], row: dict[str, object], onnx: bool) -> None:
+    """Fill a row stage by stage, so that what fails leaves what came before."""
     import torch
 
     import compressor

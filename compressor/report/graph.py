@@ -67,7 +67,7 @@ def _sources(node: fx.Node, shown: set[fx.Node]) -> list[fx.Node]:
     seen = set()
     while waiting:
         source = waiting.pop()
-        if source in seen:
+        if source in seen or (source not in shown and not shapes_of(source)):  # a size is no channel
             continue
         seen.add(source)
         if source in shown:

@@ -76,6 +76,18 @@ def test_equal_blocks_of_a_grouped_convolution_are_kept_or_the_rule_is_named():
         compressor.apply(Plan.keep({"0": [0, 1, 4, 5, 6, 8]}), graph)
 
 
+def test_wanted_widths_become_the_nearest_legal_ones(channels):
+    model = nn.Sequential(nn.Conv2d(3, 24, 3), nn.ReLU(), nn.Conv2d(24, 12, 3, groups=4), nn.ReLU(), nn.Conv2d(12, 4, 1))
+    grouped = compressor.analyze(compressor.trace(model, X))
+    wanted = {"0": 13.9, "2": 0}
+    assert dict(grouped.nearest(wanted).widths) == {"0": 12, "2": 4, "4": 4}
+    assert dict(grouped.nearest({"0": 14.0}).widths)["0"] == 16, "a tie goes to the wider one"
+    assert dict(grouped.nearest({"0": 99}).widths)["0"] == 24
+    assert channels.nearest({"fc": 1}) == channels.full, "what is frozen keeps its size"
+    with pytest.raises(PlanError, match="no group `nowhere`"):
+        channels.nearest({"nowhere": 1})
+
+
 def test_the_digest_depends_on_the_architecture_and_not_on_weights(channels):
     assert compressor.analyze(compressor.trace(Residual(), X)).digest == channels.digest
     assert compressor.analyze(compressor.trace(Residual(inner=13), X)).digest != channels.digest

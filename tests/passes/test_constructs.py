@@ -282,6 +282,18 @@ def evonorm(m, x):
     return end(m, m.b(a * torch.sigmoid(m.v * a) / deviation))
 
 
+def constants(m, x):
+    a = m.a(x) * torch.linspace(0.5, 1.5, 12).view(12, 1, 1) + torch.tensor([0.1] * 12)[:, None, None]
+    return end(m, m.b(F.relu(a - torch.ones(12, 1, 1) * 0.1)))
+
+
+def positions(m, x):
+    t = tokens(m, x)
+    frequencies = torch.exp(-torch.arange(0, 16, 2) / 16)
+    angles = torch.arange(16)[:, None] * frequencies
+    return m.fc((m.mix(t) + torch.cat([angles.sin(), angles.cos()], -1)).mean(1))
+
+
 class FrozenNorm(nn.Module):
     """Batch norm whose everything is a buffer, as detection backbones have it."""
 
@@ -423,6 +435,8 @@ NETS = {
     "efficient channel attention": lambda: Net(
         channels_gate, a=conv(3, 12), eca=nn.Conv1d(1, 1, 3, padding=1, bias=False), b=conv(12, 8), fc=head(8)
     ),
+    "constants of forward": lambda: Net(constants, a=conv(3, 12), b=conv(12, 8), fc=head(8)),
+    "computed positions": lambda: Net(positions, embed=nn.Conv2d(3, 16, 2, 2), mix=nn.Linear(16, 16), fc=head(16)),
     "EvoNorm": lambda: Net(evonorm, a=conv(3, 12), v=nn.Parameter(torch.rand(12, 1, 1)), b=conv(12, 8), fc=head(8)),
     "group norm before a grouped convolution": lambda: Net(
         lambda m, x: end(m, m.b(m.g(m.n(m.a(x))))), a=conv(3, 16), n=nn.GroupNorm(4, 16), g=conv(16, 16, groups=4),
@@ -517,6 +531,18 @@ def test_an_inner_feature_that_is_returned_stays_and_the_rest_goes():
 
     channels = check_effective(randomize(Model()), (torch.randn(X2),), most=0.9)
     assert [group.frozen is None for group in channels.groups] == [False, True, False]
+
+
+def test_parameters_that_do_not_train_are_pruned_and_still_do_not_train():
+    model = randomize(
+        Net(lambda m, x: end(m, m.b(F.relu(m.n(m.a(x))))), a=conv(3, 12), n=nn.BatchNorm2d(12), b=conv(12, 8), fc=head(8))
+    )
+    model.a.requires_grad_(False)
+    model.n.requires_grad_(False)
+    channels = check_effective(model, (torch.randn(X2),))
+    small = compressor.apply(channels.plan(0.5), channels.graph, channels=channels)
+    trains = {name: parameter.requires_grad for name, parameter in small.named_parameters()}
+    assert trains == {name: parameter.requires_grad for name, parameter in model.named_parameters()}
 
 
 def test_an_uneven_split_of_an_even_chunk_keeps_what_each_half_keeps():
