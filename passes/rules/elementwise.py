@@ -30,7 +30,7 @@ ELEMENTWISE = (
     aten.dropout, aten.dropout_, aten.feature_dropout, aten.feature_dropout_, aten.alpha_dropout,
     aten.nan_to_num, aten.logaddexp, aten.tan, aten.asinh, aten.isnan, aten.bitwise_not, aten.trunc,
     aten.hypot, aten.logit, aten.true_divide, aten.floor_divide, aten.positive, aten.sgn, aten.erf_, aten.addcmul_, aten.clamp_max_,
-    aten.sqrt_, aten.neg_, aten.abs_, aten.masked_fill_,
+    aten.sqrt_, aten.neg_, aten.abs_, aten.masked_fill_, aten.zero_, aten.fill_, aten.fill, aten.copy_,
 )  # fmt: skip
 
 

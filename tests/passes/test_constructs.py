@@ -207,6 +207,22 @@ def windows(m, x):
     return m.fc((a + torch.roll(t, (2, 2), (1, 2))).mean((1, 2)))
 
 
+def cosine_attention(m, x):
+    t = tokens(m, x)
+    bias = m.bias.clone()
+    bias[16:32].zero_()  # Swin v2 has no bias for the keys
+    q, k, v = F.linear(t, m.weight, bias).reshape(-1, 64 // 4, 3, 4, 4).permute(2, 0, 3, 1, 4)
+    weights = torch.softmax(F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1) * m.scale.exp(), -1)
+    return m.fc((t + m.proj((weights @ v).transpose(1, 2).reshape(-1, 16, 16))).mean(1))
+
+
+def copied(m, x):
+    a = m.a(x)
+    b = torch.zeros_like(a)
+    b[:, 4:].copy_(a[:, :8])
+    return end(m, m.b(a + b))
+
+
 def talking(m, x):
     t = tokens(m, x)
     q, k, v = (layer(t).view(-1, 64, 4, 4) for layer in (m.q, m.k, m.v))
@@ -413,6 +429,12 @@ NETS = {
         multihead, embed=nn.Conv2d(3, 16, 2, 2), attention=nn.MultiheadAttention(16, 4, batch_first=True), fc=head(16)
     ),
     "windowed attention": windowed,
+    "cosine attention": lambda: Net(
+        cosine_attention, embed=nn.Conv2d(3, 16, 2, 2), weight=nn.Parameter(torch.randn(48, 16)),
+        bias=nn.Parameter(torch.randn(48)),
+        scale=nn.Parameter(torch.rand(4, 1, 1)), proj=nn.Linear(16, 16), fc=head(16),
+    ),
+    "copied into a slice": lambda: Net(copied, a=conv(3, 12), b=conv(12, 8), fc=head(8)),
     "einsum": lambda: Net(talking, embed=conv(3, 16), **qkv(), proj=nn.Linear(16, 16), fc=head(16)),
     "unbind": lambda: Net(unbound, a=conv(3, 12), b=conv(6, 8), fc=head(8)),
     "roll": lambda: Net(rolled, a=conv(3, 12), b=conv(12, 8), fc=head(8)),
