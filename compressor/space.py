@@ -20,4 +20,4 @@ def widths(group: ChannelGroup, align: int) -> tuple[int, ...]:
     step = math.lcm(group.granularity, align // math.gcd(align, group.channels_per_unit))
     while step * 2 > group.size and step % 2 == 0 and (step // 2) % group.granularity == 0:
         step //= 2
-    return (*range(step, group.size, step), group.size)
+    return (*(width for width in range(step, group.size, step) if width >= group.narrowest), group.size)

@@ -115,7 +115,7 @@ class ChannelGraph:
         for group in self.groups:
             steps = math.floor(wanted.get(group.name, group.size) / group.granularity + 0.5)
             free = group.frozen is None and group.name in wanted
-            width = min(max(steps, 1) * group.granularity, group.size) if free else group.size
+            width = min(max(steps * group.granularity, group.narrowest), group.size) if free else group.size
             widths.append((group.name, width))
         return Structure(tuple(widths))
 
@@ -144,11 +144,17 @@ class ChannelGraph:
                 )
             if group.frozen is not None and len(indices) < group.size:
                 raise PlanError(f"group `{name}` is frozen: {group.frozen}")
+            if len(indices) < min(group.least, group.size):
+                ops = ", ".join(op for labels, _, op in self.walk.labeler.needs if name in self._names_of(labels))
+                raise PlanError(f"the plan keeps {len(indices)} of group `{name}`, {ops} needs at least {group.least}")
             mask = masks[self.groups.index(group)]
             mask[:] = False
             mask[list(indices)] = True
         self._check_regular(masks)
         return masks
+
+    def _names_of(self, labels: IntArray) -> set[str]:
+        return {self.groups[k].name for k in np.unique(self.grouping.group_of[labels]).tolist() if k >= 0}
 
     def _check_regular(self, masks: list[NDArray[np.bool_]]) -> None:
         for blocks, op in self.walk.labeler.regular:
@@ -211,6 +217,6 @@ class ChannelGraph:
         kept = {}
         for group in self.free:
             steps = group.size // group.granularity
-            stay = max(steps - round(ratio * steps), 1)
+            stay = max(steps - round(ratio * steps), group.narrowest // group.granularity)
             kept[group.name] = select(group, criterion(scoring, group), stay * group.granularity)
         return Plan.keep(kept, self.digest)

@@ -13,18 +13,23 @@ channel, the fold is exact; if not (a constant other than 0 inside a zero paddin
 layer is left alone and named.
 """
 
+import collections
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from compressor.passes.base import PassResult
 from compressor.passes.channels import ChannelGraph
-from compressor.passes.labels import Value
+from compressor.passes.labels import IntArray, Value
+from compressor.passes.rules import key_of
 from compressor.passes.trace import example_inputs_of, quiet_deepcopy
+from compressor.passes.verify import READERS
 from compressor.plan import Plan
 
 logger = logging.getLogger(__name__)
@@ -120,10 +125,33 @@ def fold_constants(channels: ChannelGraph, plan: Plan, small: fx.GraphModule) ->
             folded.append(layer)
         else:
             skipped[layer] = reason
+    skipped.update(_other_readers(channels, kept_of))
     logger.info("FoldConstants: %d layers folded, %d left alone", len(folded), len(skipped))
     for layer, reason in skipped.items():
         logger.info("FoldConstants: %s: %s", layer, reason)
     return Folding(result, tuple(folded), skipped)
+
+
+def _other_readers(channels: ChannelGraph, kept_of: Callable[[IntArray], NDArray[np.bool_]]) -> dict[str, str]:
+    """Functions in which removed channels end: sums, products of tensors, convolutions with computed weights."""
+    found = {}
+    for name, call in channels.walk.calls.items():
+        if call.module is not None or key_of(call.node, None) not in READERS:
+            continue
+        ids = channels.grouping.group_of, channels.grouping.unit_of
+        before = {pair for value in call.values for pair in _gone(value, kept_of, *ids)}
+        after = {pair for value in channels.walk.values[name] for pair in _gone(value, kept_of, *ids)}
+        if before - after:
+            found[name] = f"{call.op} reads {len(before - after)} removed channels; only convolutions and linear layers are folded"
+    return found
+
+
+def _gone(
+    value: Value, kept_of: Callable[[IntArray], NDArray[np.bool_]], group_of: IntArray, unit_of: IntArray
+) -> set[tuple[int, int]]:
+    """Group and unit of everything that is removed from a tensor."""
+    removed = [labels[~kept_of(labels)] for labels in value.axes.values()]
+    return {(int(group_of[k]), int(unit_of[k])) for labels in removed for k in labels}
 
 
 class _Observer(fx.Interpreter):
@@ -175,10 +203,11 @@ def _fold(
     node = next(n for n in gm.graph.nodes if n.name == name)
     module = gm.get_submodule(str(node.target))
     change = moved.mean(1)
-    if sum(other.target == node.target for other in gm.graph.nodes) > 1:
-        return "it is used several times, with other constants each time"
     bias = cast(nn.Parameter | None, module.bias)
-    following = [gm.get_submodule(str(user.target)) for user in node.users if user.op == "call_module"]
+    uses = collections.Counter(str(other.target) for other in gm.graph.nodes if other.op == "call_module")
+    following = [gm.get_submodule(str(n.target)) for n in node.users if n.op == "call_module" and uses[str(n.target)] == 1]
+    if uses[str(node.target)] > 1:
+        return "it is used several times, with other constants each time"
     with torch.no_grad():
         if bias is not None:
             bias.add_(change)

@@ -32,6 +32,7 @@ class ChannelGroup:
         cells: Unit indices that must be thinned in proportion; a single cell unless a grouped op asks for more.
         channels_per_unit: Output channels of the first layer in one unit.
         lossy: Ops that compute statistics over these channels; afterwards over those that stay.
+        least: How many units some op needs (an unbiased variance is not defined over one).
     """
 
     name: str
@@ -42,6 +43,12 @@ class ChannelGroup:
     cells: tuple[tuple[int, ...], ...]
     channels_per_unit: int
     lossy: tuple[str, ...]
+    least: int = 1
+
+    @property
+    def narrowest(self) -> int:
+        """The smallest legal width."""
+        return min(-(-self.least // self.granularity) * self.granularity, self.size)
 
     @property
     def granularity(self) -> int:
@@ -184,6 +191,7 @@ def _build(
     for labels, _ in labeler.produced:
         np.minimum.at(first, component[labels], np.arange(order, order + len(labels)))
         order += len(labels)
+    least = _least(labeler, component, kind)
     producers, readers, lossy = (_names(kind[component], facts) for facts in (labeler.produced, labeler.read, labeler.lossy))
 
     order_of = np.lexsort((first, kind))
@@ -214,9 +222,22 @@ def _build(
                 cells=cells,
                 channels_per_unit=max(layers[layer] // len(members), 1),
                 lossy=tuple(lossy.get(k, {})),
+                least=least.get(k, 1),
             )
         )
     return Grouping(tuple(groups), group_of_component[component], unit_of_component[component])
+
+
+def _least(labeler: Labeler, component: IntArray, kind: IntArray) -> dict[int, int]:
+    """Kind -> how many units must stay so that every op has as many channels as it needs."""
+    least: dict[int, int] = {}
+    for labels, count, _ in labeler.needs:
+        own = component[labels]
+        kinds = np.unique(kind[own])
+        if len(kinds) == 1 and kinds[0] >= 0:  # several groups keep one unit each at least
+            each = len(own) // len(np.unique(own))
+            least[int(kinds[0])] = max(least.get(int(kinds[0]), 1), -(-count // each))
+    return least
 
 
 def _names(kind_of: IntArray, facts: Sequence[tuple[IntArray, str]]) -> dict[int, dict[str, int]]:

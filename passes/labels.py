@@ -123,6 +123,7 @@ class Labeler:
         self.statistics: set[str] = set()
         self.places: list[IntArray] = []
         self.blocks: list[tuple[IntArray, str, str]] = []
+        self.needs: list[tuple[IntArray, int, str]] = []
         self.regular: list[tuple[IntArray, str]] = []
         self.slots: dict[tuple[str, int], Slot] = {}
         self.terms: list[Term] = []
@@ -135,13 +136,13 @@ class Labeler:
         return np.arange(self.count - count, self.count, dtype=np.int64)
 
     def blanks(self, count: int) -> IntArray:
-        """Labels of positions that only repeat or fill: nothing makes them, so they follow whatever they meet."""
+        """Labels that nothing has made yet (fillings, repetitions, stored tensors): they follow whatever they meet."""
         labels = self.fresh(count)
         self._blank += [self.count - count, self.count]
         return labels
 
     def is_blank(self, labels: IntArray) -> bool:
-        """Whether these came from `blanks`."""
+        """Whether these came from `blanks`, and no layer produces them."""
         return bisect.bisect_right(self._blank, int(labels.reshape(-1)[0])) % 2 == 1
 
     def tie(self, left: IntArray, right: IntArray) -> None:
@@ -169,6 +170,9 @@ class Labeler:
             axis: The output axis of the weight.
         """
         self.produced.append((labels.reshape(-1), layer))
+        at = bisect.bisect_right(self._blank, int(labels.reshape(-1)[0]))
+        if at % 2:
+            del self._blank[at - 1 : at + 1]
         if weight and (weight, axis) not in self.filters:
             self.filters.append((weight, axis))
 
@@ -184,6 +188,10 @@ class Labeler:
         """`op`, the node `node`, computes statistics over these channels: removing some changes what it does to the others."""
         self.lossy.append((labels.reshape(-1), op))
         self.statistics.add(node)
+
+    def need(self, labels: IntArray, count: int, op: str) -> None:
+        """`op` is not defined over fewer than `count` of these channels (an unbiased variance over one)."""
+        self.needs.append((labels.reshape(-1), count, op))
 
     def block(self, blocks: IntArray, op: str, node: str) -> None:
         """`op`, the node `node`, computes statistics over each row: rows go as a whole, which is exact.
@@ -211,8 +219,7 @@ class Labeler:
         """
         if name not in self._parameters:
             chosen = range(tensor.dim()) if axes is None else axes
-            # Beyond the first two, axes are mostly those of kernels: where one is merged with channels, it gives way.
-            labels = {a: (self.fresh if a < 2 else self.blanks)(tensor.shape[a]) for a in chosen if tensor.shape[a] > 1}
+            labels = {a: self.blanks(tensor.shape[a]) for a in chosen if tensor.shape[a] > 1}
             for axis, own in labels.items():
                 self.slots[name, axis] = Slot(name, axis, own)
             self._parameters[name] = Value(tuple(tensor.shape), labels, f"`{name}`", name)

@@ -4,10 +4,12 @@
 and narrowed a thousand times faster, and a search narrows graphs by the hundred.
 """
 
-from typing import TypeAlias, cast
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, fx
+
+from compressor.errors import TraceError
 
 VALUE = "compressor.value"
 """Key of `node.meta`: the shape of the one tensor that a node yields (with the traced batch size in place of the
@@ -33,7 +35,14 @@ def _plain(value: object) -> object:
 
 
 def _number(size: int | torch.SymInt) -> int:
-    return int(cast(int, size.node.hint)) if isinstance(size, torch.SymInt) else int(size)
+    if not isinstance(size, torch.SymInt):
+        return int(size)
+    if size.node.hint is None:
+        raise TraceError(
+            f"the size {size} depends on the data (a boolean mask, `nonzero`); index by positions that are known before, "
+            "or hand over the part of the model without it"
+        )
+    return int(size.node.hint)
 
 
 def shapes_of(node: fx.Node) -> tuple[Shape, ...]:

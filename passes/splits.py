@@ -35,8 +35,13 @@ def settle(value: Value, labeler: Labeler, allowed: Collection[int] | None = Non
             continue
         axis, labels = found
         if axis in axes:
-            for one in (axes.pop(axis), labels):
-                labeler.freeze(one, "two labelled axes are merged into one")
+            own = axes.pop(axis)
+            if labeler.is_blank(own) or labeler.is_blank(labels):  # what only fills gives way
+                axes[axis], own = (labels, own) if labeler.is_blank(own) else (own, labels)
+                labeler.freeze(own, "is merged with channels")
+            else:
+                for one in (own, labels):
+                    labeler.freeze(one, "two labelled axes are merged into one")
         elif axis == -1:
             labeler.freeze(labels, "is picked alone from a split of channels")
         else:

@@ -20,9 +20,9 @@ from torch import Tensor, fx, nn
 
 from compressor.errors import PassError
 from compressor.passes.channels import ChannelGraph
-from compressor.passes.labels import Value
+from compressor.passes.labels import IntArray, Value
 from compressor.passes.remove_channels import fit
-from compressor.passes.trace import DYNAMIC, example_inputs_of, outputs_of
+from compressor.passes.trace import BATCH, DYNAMIC, example_inputs_of, outputs_of
 from compressor.plan import Plan
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ TOLERANCE = 1e-4
 """Relative error allowed between removed and masked in float32: the same products are summed in another
 order, which costs some 1e-7 per layer; a wrong channel costs 1e-2 or more."""
 
-_READERS: dict[object, int] = {  # how many of the first arguments are contracted
+READERS: dict[object, int] = {  # how many of the first arguments are contracted
     aten.conv1d: 1, aten.conv2d: 1, aten.conv3d: 1,
     aten.conv_transpose1d: 1, aten.conv_transpose2d: 1, aten.conv_transpose3d: 1,
     aten.linear: 1, aten.sum: 1, aten.matmul: 2, aten.bmm: 2, aten.baddbmm: 3, aten.addmm: 3,
@@ -61,7 +61,7 @@ class _Masked(fx.Interpreter):
     def __init__(self, channels: ChannelGraph, masks: list[NDArray[np.bool_]]) -> None:
         super().__init__(channels.graph)
         self._channels = channels
-        self._masks = masks
+        self._kept_of = channels.keeper(masks)
 
     def run_node(self, n: fx.Node) -> Any:
         """Mask the tensor arguments of ops that contract channels; run those that count channels on what stays."""
@@ -71,7 +71,7 @@ class _Masked(fx.Interpreter):
             return super().run_node(n)
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         call = self._channels.walk.calls[n.name]
-        count = _READERS.get(getattr(n.target, "overloadpacket", None), 1)
+        count = READERS.get(getattr(n.target, "overloadpacket", None), 1)
         args = tuple(
             self._mask_any(a, value) if k < count else a
             for k, (a, value) in enumerate(zip(args, call.arguments.values(), strict=False))
@@ -88,7 +88,7 @@ class _Masked(fx.Interpreter):
     def _reads(self, node: fx.Node) -> bool:
         if node.op == "call_module":
             return isinstance(self._channels.graph.get_submodule(str(node.target)), _READING_MODULES)
-        return node.op == "call_function" and getattr(node.target, "overloadpacket", None) in _READERS
+        return node.op == "call_function" and getattr(node.target, "overloadpacket", None) in READERS
 
     def _over_what_stays(self, node: fx.Node) -> Any:
         call = self._channels.walk.calls[node.name]
@@ -114,27 +114,40 @@ class _Masked(fx.Interpreter):
             return self._put_back(result, outputs[0])
         return [self._put_back(x, value) for x, value in zip(result, outputs, strict=True)]
 
+    def _kept(self, labels: IntArray, size: int) -> NDArray[np.bool_]:
+        """What stays along an axis; where a view has folded the batch into it, as many samples as there are now."""
+        kept = self._kept_of(labels)
+        if size == len(labels):
+            return kept
+        batch = cast(int, self._channels.graph.meta[BATCH])
+        outer = labels.reshape(batch, -1)
+        if (outer == outer[0]).all():
+            return np.resize(kept[: outer.shape[1]], size)
+        return np.repeat(kept[::batch], size * batch // len(labels))
+
     def _narrow(self, x: Tensor, value: Value) -> Tensor:
         for axis, labels in value.axes.items():
-            kept = self._channels.kept_labels(labels, self._masks)
+            kept = self._kept(labels, x.shape[axis])
             if not kept.all():
                 x = x.index_select(axis, torch.from_numpy(np.flatnonzero(kept)).to(x.device))
         return x
 
     def _put_back(self, x: Tensor, value: Value) -> Tensor:
         for axis, labels in value.axes.items():
-            kept = self._channels.kept_labels(labels, self._masks)
+            kept = self._kept_of(labels)
             if not kept.all():
-                shape = [*x.shape[:axis], len(labels), *x.shape[axis + 1 :]]
+                size = x.shape[axis] * len(kept) // int(kept.sum())  # more than it was where samples are folded in
+                kept = self._kept(labels, size)
+                shape = [*x.shape[:axis], size, *x.shape[axis + 1 :]]
                 x = x.new_zeros(shape).index_copy(axis, torch.from_numpy(np.flatnonzero(kept)).to(x.device), x)
         return x
 
     def _mask(self, x: Tensor, value: Value) -> Tensor:
         for axis, labels in value.axes.items():
-            kept = self._channels.kept_labels(labels, self._masks)
+            kept = self._kept(labels, x.shape[axis])
             if not kept.all():
                 shape = [1] * x.dim()
-                shape[axis] = len(labels)
+                shape[axis] = len(kept)
                 x = torch.where(torch.from_numpy(kept).to(x.device).view(shape), x, torch.zeros((), dtype=x.dtype, device=x.device))
         return x
 

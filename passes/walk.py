@@ -1,10 +1,12 @@
 """Walk a traced graph once and let every op's rule write down what it does to channels."""
 
+import logging
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
@@ -16,6 +18,8 @@ from compressor.passes.schema import arguments_of
 from compressor.passes.shapes import scalar_of, shapes_of
 from compressor.passes.splits import settle
 from compressor.passes.trace import BATCH, is_traced
+
+logger = logging.getLogger(__name__)
 
 _HYPER = ("groups", "num_groups", "normalized_shape")
 _SIZES = frozenset({torch.ops.aten.sym_size})  # sizes of channel axes are constants; these ask for the batch
@@ -122,7 +126,14 @@ class _Walker:
         if function is None:
             self._refuse(call)
             return
-        result = function(call, self.labeler)
+        first = self.labeler.count
+        try:
+            result = function(call, self.labeler)
+        except Exception as error:  # an op in a form that its rule was not made for: frozen like an unknown one, and said
+            logger.warning("analyze: the rule of %s does not take it (%s); what it touches is frozen", call.op, error)
+            self.labeler.freeze(np.arange(first, self.labeler.count), f"is touched by {call.op}, whose rule does not take it")
+            self._refuse(call)
+            return
         values = tuple(result) if isinstance(result, list) else (result,)
         if any(len(labels) != value.shape[axis] for value in values for axis, labels in value.axes.items()):
             self._refuse(call)  # the rule does not hold for inputs of this rank
@@ -132,10 +143,12 @@ class _Walker:
     def _settle_inputs(self, node: fx.Node, call: Call, spare: SpareFunction | None) -> None:
         """Choose, for channels that reach this op spread over several axes, one that they may go along."""
         for source in node.all_input_nodes:
-            self.values[source.name] = tuple(
-                settle(value, self.labeler, spare(call, value) if spare is not None and value.grids else None)
-                for value in self.values[source.name]
-            )
+            if any(value.grids for value in self.values[source.name]):
+                self.values[source.name] = tuple(
+                    settle(value, self.labeler, spare(call, value) if spare is not None and value.grids else None)
+                    for value in self.values[source.name]
+                )
+                call = replace(call, arguments=self._arguments(node, call.module))  # the next one sees what was chosen
 
     def settle_all(self) -> None:
         """Choose wherever nothing has asked, and let every recorded call see what was chosen."""

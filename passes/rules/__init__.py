@@ -11,6 +11,7 @@ from compressor.passes.rules import (
     parts,
     reducers,
     shuffles,
+    sizes,
     views,
 )
 from compressor.passes.rules.base import (
@@ -51,5 +52,6 @@ __all__ = [
     "parts",
     "reducers",
     "shuffles",
+    "sizes",
     "views",
 ]

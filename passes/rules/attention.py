@@ -11,6 +11,7 @@ import torch
 from compressor.passes.labels import IntArray, Labeler, Value
 from compressor.passes.rules.base import Call, Change, edit, rule, spares
 from compressor.passes.rules.elementwise import meet
+from compressor.passes.rules.mixers import per_sample
 
 aten = torch.ops.aten
 
@@ -18,7 +19,7 @@ aten = torch.ops.aten
 @rule(aten.scaled_dot_product_attention)
 def scaled_dot_product_attention(call: Call, labeler: Labeler) -> Value:
     """Query (…, L, E), key (…, S, E), value (…, S, F) -> (…, L, F), a softmax over S in between."""
-    query, key, value = call.tensor("query"), call.tensor("key"), call.tensor("value")
+    query, key, value = call.tensor("query"), _shared(call, "key"), _shared(call, "value")
     shape = call.outputs[0]
     features = _matched(query, -1, key, -1, call, labeler)
     for tensor in (key, value):
@@ -30,13 +31,22 @@ def scaled_dot_product_attention(call: Call, labeler: Labeler) -> Value:
     mask = call.optional("attn_mask")
     if mask is not None:
         meet([_without(query, -1), mask], (*shape[:-1], key.shape[-2]), call.op, labeler)
-    labels = [own for axis, own in result.axes.items() if axis < len(shape) - 2]
-    positions = math.prod(size for axis, size in enumerate(shape[:-1]) if axis not in result.axes) * key.shape[-2]
-    shared = [(own, 1) for own in labels]
+    constant, shared = per_sample(call, shape[:-1], {axis: own for axis, own in result.axes.items() if axis < len(shape) - 1})
     for own, size in ((features, query.shape[-1]), (value.axes.get(len(value.shape) - 1), shape[-1])):
-        constant = max(positions // call.batch, 1) * (size if own is None else 1)
-        labeler.spend(call.layer, constant, *shared, *([] if own is None else [(own, 1)]))
+        positions = constant * key.shape[-2] * (size if own is None else 1)
+        labeler.spend(call.layer, positions, *shared, *([] if own is None else [(own, 1)]))
     return result
+
+
+def _shared(call: Call, name: str) -> Value:
+    """Key or value with as many heads as the query: grouped queries (`enable_gqa`) repeat them."""
+    value, heads = call.tensor(name), call.tensor("query").shape[-3:-2]
+    axis = len(value.shape) - 3
+    if not call.arguments.get("enable_gqa") or axis < 0 or value.shape[axis] == heads[0]:
+        return value
+    times = heads[0] // value.shape[axis]
+    axes = {a: labels.repeat(times) if a == axis else labels for a, labels in value.axes.items()}
+    return Value((*value.shape[:axis], heads[0], *value.shape[axis + 1 :]), axes, value.why)
 
 
 @spares(aten.scaled_dot_product_attention, aten.matmul, aten.bmm, aten.baddbmm)
@@ -58,6 +68,24 @@ def attention_scale(change: Change) -> None:
 def einsum(call: Call, labeler: Labeler) -> Value:
     """Axes with the same letter live and die together; a letter that is not in the result is contracted."""
     inputs, output, values = _letters(call)
+    by_letter, bare = _ties(inputs, values, labeler)
+    for letter in bare & set(by_letter):
+        labeler.freeze(by_letter[letter], f"meets a tensor without channels in {call.op}")
+    for letter in set(by_letter) - set(output):
+        labeler.consume(by_letter[letter], call.layer)
+    for letters, value in zip(inputs, values, strict=True):
+        own = [axis for axis, letter in enumerate(letters) if letter in output and sum(letter in x for x in inputs) == 1]
+        for axis in [axis for axis in own if value.name and axis in value.axes]:
+            labeler.produce(value.axes[axis], call.layer, value.name, axis)
+    sizes = {letter: size for letters, v in zip(inputs, values, strict=True) for letter, size in zip(letters, v.shape, strict=True)}
+    constant = math.prod(size for letter, size in sizes.items() if letter not in by_letter)
+    if set("".join(inputs)) - set(output):  # without a contraction it only scales
+        labeler.spend(call.layer, max(constant // call.batch, 1), *[(labels, 1) for labels in by_letter.values()])
+    return Value(call.outputs[0], {axis: by_letter[letter] for axis, letter in enumerate(output) if letter in by_letter})
+
+
+def _ties(inputs: list[str], values: list[Value], labeler: Labeler) -> tuple[dict[str, IntArray], set[str]]:
+    """Labels per letter, tied where it occurs twice; letters that some tensor has without labels."""
     by_letter: dict[str, IntArray] = {}
     bare: set[str] = set()
     for letters, value in zip(inputs, values, strict=True):
@@ -70,15 +98,7 @@ def einsum(call: Call, labeler: Labeler) -> Value:
                 labeler.tie(by_letter[letter], labels)
             elif len(labels) > len(by_letter.get(letter, ())):
                 by_letter[letter] = labels
-    for letter in bare & set(by_letter):
-        labeler.freeze(by_letter[letter], f"meets a tensor without channels in {call.op}")
-    for letter in set(by_letter) - set(output):
-        labeler.consume(by_letter[letter], call.layer)
-    sizes = {letter: size for letters, v in zip(inputs, values, strict=True) for letter, size in zip(letters, v.shape, strict=True)}
-    constant = math.prod(size for letter, size in sizes.items() if letter not in by_letter)
-    if len(values) > 1:
-        labeler.spend(call.layer, max(constant // call.batch, 1), *[(labels, 1) for labels in by_letter.values()])
-    return Value(call.outputs[0], {axis: by_letter[letter] for axis, letter in enumerate(output) if letter in by_letter})
+    return by_letter, bare
 
 
 @spares(aten.einsum)

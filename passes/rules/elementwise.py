@@ -25,12 +25,13 @@ ELEMENTWISE = (
     aten.square, aten.reciprocal, aten.sign, aten.sin, aten.cos, aten.erf, aten.floor, aten.ceil, aten.round,
     aten.clamp, aten.clamp_, aten.clamp_min, aten.clamp_min_, aten.clamp_max, aten.where, aten.masked_fill,
     aten.eq, aten.ne, aten.lt, aten.le, aten.gt, aten.ge, aten.logical_and, aten.logical_or, aten.logical_not,
-    aten.clone, aten.contiguous, aten.detach, aten.detach_, aten.alias, aten.to, aten._to_copy, aten.type_as,
+    aten.clone, aten.contiguous, aten.detach, aten.detach_, aten.alias, aten.to, aten._to_copy,
     aten.lift_fresh_copy, aten.expand_as, aten.zeros_like, aten.ones_like, aten.full_like,
     aten.dropout, aten.dropout_, aten.feature_dropout, aten.feature_dropout_, aten.alpha_dropout,
     aten.nan_to_num, aten.logaddexp, aten.tan, aten.asinh, aten.isnan, aten.bitwise_not, aten.trunc,
     aten.hypot, aten.logit, aten.true_divide, aten.floor_divide, aten.positive, aten.sgn, aten.erf_, aten.addcmul_, aten.clamp_max_,
-    aten.sqrt_, aten.neg_, aten.abs_, aten.masked_fill_, aten.zero_, aten.fill_, aten.fill, aten.copy_,
+    aten.sqrt_, aten.neg_, aten.abs_, aten.masked_fill_, aten.zero_, aten.fill_, aten.fill,
+    aten.copy_, aten.clip, aten.multiply, aten.subtract, aten.divide, aten.absolute, aten.empty_like,
 )  # fmt: skip
 
 
@@ -91,14 +92,22 @@ def meets_nothing(call: Call) -> bool:
 
 @spares(*ELEMENTWISE)
 def labelled_elsewhere(call: Call, value: Value) -> Collection[int]:
-    """The axes along which no other tensor lies that could not follow."""
-    free = set()
+    """The axes along which another tensor lies and can follow; where there is none, those along which none lies at all."""
+    free, met = set(), set()
     for axis in range(len(value.shape)):
         back = axis - len(value.shape)
         others = [o for o in call.values if o is not value and -back <= len(o.shape) and o.shape[back] > 1]
         if all(len(o.shape) + back in o.axes or any(len(o.shape) + back in g.axes for g in o.grids) for o in others):
             free.add(axis)
-    return free
+            if others:
+                met.add(axis)
+    return met or free
+
+
+@rule(aten.type_as)
+def type_as(call: Call, labeler: Labeler) -> Value:
+    """Only the type comes from the other tensor."""
+    return meet([call.tensor("self")], call.outputs[0], call.op, labeler)
 
 
 @rule(aten.prelu)

@@ -80,11 +80,16 @@ def indexed_positions(change: Change) -> None:
 @rule(aten.gather, aten.take_along_dim)
 def gather(call: Call, labeler: Labeler) -> Value:
     """Positions per element: the axis that they count along stays, the others meet the index."""
-    x, position = call.tensor("self"), call.tensor("index")
-    axis = call.integer("dim") % len(x.shape)
-    if axis in x.axes:
-        labeler.freeze(x.axes[axis], f"is picked by positions in {call.op}")
-    others = Value((*x.shape[:axis], 1, *x.shape[axis + 1 :]), {a: own for a, own in x.axes.items() if a != axis}, x.why)
+    x, position = call.values
+    dim = call.arguments["dim"]
+    axis = None if dim is None else int(cast(int, dim)) % len(x.shape)
+    same = {a for a in x.axes if axis is not None and a != axis and position.shape[a] in (1, x.shape[a])}
+    for a in set(x.axes) - same:
+        labeler.freeze(x.axes[a], f"is picked by positions in {call.op}")
+    if axis is None:
+        return Value(call.outputs[0], {}, f"the output of {call.op}")
+    shape = tuple(size if a in same else 1 for a, size in enumerate(x.shape))
+    others = Value(shape, {a: own for a, own in x.axes.items() if a in same}, x.why)
     return meet([others, position], call.outputs[0], call.op, labeler)
 
 

@@ -13,7 +13,7 @@ from compressor.passes.rules.base import Call, Change, edit, rule
 aten = torch.ops.aten
 
 
-@rule(aten.cat)
+@rule(aten.cat, aten.concat, aten.concatenate)
 def concatenate(call: Call, labeler: Labeler) -> Value:
     """Labels follow one another along the axis; along the others they meet."""
     values = call.values
@@ -78,7 +78,7 @@ def pad(call: Call, labeler: Labeler) -> Value:
             axes[axis] = labeler.fresh(call.outputs[0][axis])
             labeler.freeze(axes[axis], f"is cropped or reflected by {call.op}")
         else:
-            axes[axis] = np.concatenate([labeler.fresh(before), labels, labeler.fresh(after)])
+            axes[axis] = np.concatenate([labeler.blanks(before), labels, labeler.blanks(after)])
     return Value(call.outputs[0], axes, x.why)
 
 

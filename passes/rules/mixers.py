@@ -1,7 +1,7 @@
 """Mixers: conv, linear and matmul end the labels of the axis they contract and start fresh ones."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -42,6 +42,8 @@ def convolution(call: Call, labeler: Labeler) -> Value:
         elif groups > 1:
             labeler.keep_regular(outputs.reshape(groups, -1), call.op)
         factors.append((outputs, 1))
+    if outputs is None:
+        positions *= weight.shape[0]
     labeler.spend(call.layer, positions, *factors, *[(labels, 1) for labels in windows.values()])
     return Value(call.outputs[0], windows if outputs is None else {**windows, 1: outputs})
 
@@ -93,21 +95,32 @@ def linear(call: Call, labeler: Labeler) -> Value:
     reads = _tie_inputs(call, weight, inputs, 1, 1, labeler)
     axes = {axis: labels for axis, labels in x.axes.items() if axis != last}
     outputs = weight.axes.get(0)
-    factors = [reads, *((labels, 1) for labels in axes.values())]
+    factors = [reads]
     if outputs is not None:
         labeler.produce(outputs, call.layer, weight.name, 0)
         _tie_bias(call, outputs, labeler)
         factors.append((outputs, 1))
         axes[last] = outputs
-    bare = [size for axis, size in enumerate(x.shape[:-1]) if axis not in axes]
-    labeler.spend(call.layer, max(math.prod(bare) // call.batch, 1), *factors)
+    constant, positions = per_sample(call, x.shape[:-1], {axis: own for axis, own in axes.items() if axis != last})
+    labeler.spend(call.layer, constant, *positions, *factors)
     return Value(call.outputs[0], axes)
 
 
-@rule(aten.matmul, aten.bmm)
+@rule(aten.matmul, aten.bmm, aten.mm)
 def matmul(call: Call, labeler: Labeler) -> Value:
     """(…, m, k) by (…, k, n): ties the two contracted axes; batch axes meet."""
     left, right = call.values
+    return _product(left, right, call, labeler)
+
+
+@rule(aten.addmm, aten.baddbmm)
+def matmul_added(call: Call, labeler: Labeler) -> Value:
+    """A product of matrices, and something that is added to it."""
+    added, left, right = call.values
+    return meet([_product(left, right, call, labeler), added], call.outputs[0], call.op, labeler)
+
+
+def _product(left: Value, right: Value, call: Call, labeler: Labeler) -> Value:
     if min(len(left.shape), len(right.shape)) < 2:
         for value in (left, right):
             labeler.freeze_value(value, f"a product with a vector in {call.op}")
@@ -121,18 +134,35 @@ def matmul(call: Call, labeler: Labeler) -> Value:
     for labels in (a, b):
         if labels is not None:
             labeler.consume(labels, call.layer)
-    shape = call.outputs[0]
+    columns_axis = len(right.shape) - 1
+    if right.name and columns_axis in right.axes:  # a stored matrix is a layer by another name
+        labeler.produce(right.axes[columns_axis], call.layer, right.name, columns_axis)
     rows = Value((*left.shape[:-1], 1), {k: v for k, v in left.axes.items() if k != len(left.shape) - 1}, left.why)
     columns = Value(
         (*right.shape[:-2], 1, right.shape[-1]), {k: v for k, v in right.axes.items() if k != len(right.shape) - 2}, right.why
     )
-    result = meet([rows, columns], shape, call.op, labeler)
-    bare = [size for axis, size in enumerate(shape) if axis not in result.axes]
+    result = meet([rows, columns], call.outputs[0], call.op, labeler)
+    constant, factors = per_sample(call, call.outputs[0], result.axes)
     contracted = a if a is not None else b
-    constant = math.prod(bare) // call.batch * (left.shape[-1] if contracted is None else 1)
-    factors = [(labels, 1) for labels in result.axes.values()]
-    labeler.spend(call.layer, max(constant, 1), *factors, *([] if contracted is None else [(contracted, 1)]))
+    if contracted is None:
+        constant *= left.shape[-1]
+    else:
+        factors.append((contracted, 1))
+    labeler.spend(call.layer, constant, *factors)
     return result
+
+
+def per_sample(call: Call, shape: Sequence[int], axes: Mapping[int, IntArray]) -> tuple[int, list[tuple[IntArray, int]]]:
+    """Positions of a tensor for one sample: a constant, and a factor per labelled axis.
+
+    Where a view has put batch and heads into one labelled axis, its factor is divided by the batch.
+    """
+    constant = math.prod(size for axis, size in enumerate(shape) if axis not in axes)
+    factors = [(labels, 1) for labels in axes.values()]
+    if 0 in axes and len(axes[0]) % call.batch == 0:
+        factors[list(axes).index(0)] = (axes[0], call.batch)
+        return constant, factors
+    return max(constant // call.batch, 1), factors
 
 
 @spares(nn.Linear, aten.linear)
@@ -148,8 +178,7 @@ def depthwise_groups(change: Change) -> None:
     groups = change.call.integer("groups")
     inputs = change.call.tensor("input")
     if groups > 1 and inputs.shape[1] == groups:
-        transposed = "transpose" in str(change.node.target)
-        change.set(7 if transposed and len(change.node.args) > 7 else 6, "groups", change.size(inputs, 1))
+        change.set(6, "groups", change.size(inputs, 1))
 
 
 def _channels(x: Value, axis: int, call: Call, labeler: Labeler) -> IntArray:

@@ -34,6 +34,7 @@ def per_channel_norm(call: Call, labeler: Labeler) -> Value:
         for axis, labels in x.axes.items():
             if axis > 1 or (axis == 0 and over_batch):
                 labeler.lose(labels, call.op, call.node.name)
+                labeler.need(labels, 2, call.op)
     return _with_parameters(call, labeler)
 
 

@@ -11,7 +11,7 @@ from compressor.passes.rules.base import Change, edit
 aten = torch.ops.aten
 
 
-@edit(aten.split, aten.split_with_sizes, aten.chunk, aten.tensor_split)
+@edit(aten.split, aten.split_with_sizes, aten.chunk, aten.tensor_split, aten.unsafe_split, aten.unsafe_chunk)
 def split_sizes(change: Change) -> None:
     """Whatever way a split was written, afterwards it names the size of each part."""
     axis = change.call.integer("dim") % len(change.inputs.shape)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Collection
 from typing import cast
 
+import numpy as np
 import torch
 
 from compressor.passes.labels import IntArray, Labeler, Value
@@ -42,6 +43,8 @@ def spatial(call: Call, labeler: Labeler) -> Value | list[Value]:
             labeler.freeze(labels, f"lies along a spatial axis of {call.op}")
         else:  # local response normalisation: an average over neighbouring channels
             labeler.lose(labels, call.op, call.node.name)
+            edges = labels[~np.isin(labels, centre)]
+            labeler.freeze(edges, f"lies at the edge of what {call.op} averages over")
             axes[axis] = centre
     values = [Value(shape, axes, x.why) for shape in call.outputs]
     return values if yields_several(call.node) else values[0]
@@ -89,6 +92,8 @@ def statistic(call: Call, labeler: Labeler) -> Value | list[Value]:
     (x,) = call.values
     for axis in _reduced(call, x) & set(x.axes):
         labeler.lose(x.axes[axis], call.op, call.node.name)
+        if key_of(call.node, None) in (aten.var, aten.std, aten.var_mean, aten.std_mean):
+            labeler.need(x.axes[axis], 2, call.op)
     value = _reduce(call, x)
     if yields_several(call.node):
         return [value] * len(call.outputs)

@@ -5,7 +5,7 @@ on it, and the result is read back. Where it then varies along several axes (a `
 channels), it becomes a `Split`, and one of its axes is chosen when an op needs to know (`splits.py`).
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from compressor.passes.labels import Grid, IntArray, Labeler, Split, Value
-from compressor.passes.rules.base import RULES, Call, Change, carries, edit, rule, spares
+from compressor.passes.rules.base import RULES, Call, carries, rule, spares
 from compressor.passes.rules.elementwise import meet
 from compressor.passes.shapes import yields_several
 from compressor.passes.splits import settle
@@ -22,16 +22,25 @@ from compressor.passes.splits import settle
 aten = torch.ops.aten
 
 VIEWS = (aten.view, aten.reshape, aten._unsafe_view)
-PARTS = (aten.split, aten.split_with_sizes, aten.chunk, aten.tensor_split, aten.slice, aten.narrow)
+PARTS = (
+    aten.split,
+    aten.split_with_sizes,
+    aten.chunk,
+    aten.unsafe_split,
+    aten.unsafe_chunk,
+    aten.tensor_split,
+    aten.slice,
+    aten.narrow,
+)
 _COPYING = dict.fromkeys(VIEWS, aten.reshape)  # a label field may need a copy where the tensor needs none
 _CARRYING = (
     *VIEWS, aten.permute, aten.transpose, aten.t, aten.squeeze, aten.unsqueeze, aten.expand, aten.movedim, aten.swapaxes,
-    aten.select, aten.unbind, aten.unflatten,
+    aten.select, aten.unbind, aten.unflatten, aten.flatten, aten.broadcast_to, aten.swapdims, aten.moveaxis,
 )  # fmt: skip
 
 
 @rule(
-    *_CARRYING, *PARTS, aten.flatten, aten.repeat, aten.flip, aten.pixel_unshuffle, aten.roll, aten.repeat_interleave,
+    *_CARRYING, *PARTS, aten.repeat, aten.flip, aten.pixel_unshuffle, aten.roll, aten.repeat_interleave,
     aten.tile, aten.unfold,
 )  # fmt: skip
 def move(call: Call, labeler: Labeler) -> Value | list[Value]:
@@ -40,8 +49,7 @@ def move(call: Call, labeler: Labeler) -> Value | list[Value]:
     value, carried = _carry(call, value, labeler)
     if not carried:
         value = settle(value, labeler, _spared(call, value))
-    if _packet(call) is aten.unfold:
-        _freeze_windows(call, value, labeler)
+    _FREEZES.get(_packet(call), _nothing)(call, value, labeler)
     axes: list[dict[int, IntArray]] = [{} for _ in call.outputs]
     grids: list[list[Grid]] = [carried.get(k, []) for k in range(len(call.outputs))]
     for axis, labels in value.axes.items():
@@ -81,7 +89,20 @@ def not_cut(call: Call, value: Value) -> Collection[int]:
     return set(range(len(value.shape))) - cut
 
 
+@spares(aten.repeat, aten.tile, aten.repeat_interleave)
+def not_repeated(call: Call, value: Value) -> Collection[int]:
+    """Every axis but those that are repeated."""
+    if "dim" in call.arguments:
+        dim = call.arguments["dim"]
+        return set(range(len(value.shape))) - ({cast(int, dim) % len(value.shape)} if dim is not None else set())
+    repeats = call.integers("repeats" if "repeats" in call.arguments else "dims")
+    last = [repeats[k - len(value.shape)] if len(value.shape) - k <= len(repeats) else 1 for k in range(len(value.shape))]
+    return [axis for axis, count in enumerate(last) if count == 1]
+
+
 def _spared(call: Call, value: Value) -> Collection[int] | None:
+    if _packet(call) in (aten.repeat, aten.tile, aten.repeat_interleave):
+        return not_repeated(call, value)
     return not_cut(call, value) if _packet(call) in PARTS else None
 
 
@@ -144,6 +165,21 @@ def _freeze_windows(call: Call, value: Value, labeler: Labeler) -> None:
     axis = call.integer("dimension") % len(value.shape)
     if axis in value.axes:
         labeler.freeze(value.axes[axis], f"is cut into windows by {call.op}")
+
+
+def _freeze_rolls(call: Call, value: Value, labeler: Labeler) -> None:
+    """A roll of the flattened tensor, or twice along one axis, has no shift that could follow."""
+    dims = [d % len(value.shape) for d in call.integers("dims")]
+    for axis, labels in value.axes.items():
+        if not dims or dims.count(axis) > 1:
+            labeler.freeze(labels, f"is rolled in a way that cannot follow by {call.op}")
+
+
+def _nothing(call: Call, value: Value, labeler: Labeler) -> None:
+    del call, value, labeler
+
+
+_FREEZES: dict[object, Callable[[Call, Value, Labeler], None]] = {aten.unfold: _freeze_windows, aten.roll: _freeze_rolls}
 
 
 def _is_strided(call: Call) -> bool:
@@ -211,7 +247,7 @@ def _label_repeats(
     call: Call, value: Value, shape: tuple[int, ...], axes: dict[int, IntArray], grids: list[Grid], labeler: Labeler
 ) -> None:
     """An expanded axis only repeats, so it may be as long as whatever it meets."""
-    if _packet(call) is not aten.expand:
+    if _packet(call) not in (aten.expand, aten.broadcast_to, aten.repeat):
         return
     taken = {axis for grid in grids for axis in grid.axes}
     offset = len(shape) - len(value.shape)
@@ -226,13 +262,13 @@ def _is_computed(call: Call, axis: int) -> bool:
 
     A view that computes the size of one axis beside the batch (batch * heads) may leave it to be inferred.
     """
-    if _packet(call) not in (*VIEWS, aten.expand):
+    if _packet(call) not in (*VIEWS, aten.expand, aten.broadcast_to, aten.repeat):
         return False
     sizes = cast(Sequence[object], call.node.args[1])
     if not isinstance(sizes[axis], fx.Node):
         return False
     others = [size for k, size in enumerate(sizes) if k > 0 and k != axis and (isinstance(size, fx.Node) or size == -1)]
-    return axis == 0 or bool(others) or sizes[0] == -1 or _packet(call) is aten.expand
+    return axis == 0 or bool(others) or sizes[0] == -1 or _packet(call) not in VIEWS
 
 
 def _varies(field: Tensor, axis: int) -> bool:
@@ -270,47 +306,3 @@ def shaped_like(call: Call, labeler: Labeler) -> Value:
         _collect(result, axes, grids, call, labeler)
     value = settle(Value(call.outputs[0], axes, x.why, grids=tuple(grids)), labeler, set(other.axes))
     return meet([value, other], call.outputs[0], call.op, labeler)
-
-
-@edit(*VIEWS, aten.expand)
-def sizes(change: Change) -> None:
-    """Sizes of the result, by axis; `-1` stays."""
-    arguments = list(cast(Sequence[fx.node.Argument], change.node.args[1]))
-    for axis in change.changed(change.outputs[0]):
-        if isinstance(arguments[axis], fx.Node):
-            arguments[axis] = -1  # see `_is_computed`: the only one that can be inferred
-        elif arguments[axis] != -1:
-            arguments[axis] = change.size(change.outputs[0], axis)
-    change.node.update_arg(1, arguments)
-
-
-@edit(aten.squeeze)
-def squeezed_axes(change: Change) -> None:
-    """The axes that were squeezed, by number: an axis that only now has the length 1 stays."""
-    shape = change.inputs.shape
-    if "dim" not in change.call.arguments:
-        change.node.target = aten.squeeze.dims
-        change.node.args = (change.node.args[0], [axis for axis, size in enumerate(shape) if size == 1])
-
-
-@edit(aten.unflatten)
-def unflattened_sizes(change: Change) -> None:
-    """Sizes of the axes that one axis is split into."""
-    start = change.call.integer("dim") % len(change.inputs.shape)
-    arguments = list(cast(Sequence[int], change.node.args[2]))
-    for axis in change.changed(change.outputs[0]):
-        if start <= axis < start + len(arguments) and arguments[axis - start] != -1:
-            arguments[axis - start] = change.size(change.outputs[0], axis)
-    change.node.update_arg(2, arguments)
-
-
-@edit(aten.roll)
-def rolled_positions(change: Change) -> None:
-    """As many positions as are left of those that were rolled over the end."""
-    dims = [d % len(change.inputs.shape) for d in change.call.integers("dims")]
-    shifts = change.call.integers("shifts")
-    for k, axis in enumerate(dims):
-        kept = change.kept(change.outputs[0], axis)
-        if not kept.all():
-            shifts[k] = int(kept[: shifts[k] % len(kept)].sum())
-    change.node.update_arg(1, shifts)
