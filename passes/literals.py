@@ -13,17 +13,19 @@ from torch import Tensor, fx
 _LARGEST = 1 << 22  # elements; beyond that computing it anew costs less than carrying it
 
 
-def fold_literals(graph: fx.Graph, root: dict[str, object], stored: Collection[str]) -> list[str]:
+def fold_literals(graph: fx.Graph, root: dict[str, object], stored: Collection[str], largest: int = _LARGEST) -> list[str]:
     """Evaluate constant nodes of `graph`; returns the names of the buffers that were added to `root`.
 
     Args:
         graph: Changed in place.
         root: What `get_attr` nodes refer to, by qualified name.
         stored: Names of the model's own parameters and buffers: these may change, and are no constants.
+        largest: Tensors of more elements are computed anew each time.
     """
     values: dict[fx.Node, Tensor] = {}
     for node in graph.nodes:
         value = _evaluate(node, values, root, stored)
+        value = None if value is not None and value.numel() > largest and node.op != "get_attr" else value
         if value is not None:
             values[node] = value
     added: list[str] = []
@@ -35,7 +37,7 @@ def fold_literals(graph: fx.Graph, root: dict[str, object], stored: Collection[s
         while name in root:
             name += "_"
         with graph.inserting_before(node):
-            buffer = graph.get_attr(name)
+            buffer = graph.create_node("get_attr", name)
         buffer.meta = dict(node.meta)
         for user in outside:
             user.replace_input_with(node, buffer)
@@ -66,7 +68,7 @@ def _evaluate(node: fx.Node, values: dict[fx.Node, Tensor], root: dict[str, obje
     kwargs = fx.map_arg(node.kwargs, values.__getitem__)
     with torch.no_grad():
         result = node.target(*args, **kwargs)
-    return result.clone() if isinstance(result, Tensor) and result.numel() <= _LARGEST else None
+    return result.clone() if isinstance(result, Tensor) else None
 
 
 def _mutated(node: fx.Node) -> bool:

@@ -4,6 +4,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 import compressor
 from compressor.runtime.onnx_export import to_onnx
@@ -74,3 +76,34 @@ def test_profile_measures_a_graph(graph):
     found = compressor.profile(graph)
     assert found.median_ms > 0
     assert found.target["backend"] == "onnxruntime"
+
+
+def test_a_zero_padding_before_a_maximum_of_negative_values_stays_a_zero(tmp_path):
+    """ONNX Runtime fuses it into the pool, where it would count as minus infinity."""
+
+    class Padded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x):
+            return F.max_pool2d(F.pad(self.conv(x) - 100, (1, 1, 1, 1)), 3, 2)
+
+    graph = compressor.trace(Padded(), (torch.randn(1, 3, 8, 8),))
+    compressor.export(graph, tmp_path / "padded.onnx")  # raises if the outputs differ
+
+
+def test_weights_computed_from_parameters_alone_are_constants_of_the_file():
+    class Standardized(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            weight = self.conv.weight
+            weight = (weight - weight.mean((1, 2, 3), keepdim=True)) / weight.std((1, 2, 3), keepdim=True)
+            return F.conv2d(x, weight, self.conv.bias)
+
+    x = torch.randn(1, 3, 8, 8)
+    model = to_onnx(compressor.trace(Standardized(), (x,)), (x,))
+    assert [node.op_type for node in model.graph.node] == ["Conv"]
