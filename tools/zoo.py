@@ -205,7 +205,8 @@ def export(row: dict[str, object], small) -> None:
     import tempfile
 
     from compressor.passes.trace import example_inputs_of
-    from compressor.runtime.latency import check_onnx
+    from compressor.errors import BackendError
+    from compressor.runtime.latency import PARITY, check_onnx
     from compressor.runtime.onnx_export import to_onnx
 
     with _timed(row, "onnx"):
@@ -215,7 +216,29 @@ def export(row: dict[str, object], small) -> None:
 
         path = Path(folder) / "model.onnx"
         onnx.save_model(proto, path, save_as_external_data=True, location="model.bin")  # some exceed what one file may hold
-        row["parity"] = check_onnx(path, small)
+        try:
+            row["parity"] = check_onnx(path, small)
+        except BackendError as error:
+            noise = rounding(small)
+            if noise < PARITY / 10:
+                raise
+            message = f"on these random weights PyTorch's own float32 is off by {noise:.1e} from float64, so parity says nothing"
+            raise AssertionError(f"{message} ({error})") from error
+
+
+def rounding(graph) -> float:
+    """Relative error of a graph in float32 against float64."""
+    import torch
+
+    from compressor.passes.trace import example_inputs_of
+    from compressor.passes.verify import relative_error
+
+    inputs = example_inputs_of(graph)
+    with torch.no_grad():
+        found = flat(graph(*inputs))
+        expected = flat(graph.double()(*[x.double() for x in inputs]))
+    graph.float()
+    return relative_error(found, expected)
 
 
 def verdict(row: dict[str, object]) -> tuple[str, str]:
