@@ -204,8 +204,8 @@ def export(row: dict[str, object], small) -> None:
     """ONNX at 50 %, and its parity in ONNX Runtime."""
     import tempfile
 
-    from compressor.passes.trace import example_inputs_of
     from compressor.errors import BackendError
+    from compressor.passes.trace import example_inputs_of
     from compressor.runtime.latency import PARITY, check_onnx
     from compressor.runtime.onnx_export import to_onnx
 
