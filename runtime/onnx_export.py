@@ -45,7 +45,10 @@ def to_onnx(graph: fx.GraphModule, example: Sequence[Tensor]) -> onnx.ModelProto
                 exported, inputs, dynamo=True, dynamic_shapes=shapes, external_data=False, verbose=False, optimize=True
             )
     except Exception as error:
-        line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        cause: BaseException = error  # the exporter wraps what went wrong in advice on how to report it
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        line = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
         raise BackendError(f"the graph cannot be exported to ONNX: {line}") from error
     finally:
         graph.train(training)
