@@ -17,7 +17,7 @@ test-all: lint
 	@echo "== all tests, the wheel in a clean environment among them"
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-# every torchvision model and timm's families, one process each; goes on where it stopped (about two hours on two cores)
+# every torchvision model and timm's families, one process each; goes on where it stopped (some two hours on two cores)
 zoo: .venv/ready
 	$(BIN)/python tools/zoo.py --jobs $(WORKERS)
 
