@@ -1,0 +1,112 @@
+"""`FoldBatchNorm`: batch norms in eval mode become part of the convolution or linear layer before them.
+
+    y = (W * x + b - μ) γ / sqrt(σ² + ε) + β  =  (W s) * x + (b - μ) s + β      with s = γ / sqrt(σ² + ε)
+
+(Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference",
+section 3.2.) A norm stays where its layer's output is read by others as well, or the layer is used several times, or
+there is no layer before it; the folded graph can no longer train as the original would.
+"""
+
+import collections
+import logging
+from collections.abc import Iterator
+from typing import TypeAlias, cast
+
+import torch
+from torch import Tensor, fx, nn
+
+from compressor.passes.base import PassResult
+from compressor.passes.shapes import shapes_of
+from compressor.passes.trace import quiet_deepcopy
+
+logger = logging.getLogger(__name__)
+
+_Norm: TypeAlias = nn.modules.batchnorm._BatchNorm
+_Conv: TypeAlias = nn.modules.conv._ConvNd
+_Transposed: TypeAlias = nn.modules.conv._ConvTransposeNd
+
+
+class FoldBatchNorm:
+    """Fold every batch norm that can be; see the module."""
+
+    def __call__(self, gm: fx.GraphModule) -> PassResult:
+        """Return a copy with the norms folded, in eval mode."""
+        if not any(True for _ in foldable(gm)):
+            return PassResult(gm, False)
+        result = quiet_deepcopy(gm).eval()
+        count = 0
+        for layer, norm in list(foldable(result)):
+            module = result.get_submodule(str(layer.target))
+            weight, bias = folded(module, cast(_Norm, result.get_submodule(str(norm.target))))
+            module.weight, module.bias = nn.Parameter(weight), nn.Parameter(bias)
+            norm.replace_all_uses_with(layer)
+            result.graph.erase_node(norm)
+            count += 1
+        result.delete_all_unused_submodules()
+        result.graph.lint()
+        result.recompile()
+        logger.info("FoldBatchNorm: %d norms folded", count)
+        return PassResult(result, True)
+
+
+def foldable(gm: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """Every `(layer, norm)` that can become one layer, in the order of the graph."""
+    uses = collections.Counter(str(node.target) for node in gm.graph.nodes if node.op == "call_module")
+    for norm in gm.graph.nodes:
+        if norm.op != "call_module" or not _fixed(gm.get_submodule(norm.target)):
+            continue
+        layer = norm.args[0] if norm.args else None
+        if not isinstance(layer, fx.Node) or layer.op != "call_module" or len(layer.users) != 1:
+            continue
+        module = gm.get_submodule(str(layer.target))
+        if uses[str(layer.target)] == uses[norm.target] == 1 and _takes(module, layer):
+            yield layer, norm
+
+
+def _fixed(module: nn.Module) -> bool:
+    """A batch norm that uses running statistics in eval mode."""
+    return isinstance(module, _Norm) and module.running_mean is not None and module.running_var is not None
+
+
+def _takes(module: nn.Module, layer: fx.Node) -> bool:
+    if isinstance(module, nn.Linear):  # with more axes the norm's channels would not be the features
+        return all(len(shape) == 2 for shape in shapes_of(layer))
+    return isinstance(module, _Conv)
+
+
+def folded(module: nn.Module, norm: _Norm) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a layer with its batch norm folded in, computed in float64.
+
+    Args:
+        module: A convolution (transposed ones too) or a linear layer.
+        norm: The batch norm behind it.
+
+    Returns:
+        Weight of the layer's shape and bias (out channels,), of the weight's type.
+    """
+    weight = cast(Tensor, module.weight).detach()
+    mean, variance = cast(Tensor, norm.running_mean).double(), cast(Tensor, norm.running_var).double()
+    scale = torch.rsqrt(variance + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight.detach().double()
+    shift = norm.bias.detach().double() if norm.bias is not None else torch.zeros_like(mean)
+    bias = cast(Tensor | None, module.bias)
+    before = torch.zeros_like(mean) if bias is None else bias.detach().double()
+    if isinstance(module, _Transposed):  # (in, out / groups, ...): each block of inputs has its own outputs
+        per_block = scale.view(module.groups, 1, -1)
+        factor = per_block.expand(-1, weight.shape[0] // module.groups, -1).reshape(weight.shape[0], weight.shape[1])
+    else:
+        factor = scale.view(-1, 1).expand(-1, weight.shape[1])
+    wide = factor.reshape(*factor.shape, *[1] * (weight.dim() - 2))
+    return (weight.double() * wide).to(weight.dtype), ((before - mean) * scale + shift).to(weight.dtype)
+
+
+def folded_state(gm: fx.GraphModule) -> dict[str, Tensor]:
+    """What `FoldBatchNorm` would leave in the `state_dict`, without copying the graph."""
+    state = {name: value.detach() for name, value in gm.state_dict().items()}
+    for layer, norm in foldable(gm):
+        weight, bias = folded(gm.get_submodule(str(layer.target)), cast(_Norm, gm.get_submodule(str(norm.target))))
+        state[f"{layer.target}.weight"], state[f"{layer.target}.bias"] = weight, bias
+        for name in [name for name in state if name.startswith(f"{norm.target}.")]:
+            del state[name]
+    return state
