@@ -20,6 +20,13 @@ PARTIAL = ".partial"
 """In the name of files that are being written; what a kill leaves of them is swept when the run goes on."""
 
 
+def cache_folder() -> Path:
+    """Where measurements and timing caches are kept: `COMPRESSOR_CACHE`, else the user's cache folder."""
+    given = os.environ.get("COMPRESSOR_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME")
+    return Path(given) if given else (Path(base) if base else Path.home() / ".cache") / "compressor"
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path to write to; it takes the place of `path` once the block is done.

@@ -1,8 +1,13 @@
 """`Target`: what the network is to be fast on."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from compressor.errors import BackendError
+
+Option = str | int | float | bool
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
 @dataclass(frozen=True)
@@ -14,15 +19,20 @@ class Target:
         batch: Batch size that is timed.
         threads: CPU threads within an op.
         align: Widths are multiples of this many channels where a group allows it (vector width).
+        precision: `fp32`; `fp16` and `bf16` (inputs and outputs stay fp32); `int8` (static quantization).
+        options: Settings of the back end, such as `{"mode": "compile"}` for `torch` or `{"optimization_level": 5}`
+            for `tensorrt`; each back end lists its own.
 
     Raises:
-        BackendError: There is no such back end, or a number is not positive.
+        BackendError: There is no such back end, precision or option, or a number is not positive.
     """
 
     backend: str = "onnxruntime"
     batch: int = 1
     threads: int = 1
     align: int = 8
+    precision: str = "fp32"
+    options: Mapping[str, Option] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -34,6 +44,21 @@ class Target:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise BackendError(f"target {name} must be a positive integer, found {value!r}")
+        backend = BACKENDS[self.backend]()
+        if self.precision not in backend.precisions:
+            raise BackendError(
+                f"the back end `{self.backend}` has no precision {self.precision!r}; it has {', '.join(backend.precisions)}"
+            )
+        for name, value in self.options.items():
+            if name not in backend.options:
+                known = ", ".join(backend.options) or "none"
+                raise BackendError(f"the back end `{self.backend}` has no option `{name}`; it has {known}")
+            default = backend.options[name]
+            if type(value) is not type(default):
+                raise BackendError(
+                    f"option `{name}` of `{self.backend}` is a {type(default).__name__}, such as {default!r}; found {value!r}"
+                )
+        object.__setattr__(self, "options", MappingProxyType({**backend.options, **self.options}))
 
     def fingerprint(self) -> dict[str, object]:
         """Everything that a latency depends on besides the network: device, versions, settings.
@@ -43,8 +68,12 @@ class Target:
         """
         from compressor.runtime import BACKENDS  # the table imports this file
 
-        return BACKENDS[self.backend]().fingerprint(self)
+        own = {"backend": self.backend, "batch": self.batch, "threads": self.threads, "precision": self.precision}
+        return {**own, "options": dict(self.options), **BACKENDS[self.backend]().fingerprint(self)}
 
     def to_dict(self) -> dict[str, object]:
         """The fields as plain data."""
-        return asdict(self)
+        return {
+            "backend": self.backend, "batch": self.batch, "threads": self.threads, "align": self.align,
+            "precision": self.precision, "options": dict(self.options),
+        }  # fmt: skip

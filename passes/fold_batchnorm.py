@@ -1,6 +1,7 @@
 """`FoldBatchNorm`: batch norms in eval mode become part of the convolution or linear layer before them.
 
-    y = (W * x + b - μ) γ / sqrt(σ² + ε) + β  =  (W s) * x + (b - μ) s + β      with s = γ / sqrt(σ² + ε)
+    y = (W * x + b - mean) scale / sqrt(var + eps) + shift
+      = (W s) * x + (b - mean) s + shift        with s = scale / sqrt(var + eps)
 
 (Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference",
 section 3.2.) A norm stays where its layer's output is read by others as well, or the layer is used several times, or

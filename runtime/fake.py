@@ -1,43 +1,66 @@
-"""A back end for tests: runs the graph in PyTorch and reports synthetic times, the same on every machine.
+"""A back end for tests: runs the graph in PyTorch and reports times of a synthetic clock, the same on every machine.
 
-The latency is affine in the number of weights, with a little seeded noise; nothing is measured.
+The latency of a network is 1 ms plus that of its layers, 0.1 us per weight; with the option `step` a layer costs as
+much as with its channels rounded up to a multiple of `step`, the staircase of real devices. The clock's
+noise, drift, spikes and throttling are options as well. Nothing is measured.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, fx
+from torch import fx, nn
 
+from compressor.errors import BackendError
 from compressor.passes.trace import outputs_of
-from compressor.runtime.timing import Sample, Timer
-from compressor.target import Target
+from compressor.runtime.base import Arrays, Health, LayerTime, Workload
+from compressor.runtime.timers import Sample, Timer
+from compressor.target import Option, Target
 
 
 class Fake:
     """Builds `FakeEngine`s."""
 
-    def build(self, graph: fx.GraphModule, example: Sequence[Tensor], target: Target) -> "FakeEngine":
+    precisions: tuple[str, ...] = ("fp32", "fp16", "int8")
+    options: Mapping[str, Option] = {
+        "noise": 0.005,  # standard deviation of a sample, relative
+        "drift": 0.0,  # relative change over 1,000 samples
+        "spikes": 0.0,  # share of samples that take three times as long and are marked as disturbed
+        "throttling": 0.0,  # share of samples at half the clock
+        "step": 1,  # channels of a staircase's step
+        "seed": 0,
+    }
+
+    def build(self, workload: Workload, target: Target) -> "FakeEngine":
         """No build at all."""
-        del example, target
-        return FakeEngine(graph)
+        if workload.graph is None:
+            raise BackendError("the back end `fake` runs PyTorch graphs only")
+        return FakeEngine(workload.graph, target)
 
     def fingerprint(self, target: Target) -> dict[str, object]:
-        """Nothing but its name."""
-        return {"backend": "fake", "batch": target.batch}
+        """Nothing: the target's own fields say it all."""
+        del target
+        return {}
+
+    def check(self) -> Health:
+        """Always works."""
+        return Health(True, "synthetic times, for tests")
 
 
 class FakeEngine:
-    """1 ms plus 0.1 us per weight, noise of half a percent."""
+    """See the module."""
 
-    def __init__(self, graph: fx.GraphModule) -> None:
-        self._graph = graph
-        self.mean_s = 1e-3 + 1e-7 * sum(p.numel() for p in graph.parameters())
+    def __init__(self, graph: fx.GraphModule, target: Target) -> None:
+        self._graph, self._options = graph, target.options
+        self._seconds = {name: 1e-7 * _weights(module, int(target.options["step"])) for name, module in _layers(graph)}
+        speed = {"fp32": 1.0, "fp16": 0.6, "int8": 0.4}[target.precision]
+        self.mean_s = speed * (1e-3 + sum(self._seconds.values()))
 
-    def run(self, inputs: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
+    def run(self, inputs: Sequence[NDArray[np.generic]]) -> Arrays:
         """Outputs of the graph in eval mode."""
         training = self._graph.training
         self._graph.eval()
@@ -48,13 +71,29 @@ class FakeEngine:
 
     def timer(self) -> Timer:
         """Synthetic samples."""
-        random = np.random.default_rng(0)
+        setting = {name: float(value) for name, value in self._options.items()}
+        random = np.random.default_rng(int(setting["seed"]))
+        taken = 0
 
         def timer(count: int) -> Sample:
-            wall = count * self.mean_s * float(random.normal(1.0, 0.005))
-            return Sample(wall, wall, disturbed=False)
+            nonlocal taken
+            taken += 1
+            mean = count * self.mean_s * (1 + setting["drift"] * taken / 1000)
+            cpu = mean * max(float(random.normal(1.0, setting["noise"])), 0.05)
+            spike, slow = random.random() < setting["spikes"], random.random() < setting["throttling"]
+            clock = 700.0 if slow else 1400.0
+            return Sample(cpu * (3 if spike else 1) * (2 if slow else 1), cpu, spike, mhz=clock, slowed=slow)
 
         return timer
+
+    def layers(self, runs: int = 30) -> list[LayerTime]:
+        """The terms of the latency."""
+        del runs
+        return [LayerTime(name, "layer", 1e3 * seconds, (name,)) for name, seconds in self._seconds.items()]
+
+    def memory(self) -> dict[str, int]:
+        """Bytes of the weights."""
+        return {"engine_bytes": sum(p.numel() * p.element_size() for p in self._graph.parameters())}
 
     def __enter__(self) -> Self:
         """The engine itself."""
@@ -62,3 +101,16 @@ class FakeEngine:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Nothing to free."""
+
+
+def _layers(graph: fx.GraphModule) -> list[tuple[str, nn.Module]]:
+    return [(name, module) for name, module in graph.named_modules() if list(module.parameters(recurse=False))]
+
+
+def _weights(module: nn.Module, step: int) -> int:
+    """Elements of the parameters, their channel axes rounded up."""
+    total = 0
+    for tensor in module.parameters(recurse=False):
+        sizes = [math.ceil(size / step) * step if axis < 2 and size > 1 else size for axis, size in enumerate(tensor.shape)]
+        total += math.prod(sizes)
+    return total

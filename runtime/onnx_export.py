@@ -1,5 +1,6 @@
 """Lower a traced graph to ONNX: dynamic batch, names of inputs and weights kept."""
 
+import ast
 import contextlib
 import io
 import logging
@@ -14,10 +15,14 @@ import torch
 from torch import Tensor, fx
 
 from compressor.errors import BackendError
+from compressor.passes.fold_batchnorm import FoldBatchNorm
 from compressor.passes.literals import fold_literals
 from compressor.passes.trace import DYNAMIC, quiet_deepcopy
 
 logger = logging.getLogger(__name__)
+
+LAYER = "compressor.layer"
+"""Metadata key of ONNX nodes: qualified name of the PyTorch module that a node comes from."""
 
 
 def to_onnx(graph: fx.GraphModule, example: Sequence[Tensor]) -> onnx.ModelProto:
@@ -32,7 +37,7 @@ def to_onnx(graph: fx.GraphModule, example: Sequence[Tensor]) -> onnx.ModelProto
     """
     training = graph.training
     graph.eval()
-    exported = _with_final_weights(graph)
+    exported = FoldBatchNorm()(with_final_weights(graph)).graph
     shapes: Any = None
     inputs = tuple(x.detach() for x in example)
     if graph.meta.get(DYNAMIC):
@@ -54,11 +59,25 @@ def to_onnx(graph: fx.GraphModule, example: Sequence[Tensor]) -> onnx.ModelProto
         graph.train(training)
     if program is None:
         raise BackendError("the ONNX exporter returned nothing")
+    layers = _layers(program.model_proto)
     surgeon = gs.import_onnx(program.model_proto)
     _keep_padding_apart(surgeon)
     model: onnx.ModelProto = gs.export_onnx(surgeon.cleanup().toposort())
+    for node in model.graph.node:  # the surgeon drops what the exporter had noted
+        if layers.get(node.name):
+            node.metadata_props.add(key=LAYER, value=layers[node.name])
     logger.info("onnx: %d nodes, opset %d", len(model.graph.node), model.opset_import[0].version)
     return model
+
+
+def _layers(model: onnx.ModelProto) -> dict[str, str]:
+    """Node name -> the innermost module whose forward it comes from (the exporter lists all, then the op itself)."""
+    found = {}
+    for node in model.graph.node:
+        scopes = next((p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "[]")
+        modules = [scope for scope in ast.literal_eval(scopes)[:-1] if scope]
+        found[node.name] = modules[-1] if modules else ""
+    return found
 
 
 def _keep_padding_apart(surgeon: gs.Graph) -> None:
@@ -78,7 +97,7 @@ def _keep_padding_apart(surgeon: gs.Graph) -> None:
                 pad.inputs = [*list(pad.inputs)[:2], gs.Constant(f"{pad.name}_not_zero", value), *list(pad.inputs)[3:]]
 
 
-def _with_final_weights(graph: fx.GraphModule) -> fx.GraphModule:
+def with_final_weights(graph: fx.GraphModule) -> fx.GraphModule:
     """A copy in which weights that are computed from parameters alone (weight standardisation) are constants."""
     stored = [node for node in graph.graph.nodes if node.op == "get_attr"]
     if not any(_only_stored(user) for node in stored for user in node.users):

@@ -1,44 +1,59 @@
 """ONNX Runtime on the CPU: the default back end, present everywhere."""
 
 import contextlib
+import json
 import os
 import platform
-from collections.abc import Sequence
+import statistics
+import tempfile
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
-from torch import Tensor, fx
+from torch import Tensor
 
 from compressor.errors import BackendError
-from compressor.runtime.onnx_export import to_onnx
-from compressor.runtime.timing import PROTOCOL, Timer, process_timer
-from compressor.target import Target
+from compressor.runtime.base import Arrays, Health, LayerTime, Workload
+from compressor.runtime.onnx_export import LAYER
+from compressor.runtime.timers import Timer, process_timer
+from compressor.runtime.timing import PROTOCOL
+from compressor.target import Option, Target
 
 
 class OnnxRuntime:
     """Builds `OnnxRuntimeEngine`s."""
 
-    def build(self, graph: fx.GraphModule, example: Sequence[Tensor], target: Target) -> "OnnxRuntimeEngine":
-        """Export the graph and open a session on it."""
-        return OnnxRuntimeEngine(to_onnx(graph, example).SerializeToString(), example, target)
+    precisions: tuple[str, ...] = ("fp32", "fp16", "int8")
+    options: Mapping[str, Option] = {}
+
+    def build(self, workload: Workload, target: Target) -> "OnnxRuntimeEngine":
+        """Lower the network and open a session on it."""
+        return OnnxRuntimeEngine(workload.onnx(target.precision, weight_bits()).SerializeToString(), workload.example, target)
 
     def fingerprint(self, target: Target) -> dict[str, object]:
         """Processor, versions and session settings."""
+        del target
         ort = _package()
         return {
-            "backend": "onnxruntime",
             "backend_version": ort.__version__,
-            "device": _processor(),
+            "device": processor(),
             "system": f"{platform.system()} {platform.release()}",
-            "precision": "fp32",
-            "batch": target.batch,
-            "threads": target.threads,
             "spinning": False,
+            "weight_bits": weight_bits(),
             "protocol": PROTOCOL,
         }
+
+    def check(self) -> Health:
+        """Whether the package is there."""
+        try:
+            return Health(True, f"onnxruntime {_package().__version__} on {processor()}")
+        except BackendError as error:
+            return Health(False, str(error), "pip install onnxruntime")
 
 
 class OnnxRuntimeEngine:
@@ -48,29 +63,44 @@ class OnnxRuntimeEngine:
         model: Serialized ONNX model, or the path of one.
         example: Inputs that timing runs on.
         target: Its threads are used.
+        providers: Execution providers with their options.
 
     Raises:
         BackendError: ONNX Runtime is missing, or refuses the model.
     """
 
-    def __init__(self, model: bytes | Path, example: Sequence[Tensor], target: Target) -> None:
-        ort = _package()
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = target.threads
+    device = "cpu"
+
+    def __init__(
+        self,
+        model: bytes | Path,
+        example: Sequence[Tensor],
+        target: Target,
+        providers: Sequence[object] = ("CPUExecutionProvider",),
+    ) -> None:
+        self._ort = _package()
+        self._model = model.read_bytes() if isinstance(model, Path) else model
+        self._providers = list(providers)
+        self._threads = target.threads
+        self._session: Any = self._new_session(self._options())
+        self._example = [x.detach().cpu().contiguous().numpy() for x in example]
+
+    def _options(self) -> Any:
+        options = self._ort.SessionOptions()
+        options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
-        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.execution_mode = self._ort.ExecutionMode.ORT_SEQUENTIAL
+        options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.log_severity_level = 3
         # Threads that spin while another session runs multiply its latency.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        return options
+
+    def _new_session(self, options: Any) -> Any:
         try:
-            source = str(model) if isinstance(model, Path) else model
-            self._session: Any = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+            return self._ort.InferenceSession(self._model, options, providers=self._providers)
         except Exception as error:
             raise BackendError(f"ONNX Runtime refuses the model: {str(error).splitlines()[0]}") from error
-        self._ort = ort
-        self._example = [x.detach().cpu().contiguous().numpy() for x in example]
-        self._threads = target.threads
 
     @property
     def _open(self) -> Any:
@@ -78,23 +108,53 @@ class OnnxRuntimeEngine:
             raise BackendError("this engine is closed; build it again")
         return self._session
 
-    def run(self, inputs: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
+    def run(self, inputs: Sequence[NDArray[np.generic]]) -> Arrays:
         """Outputs in the order of the model's outputs."""
         names = [item.name for item in self._open.get_inputs()]
         if len(names) != len(inputs):
             raise BackendError(f"the engine takes {len(names)} inputs ({', '.join(names)}), {len(inputs)} were given")
-        outputs: list[NDArray[np.generic]] = self._open.run(None, dict(zip(names, inputs, strict=True)))
+        try:
+            outputs: Arrays = self._open.run(None, dict(zip(names, inputs, strict=True)))
+        except Exception as error:  # the package's errors have no common class
+            raise BackendError(f"ONNX Runtime cannot run the model: {str(error).splitlines()[0]}") from error
         return outputs
 
     def timer(self) -> Timer:
         """Times runs with bound inputs and outputs, so that no copy to Python is in the way."""
-        session = self._open
+        session, binding = self._open, self._binding(self._open)
+        return process_timer(lambda: session.run_with_iobinding(binding), self._threads)
+
+    def _binding(self, session: Any) -> Any:
         binding = session.io_binding()
         for item, value in zip(session.get_inputs(), self._example, strict=True):
-            binding.bind_ortvalue_input(item.name, self._ort.OrtValue.ortvalue_from_numpy(value))
+            binding.bind_ortvalue_input(item.name, self._ort.OrtValue.ortvalue_from_numpy(value, self.device, 0))
         for item in session.get_outputs():
-            binding.bind_output(item.name, "cpu")
-        return process_timer(lambda: session.run_with_iobinding(binding), self._threads)
+            binding.bind_output(item.name, self.device, 0)
+        return binding
+
+    def layers(self, runs: int = 30) -> list[LayerTime]:
+        """Time per node of the optimized graph, from a session of its own with profiling on."""
+        with tempfile.TemporaryDirectory(prefix="compressor-") as folder:
+            options = self._options()
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(folder) / "profile")
+            session = self._new_session(options)
+            binding = self._binding(session)
+            for _ in range(runs + 5):
+                session.run_with_iobinding(binding)
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        times, kinds = defaultdict(list), {}
+        for event in events:
+            if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+                name = event["name"].removesuffix("_kernel_time")
+                times[name].append(event["dur"] / 1e3)
+                kinds[name] = event["args"].get("op_name", "")
+        owners = _owners(self._model)
+        return [LayerTime(n, kinds[n], statistics.median(t[5:] or t), owners(n)) for n, t in times.items()]
+
+    def memory(self) -> dict[str, int]:
+        """Size of the ONNX model."""
+        return {"engine_bytes": len(self._model)}
 
     def __enter__(self) -> Self:
         """The engine itself."""
@@ -105,6 +165,42 @@ class OnnxRuntimeEngine:
         self._session = None
 
 
+class _owners:  # noqa: N801 - used as a function
+    """PyTorch modules of a node of the optimized graph.
+
+    ONNX Runtime names a fused node after the last node or tensor that it stands for: `relu_1_nchwc` is the
+    convolution and the ReLU that end in the tensor `relu_1`. So from there it goes back to the nearest layer.
+    """
+
+    def __init__(self, model: bytes) -> None:
+        self._nodes = onnx.load_from_string(model).graph.node
+        self._makers = {output: node for node in self._nodes for output in node.output}
+        self._named = {**self._makers, **{node.name: node for node in self._nodes if node.name}}
+
+    def __call__(self, name: str) -> tuple[str, ...]:
+        found = next((self._named[n] for n in sorted(self._named, key=len, reverse=True) if name.startswith(n)), None)
+        modules: list[str] = []
+        for _ in range(4):  # convolution, norm, activation, addition
+            if found is None:
+                break
+            module = next((p.value for p in found.metadata_props if p.key == LAYER), None)
+            if module is not None and module not in modules:
+                modules.insert(0, module)
+            if found.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+                break
+            found = next((self._makers[i] for i in found.input if i in self._makers), None)
+        return tuple(modules)
+
+
+def weight_bits() -> int:
+    """8 where the processor multiplies INT8 without saturating (VNNI, or no x86), else 7."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return 8
+    with contextlib.suppress(OSError):
+        return 8 if "vnni" in Path("/proc/cpuinfo").read_text(encoding="utf-8") else 7
+    return 7
+
+
 def _package() -> Any:
     try:
         import onnxruntime
@@ -113,7 +209,8 @@ def _package() -> Any:
     return onnxruntime
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Model of the processor and number of cores."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):

@@ -1,0 +1,286 @@
+"""TensorRT (10.12 and newer, 11) and TensorRT-RTX: ONNX in, engine out, everything in a process of its own.
+
+Creating a runtime without CUDA crashes some releases, a build may run out of memory or hang, and many devices have
+TensorRT only in their system's Python. So `tensorrt_worker.py` does the work, run by the interpreter that
+`COMPRESSOR_TENSORRT_PYTHON` names (this one by default); a worker that dies costs one candidate.
+
+Networks are strongly typed: the precision is in the ONNX graph. TensorRT 8.5 and 8.6, which know no strong typing,
+get the FP32 graph at opset 17 and a builder flag. Whatever built the engine, the types of its layers are looked at
+afterwards: an engine that was to be FP16 or INT8 and is FP32 is refused.
+"""
+
+import os
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from compressor.errors import BackendError
+from compressor.runtime.base import Arrays, Health, LayerTime, Workload
+from compressor.runtime.onnx_export import LAYER
+from compressor.runtime.timers import Sample, Timer
+from compressor.runtime.timing import PROTOCOL
+from compressor.runtime.worker_process import Progress, WorkerProcess
+from compressor.store import cache_folder
+from compressor.target import Option, Target
+
+WORKER = Path(__file__).with_name("tensorrt_worker.py")
+INTERPRETER = "COMPRESSOR_TENSORRT_PYTHON"
+_OLD_OPSET = 17  # the newest that TensorRT 8 parses
+
+
+class TensorRT:
+    """Builds `TensorRTEngine`s."""
+
+    package: ClassVar[str] = "tensorrt"
+    precisions: tuple[str, ...] = ("fp32", "fp16", "int8")
+    options: Mapping[str, Option] = {
+        "optimization_level": 3,  # 0 to 5
+        "tf32": False,
+        "cuda_graph": True,
+        "max_batch": 0,  # of the optimization profile; 0: the target's batch
+        "version_compatible": False,
+        "hardware_compatible": False,
+        "strip_weights": False,
+        "build_timeout_s": 900,
+    }
+
+    def worker(self) -> WorkerProcess:
+        """Start a worker.
+
+        Raises:
+            BackendError: The interpreter cannot be started.
+        """
+        return WorkerProcess([os.environ.get(INTERPRETER) or sys.executable, str(WORKER), self.package], self.package)
+
+    def build(self, workload: Workload, target: Target) -> "TensorRTEngine":
+        """Build an engine and load it."""
+        folder = tempfile.TemporaryDirectory(prefix="compressor-")
+        worker = self.worker()
+        try:
+            file = Path(folder.name) / "engine"
+            found = self.compile(workload, target, file, worker)
+            return TensorRTEngine(worker, folder, file, workload, target, found)
+        except BaseException:
+            worker.close()
+            folder.cleanup()
+            raise
+
+    def compile(
+        self, workload: Workload, target: Target, file: Path, worker: WorkerProcess | None = None, progress: Progress | None = None
+    ) -> dict[str, Any]:
+        """Write an engine file; TensorRT-RTX needs no GPU for it.
+
+        Args:
+            workload: The network.
+            target: The target; its batch is the profile's optimum, the option `max_batch` its maximum.
+            file: Where to.
+            worker: A running worker; without it one is started and stopped.
+            progress: Called with `(phase, step, steps)`.
+
+        Returns:
+            `build_s`, `engine_bytes`, `network_types` (precision -> number of layers), `version`.
+
+        Raises:
+            BackendError: The worker cannot be started, the network is refused, or its layers are not of the
+                target's precision.
+        """
+        own = worker or self.worker()
+        try:
+            hello = own.ask("hello", 60)
+            model = self._model(workload, target, weak=bool(hello["weakly_typed"]))
+            with tempfile.TemporaryDirectory(prefix="compressor-") as folder:
+                source = Path(folder) / "model.onnx"
+                source.write_bytes(model.SerializeToString())
+                settings = {k: v for k, v in target.options.items() if k not in ("cuda_graph", "max_batch", "build_timeout_s")}
+                settings.update(onnx=str(source), engine=str(file), timing_cache=str(self._timing_cache(hello)))
+                limit, profile = float(target.options["build_timeout_s"]), self.profile(target)
+                found = own.ask("build", limit, progress, precision=target.precision, profile=profile, **settings)
+        finally:
+            if worker is None:
+                own.close()
+        if not hello["weakly_typed"]:
+            _check_types(found["network_types"], target.precision)
+        return {**found, "version": hello["version"], "device": hello["device"]}
+
+    def profile(self, target: Target) -> list[int]:
+        """Least, best and most batch of the optimization profile."""
+        return [1, target.batch, max(int(target.options["max_batch"]), target.batch)]
+
+    def _model(self, workload: Workload, target: Target, weak: bool) -> onnx.ModelProto:
+        if not weak:
+            return workload.onnx(target.precision)
+        model = workload.onnx("int8" if target.precision == "int8" else "fp32")
+        return onnx.version_converter.convert_version(model, _OLD_OPSET) if model.opset_import[0].version > _OLD_OPSET else model
+
+    def _timing_cache(self, hello: Mapping[str, Any]) -> Path:
+        """One file per version and device: a cache of another one is never used."""
+        device = hello["device"] or {"name": "none", "cc": "", "driver": ""}
+        name = "-".join(str(part) for part in (self.package, hello["version"], device["name"], device["cc"], device["driver"]))
+        safe = "".join(c if c.isalnum() or c in ".-" else "_" for c in name)
+        folder = cache_folder() / "timing_cache"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / f"{safe}.bin"
+
+    def fingerprint(self, target: Target) -> dict[str, object]:
+        """Device, driver and version, as the worker says."""
+        del target
+        worker = self.worker()
+        try:
+            hello = worker.ask("hello", 60)
+        finally:
+            worker.close()
+        device = hello["device"] or {}
+        return {
+            "backend_version": hello["version"], "device": device.get("name", "none"), "cc": device.get("cc"),
+            "driver": device.get("driver"), "cuda": device.get("cuda"), "protocol": PROTOCOL,
+        }  # fmt: skip
+
+    def check(self) -> Health:
+        """Whether the worker finds the package and a GPU."""
+        try:
+            found = self.fingerprint(Target())
+        except BackendError as error:
+            remedy = f"pip install 'fx-compressor[{self.package.replace('_', '-')}]'"
+            if self.package == "tensorrt":
+                remedy += f", or set {INTERPRETER} to a Python that has it"
+            return Health(False, str(error), remedy)
+        if found["device"] == "none":
+            can = "; engines can be built here, but not run" if self.package == "tensorrt_rtx" else ""
+            return Health(
+                False, f"{self.package} {found['backend_version']}, no CUDA device{can}", "run it on a machine with a GPU"
+            )
+        return Health(True, f"{self.package} {found['backend_version']} on {found['device']}, driver {found['driver']}")
+
+
+class TensorRTRTX(TensorRT):
+    """TensorRT for RTX: the same code; it builds without a GPU and has no timing cache."""
+
+    package: ClassVar[str] = "tensorrt_rtx"
+
+    def worker(self) -> WorkerProcess:
+        """Start a worker in this interpreter: the package comes from the ordinary registry."""
+        return WorkerProcess([sys.executable, str(WORKER), self.package], self.package)
+
+
+def _check_types(found: Mapping[str, int], precision: str) -> None:
+    wanted = {"fp32": "float32", "fp16": "float16", "int8": "int8"}[precision]
+    if found and not found.get(wanted):
+        counts = ", ".join(f"{count} in {name}" for name, count in found.items())
+        raise BackendError(f"the engine was to be {precision}, but its convolutions and matrix products are {counts}")
+
+
+class TensorRTEngine:
+    """An engine in its worker process. It ends with the `with` block."""
+
+    def __init__(
+        self, worker: WorkerProcess, folder: tempfile.TemporaryDirectory[str], file: Path, workload: Workload, target: Target,
+        built: Mapping[str, Any],
+    ) -> None:  # fmt: skip
+        self._worker, self._folder, self._target = worker, folder, target
+        refit = None
+        if target.options["strip_weights"]:
+            refit = Path(folder.name) / "weights.onnx"
+            refit.write_bytes(workload.onnx(target.precision).SerializeToString())
+        loaded = worker.ask(
+            "load",
+            120,
+            engine=str(file),
+            version_compatible=target.options["version_compatible"],
+            refit=str(refit) if refit else None,
+        )
+        self._tensors = loaded["tensors"]
+        self._information: list[dict[str, Any]] = loaded["layers"]
+        self._bytes = {"engine_bytes": int(built["engine_bytes"]), "device_bytes": int(loaded["device_bytes"])}
+        self.build_s = float(built["build_s"])
+        self._example = [x.detach().cpu().contiguous().numpy() for x in workload.example]
+        self._modules = _modules_of(workload.model)
+        types = _engine_types(self._information)
+        if types:  # what the builder really chose, the flags of old releases included
+            _check_types(types, target.precision)
+
+    def run(self, inputs: Sequence[NDArray[np.generic]]) -> Arrays:
+        """Outputs in the order of the model's outputs."""
+        found = self._worker.ask("run", 120, inputs=self._files(inputs), folder=self._folder.name)
+        return [np.frombuffer(Path(o["path"]).read_bytes(), dtype=o["dtype"]).reshape(o["shape"]) for o in found["outputs"]]
+
+    def timer(self) -> Timer:
+        """Time between two events around replays of a CUDA graph."""
+        self._worker.ask("prepare", 120, inputs=self._files(self._example), cuda_graph=self._target.options["cuda_graph"])
+
+        def timer(count: int) -> Sample:
+            found = self._worker.ask("time", 120, count=count)
+            return Sample(found["gpu_s"], found["gpu_s"], False, host_s=found["host_s"], enqueue_s=found["enqueue_s"])
+
+        return timer
+
+    def layers(self, runs: int = 30) -> list[LayerTime]:
+        """Time per layer from TensorRT's profiler, which adds to each: they are not expected to sum to the latency."""
+        self._worker.ask("prepare", 120, inputs=self._files(self._example), cuda_graph=False)
+        found = self._worker.ask("profile", 300, runs=runs)["layers"]
+        about = {str(layer.get("Name")): layer for layer in self._information}
+        return [self._layer(item, about.get(item["name"], {})) for item in found]
+
+    def _layer(self, item: Mapping[str, Any], about: Mapping[str, Any]) -> LayerTime:
+        nodes = [part.strip("[] ").removeprefix("ONNX Layer: ") for part in str(about.get("Metadata", "")).split("\x1e") if part]
+        modules = dict.fromkeys(self._modules.get(node, node) for node in nodes)
+        return LayerTime(item["name"], str(about.get("LayerType", "")), float(item["median_ms"]), tuple(modules))
+
+    def memory(self) -> dict[str, int]:
+        """Size of the engine file, and the scratch memory of its context."""
+        return dict(self._bytes)
+
+    def _files(self, arrays: Sequence[NDArray[np.generic]]) -> list[dict[str, object]]:
+        names = [tensor for tensor in self._tensors if tensor["input"]]
+        if len(names) != len(arrays):
+            raise BackendError(f"the engine takes {len(names)} inputs, {len(arrays)} were given")
+        files: list[dict[str, object]] = []
+        for tensor, array in zip(names, arrays, strict=True):
+            _check_shape(tensor, array.shape)
+            path = Path(self._folder.name) / f"input-{len(files)}.bin"
+            path.write_bytes(np.ascontiguousarray(array).astype(tensor["dtype"], copy=False).tobytes())
+            files.append({"name": tensor["name"], "path": str(path), "shape": list(array.shape)})
+        return files
+
+    def __enter__(self) -> Self:
+        """The engine itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """End the process."""
+        self._worker.close()
+        self._folder.cleanup()
+
+
+def _check_shape(tensor: Mapping[str, Any], shape: tuple[int, ...]) -> None:
+    least, _, most = tensor["profile"]
+    if len(shape) != len(least) or not all(a <= b <= c for a, b, c in zip(least, shape, most, strict=True)):
+        raise BackendError(f"input {tensor['name']} has shape {shape}, the engine was built for {tuple(least)} to {tuple(most)}")
+
+
+def _modules_of(model: onnx.ModelProto | None) -> dict[str, str]:
+    """ONNX node -> PyTorch module, where the exporter noted it."""
+    nodes = [] if model is None else model.graph.node
+    return {node.name: prop.value for node in nodes for prop in node.metadata_props if prop.key == LAYER}
+
+
+def _engine_types(layers: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Precision -> number of convolution and matrix layers, from the engine inspector's descriptions of their inputs."""
+    counts: dict[str, int] = {}
+    for layer in layers:
+        kind = f"{layer.get('LayerType', '')} {layer.get('Name', '')}".lower()
+        inputs = layer.get("Inputs") or []
+        if not inputs or not any(word in kind for word in ("conv", "gemm", "matmul", "matrix")):
+            continue
+        text = f"{inputs[0].get('Format/Datatype', '')} {inputs[0].get('Datatype', '')}".lower()
+        for word, name in (("int8", "int8"), ("fp16", "float16"), ("half", "float16"), ("fp32", "float32"), ("float", "float32")):
+            if word in text:
+                counts[name] = counts.get(name, 0) + 1
+                break
+    return counts

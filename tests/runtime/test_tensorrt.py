@@ -1,0 +1,107 @@
+"""TensorRT through its worker: the real parser and builder of TensorRT-RTX need no GPU; what goes wrong is said."""
+
+import sys
+
+import pytest
+import torch
+
+import compressor
+from compressor.runtime import BACKENDS, Workload
+from compressor.runtime.latency import example_for
+from compressor.runtime.tensorrt import TensorRT, TensorRTRTX, _check_types, _engine_types
+from compressor.runtime.worker_process import WorkerProcess
+from tests.networks import Residual, randomize
+
+pytest.importorskip("tensorrt_rtx", reason="the package tensorrt-rtx is not installed")
+
+
+@pytest.fixture(scope="module")
+def graph():
+    torch.manual_seed(0)
+    return compressor.trace(randomize(Residual()).eval(), (torch.randn(1, 3, 8, 8),))
+
+
+def workload(graph, target):
+    return Workload(example_for(graph, target), graph)
+
+
+@pytest.mark.parametrize(("precision", "kind"), [("fp32", "float32"), ("fp16", "float16"), ("int8", "int8")])
+def test_every_precision_parses_and_builds_with_a_dynamic_batch(graph, tmp_path, precision, kind):
+    target = compressor.Target("tensorrt-rtx", batch=4, precision=precision, options={"max_batch": 8})
+    seen = []
+    file = tmp_path / "engine"
+    found = TensorRTRTX().compile(workload(graph, target), target, file, progress=lambda *event: seen.append(event))
+    assert file.stat().st_size == found["engine_bytes"] > 1000
+    assert found["network_types"] == {kind: 4}  # three convolutions and the classifier
+    assert len(seen) > 3, "the builder reports its progress"
+    assert {len(event) for event in seen} == {3}
+
+
+def test_a_strongly_typed_build_of_another_precision_is_refused():
+    with pytest.raises(compressor.BackendError, match=r"was to be fp16, but its convolutions .* are 5 in float32"):
+        _check_types({"float32": 5}, "fp16")
+    _check_types({"float16": 4, "float32": 1}, "fp16")
+    layers = [
+        {
+            "Name": "conv1",
+            "LayerType": "CaskConvolution",
+            "Inputs": [{"Format/Datatype": "Channel major FP16 format where channel % 8 == 0"}],
+        },
+        {"Name": "conv2", "LayerType": "CaskConvolution", "Inputs": [{"Format/Datatype": "Row major linear FP32"}]},
+        {"Name": "pool", "LayerType": "PoolingV2", "Inputs": [{"Format/Datatype": "Row major linear FP32"}]},
+    ]
+    assert _engine_types(layers) == {"float16": 1, "float32": 1}
+
+
+def test_without_a_gpu_building_works_and_running_says_why_not(graph):
+    target = compressor.Target("tensorrt-rtx")
+    health = TensorRTRTX().check()
+    if health.works:
+        pytest.skip("there is a GPU")
+    assert "can be built here, but not run" in health.detail
+    with pytest.raises(compressor.BackendError, match="no CUDA device"):
+        TensorRTRTX().build(workload(graph, target), target)
+
+
+def test_a_model_that_the_parser_refuses_is_said(tmp_path):
+    worker = TensorRTRTX().worker()
+    try:
+        (tmp_path / "model.onnx").write_bytes(b"no model")
+        with pytest.raises(compressor.BackendError, match="parser refuses the model"):
+            worker.ask("build", 60, onnx=str(tmp_path / "model.onnx"), engine=str(tmp_path / "engine"), profile=None)
+        assert worker.ask("hello", 60)["package"] == "tensorrt_rtx", "the worker lives on"
+    finally:
+        worker.close()
+
+
+def test_a_missing_package_names_what_to_install(monkeypatch):
+    health = TensorRT().check()
+    if not health.works:
+        assert "tensorrt" in health.remedy
+    monkeypatch.setenv("COMPRESSOR_TENSORRT_PYTHON", "/nowhere/python")
+    with pytest.raises(compressor.BackendError, match="cannot start /nowhere/python"):
+        TensorRT().worker()
+
+
+CRASHES = {
+    "import os, sys; sys.stdin.readline(); os.abort()": "was killed by SIGABRT during `build`",
+    "import sys; sys.stdin.readline(); print('no memory', file=sys.stderr); sys.exit(9)": "exit code 9 during `build`: no memory",
+    "import time; time.sleep(60)": "did not answer `build` within 1 s and was stopped",
+}
+
+
+@pytest.mark.parametrize("program", CRASHES)
+def test_a_worker_that_crashes_or_hangs_is_an_error_and_nothing_worse(program):
+    worker = WorkerProcess([sys.executable, "-c", program], "tensorrt")
+    with pytest.raises(compressor.BackendError, match=CRASHES[program]):
+        worker.ask("build", 1 if "sleep" in program else 20)
+    with pytest.raises(compressor.BackendError):  # it is gone, and says so again
+        worker.ask("hello", 1)
+    worker.close()
+
+
+@pytest.mark.parametrize("name", ["tensorrt", "tensorrt-rtx"])
+def test_options_of_the_builder_are_part_of_the_fingerprint(name):
+    target = compressor.Target(name, options={"optimization_level": 5})
+    assert target.options["optimization_level"] == 5
+    assert set(BACKENDS[name]().options) >= {"version_compatible", "hardware_compatible", "strip_weights", "tf32"}
