@@ -40,6 +40,13 @@ def analyze(graph: fx.GraphModule, lossy: bool = True) -> "ChannelGraph":
     return channels
 
 
+def digest_of_graph(graph: fx.GraphModule) -> str:
+    """Digest of an architecture: ops, connections and shapes, but no weights. Latencies are stored under it."""
+    nodes = [[n.name, str(n.target), [i.name for i in n.all_input_nodes], shapes_of(n)] for n in graph.graph.nodes]
+    tensors = [[name, list(tensor.shape)] for name, tensor in sorted(graph.state_dict().items())]
+    return digest_of([nodes, tensors])
+
+
 @dataclass(frozen=True, eq=False)
 class ChannelGraph:
     """The channel groups of a graph, and everything that can be asked about them.
@@ -71,10 +78,8 @@ class ChannelGraph:
 
     @cached_property
     def digest(self) -> str:
-        """Digest of the architecture: ops, connections and shapes, but no weights."""
-        nodes = [[n.name, str(n.target), [i.name for i in n.all_input_nodes], shapes_of(n)] for n in self.graph.graph.nodes]
-        tensors = [[name, list(tensor.shape)] for name, tensor in sorted(self.graph.state_dict().items())]
-        return digest_of([nodes, tensors])
+        """Digest of the architecture; see `digest_of_graph`."""
+        return digest_of_graph(self.graph)
 
     @cached_property
     def costs(self) -> CostModel:

@@ -49,6 +49,7 @@ class CostModel:
         self._terms = [(term.constant, [self._form(labels, divisor) for labels, divisor in term.factors]) for term in labeler.terms]
         self.layers = tuple(term.layer for term in labeler.terms)
         self._tensors: list[tuple[int, list[int], int, bool]] = []
+        self._axes: dict[tuple[str, int], int] = {}
         parameters = dict(gm.named_parameters())
         for name, tensor in {**parameters, **dict(gm.named_buffers())}.items():
             constant, forms = 1, []
@@ -58,6 +59,7 @@ class CostModel:
                     constant *= size
                 else:
                     forms.append(self._form(slot.labels, slot.blocks))
+                    self._axes[name, axis] = forms[-1]
             self._tensors.append((constant, forms, tensor.element_size(), name in parameters))
         self._matrix = np.stack(self._rows) if self._rows else np.zeros((0, len(grouping.groups)), dtype=np.int64)
 
@@ -97,6 +99,21 @@ class CostModel:
         for layer, macs in zip(self.layers, terms.tolist(), strict=True):
             result[layer] = result.get(layer, 0) + macs
         return result
+
+    def axis_lengths(self, names: Sequence[tuple[str, int]], widths: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Lengths of parameter axes.
+
+        Args:
+            names: `(parameter, axis)`; axes that no structure changes are not known here.
+            widths: (structures, groups).
+
+        Returns:
+            (structures, names).
+
+        Raises:
+            KeyError: No structure changes this axis.
+        """
+        return self._lengths(np.asarray(widths, dtype=np.int64))[:, [self._axes[name] for name in names]]
 
     def _lengths(self, widths: NDArray[np.int64]) -> NDArray[np.int64]:
         granularity = np.array([group.granularity for group in self._grouping.groups], dtype=np.int64)

@@ -15,7 +15,7 @@ from compressor.measurement import Measurement
 from compressor.passes.trace import DYNAMIC, example_inputs_of, outputs_of
 from compressor.passes.verify import relative_error
 from compressor.runtime import BACKENDS
-from compressor.runtime.base import Engine, Workload
+from compressor.runtime.base import Engine, LayerTime, Workload
 from compressor.runtime.clocks import Source, cpu_source, nvml_source
 from compressor.runtime.lowering import Lowering
 from compressor.runtime.onnx_export import to_onnx
@@ -77,6 +77,7 @@ class Comparison:
         self._stack = ExitStack()
         self._timer: Timer | None = None
         self._lowering = Lowering()
+        self._fingerprint = target.fingerprint()
 
     def measure(self, candidate: fx.GraphModule) -> tuple[Measurement, Measurement]:
         """Latency of a candidate, and of the reference in the same session.
@@ -84,14 +85,25 @@ class Comparison:
         Raises:
             BackendError: An engine cannot be built, or its outputs differ from PyTorch's.
         """
+        return self._found(candidate, layers=False)[:2]
+
+    def examine(self, candidate: fx.GraphModule) -> tuple[Measurement, Measurement, list[LayerTime]]:
+        """The same, and the candidate's time per layer.
+
+        Raises:
+            BackendError: An engine cannot be built, or its outputs differ from PyTorch's.
+        """
+        return self._found(candidate, layers=True)
+
+    def _found(self, candidate: fx.GraphModule, layers: bool) -> tuple[Measurement, Measurement, list[LayerTime]]:
         if self._timer is None:
             self._timer = built(self._stack, self._reference, self._target, self._seed, self._lowering).timer()
         with ExitStack() as stack:
             engine = built(stack, candidate, self._target, self._seed, self._lowering)
             timers = {"candidate": engine.timer(), "reference": self._timer}
             clocks = clocks_of(self._target)
-            found = time_together(timers, self._target.fingerprint(), self._seed, self._protocol, clocks=clocks)
-        return found["candidate"], found["reference"]
+            found = time_together(timers, self._fingerprint, self._seed, self._protocol, clocks=clocks)
+            return found["candidate"], found["reference"], engine.layers() if layers else []
 
     def __enter__(self) -> Self:
         """The comparison itself."""

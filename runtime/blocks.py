@@ -1,0 +1,140 @@
+"""Blocks: the units a back end really fuses, and how wide they are in a structure.
+
+A block is a convolution or linear layer with what follows it on its own (norm, activation, addition, pooling). Its
+latency depends on how many channels it reads and makes, and on its *kind*: kernel, stride, positions, and
+what follows. Blocks of one kind share their measurements.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import fx, nn
+
+from compressor.passes.channels import ChannelGraph
+from compressor.passes.shapes import shapes_of
+from compressor.runtime.base import LayerTime
+
+Kind = tuple[object, ...]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block of a network.
+
+    Attributes:
+        name: The layer it begins with.
+        kind: What its latency depends on besides the widths.
+        reads: Channels it reads in the whole network.
+        makes: Channels it makes.
+        depthwise: Whether every channel is computed from itself alone.
+    """
+
+    name: str
+    kind: Kind
+    reads: int
+    makes: int
+    depthwise: bool
+
+
+def blocks_of(channels: ChannelGraph) -> tuple[Block, ...]:
+    """All blocks of a network, in the order of the graph; a layer that is used several times is one block per use."""
+    found = []
+    for node in channels.graph.graph.nodes:
+        module = channels.graph.get_submodule(node.target) if node.op == "call_module" else None
+        if not isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
+            continue
+        if isinstance(module, nn.Linear):
+            reads, makes, own = module.in_features, module.out_features, ("linear",)
+        else:
+            reads, makes = module.in_channels, module.out_channels
+            depthwise = module.groups > 1 and module.groups == reads
+            groups = "depthwise" if depthwise else module.groups
+            own = (type(module).__name__, *module.kernel_size, *module.stride, *module.dilation, groups)  # type: ignore[assignment]
+        (shape,) = shapes_of(node)[:1] or ((),)
+        kind = (*own, *shape[2:], *_tail(node, channels.graph))
+        found.append(Block(str(node.target), kind, reads, makes, "depthwise" in own))
+    return tuple(found)
+
+
+_NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.Dropout, nn.Identity)
+
+
+def _tail(node: fx.Node, graph: fx.GraphModule) -> tuple[str, ...]:
+    """The ops behind a layer up to the next layer or fork."""
+    names = []
+    while len(node.users) == 1:
+        node = next(iter(node.users))
+        if node.op == "call_module" and isinstance(graph.get_submodule(str(node.target)), _NORMS):
+            continue
+        if node.op != "call_function":
+            break
+        names.append(str(node.target).split(".")[1] if "." in str(node.target) else str(node.target))
+    return tuple(names)
+
+
+def widths_in(channels: ChannelGraph, blocks: Sequence[Block], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How wide every block is in structures.
+
+    Args:
+        channels: The analysis of the network.
+        blocks: Its blocks.
+        rows: (structures, groups): the width of every group.
+
+    Returns:
+        (structures, blocks, 2): channels read and made.
+    """
+    found = np.empty((len(rows), len(blocks), 2), dtype=np.int64)
+    slots = channels.walk.labeler.slots
+    asked: list[tuple[str, int]] = []
+    places: list[tuple[int, int, int]] = []
+    for k, block in enumerate(blocks):
+        made, read = _axes(channels, block)
+        for column, axis, whole in ((1, made, block.makes), (0, made if block.depthwise else read, block.reads)):
+            slot = slots.get((f"{block.name}.weight", axis))
+            if slot is None:
+                found[:, k, column] = whole
+                continue
+            asked.append((slot.name, axis))
+            places.append((k, column, 1 if block.depthwise else slot.blocks))
+    if asked:
+        lengths = channels.costs.axis_lengths(asked, rows)
+        for n, (k, column, factor) in enumerate(places):
+            found[:, k, column] = lengths[:, n] * factor
+    return found
+
+
+def _axes(channels: ChannelGraph, block: Block) -> tuple[int, int]:
+    """Axes of the weight that hold the channels made and read."""
+    transposed = isinstance(channels.graph.get_submodule(block.name), nn.modules.conv._ConvTransposeNd)
+    return (1, 0) if transposed and not block.depthwise else (0, 1)
+
+
+def times_by_block(blocks: Sequence[Block], layers: Sequence[LayerTime]) -> tuple[dict[str, float], float]:
+    """Sum an engine's layers into blocks.
+
+    Args:
+        blocks: The network's blocks.
+        layers: What the engine says.
+
+    Returns:
+        Milliseconds per block, and of layers that belong to none.
+    """
+    names = {block.name for block in blocks}
+    times: dict[str, float] = {}
+    rest = 0.0
+    for layer in layers:
+        owners = [module for module in layer.modules if module in names]
+        for owner in owners:
+            times[owner] = times.get(owner, 0.0) + layer.median_ms / len(owners)
+        rest += 0.0 if owners else layer.median_ms
+    return times, rest
+
+
+def by_kind(blocks: Sequence[Block]) -> Mapping[Kind, list[int]]:
+    """Kind -> indices of its blocks."""
+    found: dict[Kind, list[int]] = {}
+    for k, block in enumerate(blocks):
+        found.setdefault(block.kind, []).append(k)
+    return found
