@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from compressor import cli_latency
 from compressor.version import __version__
 
 # torch takes seconds to import, so commands import what they need; `--help` and wrong options answer at once.
@@ -20,6 +21,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.command()(cli_latency.profile)
+app.command()(cli_latency.doctor)
 
 Model = Annotated[
     str,
@@ -63,7 +67,7 @@ def inspect(
     from compressor.passes.channels import analyze
     from compressor.passes.trace import trace
 
-    channels = analyze(trace(load_model(model, weights), _inputs(shapes)), lossy=not exact)
+    channels = analyze(trace(load_model(model, weights), inputs_of(shapes)), lossy=not exact)
     if graph is not None:
         from compressor.report.graph import draw
         from compressor.store import write_bytes
@@ -128,7 +132,7 @@ def compress(
     target = Target(backend, batch, threads, align)
     chosen = METHODS[method](criterion=criterion, scope=scope)
     finetune = FineTune(epochs=epochs, learning_rate=lr, distillation=distillation, label_smoothing=label_smoothing)
-    inputs = _inputs(shapes)
+    inputs = inputs_of(shapes)
     network = load_model(model, weights)
     found = load_data(data, train_batch, train_images, _numbers(mean), _numbers(std))
     with ConsoleProgress() as progress, _resumable(out):
@@ -179,7 +183,7 @@ def export(
         return
     if not shapes:
         raise DataError(f"{source} is no folder of a run; for a model, give --input")
-    graph = api.trace(load_model(source, weights), _inputs(shapes))
+    graph = api.trace(load_model(source, weights), inputs_of(shapes))
     print(f"{api.export(graph, out)}: checked against PyTorch")
 
 
@@ -230,7 +234,8 @@ class _resumable:  # noqa: N801 - reads as a statement
             _fail(f"interrupted; what is finished is kept in {self._out}, the same command goes on from there", 1)
 
 
-def _inputs(shapes: list[str]) -> tuple[Any, ...]:
+def inputs_of(shapes: list[str]) -> tuple[Any, ...]:
+    """Zeros of the given shapes; only the shapes matter."""
     import torch
 
     inputs = []

@@ -1,11 +1,12 @@
 """Legal widths: which sizes a group may have on a target."""
 
 import math
+from collections.abc import Sequence
 
 from compressor.passes.groups import ChannelGroup
 
 
-def widths(group: ChannelGroup, align: int) -> tuple[int, ...]:
+def widths(group: ChannelGroup, align: int, edges: Sequence[int] | None = None) -> tuple[int, ...]:
     """The widths a search may choose for a group, ascending; the last is the whole group.
 
     Widths are multiples of `align` channels. A group too small for two of these steps gets half the
@@ -14,9 +15,13 @@ def widths(group: ChannelGroup, align: int) -> tuple[int, ...]:
     Args:
         group: The group; a frozen one has its own size as the only width.
         align: Channels that the target likes multiples of.
+        edges: Right edges of the group's measured staircase; they take the place of the multiples.
     """
     if group.frozen is not None:
         return (group.size,)
+    if edges is not None:
+        legal = [w for w in edges if group.narrowest <= w < group.size and w % group.granularity == 0]
+        return (*sorted(legal), group.size)
     step = math.lcm(group.granularity, align // math.gcd(align, group.channels_per_unit))
     while step * 2 > group.size and step % 2 == 0 and (step // 2) % group.granularity == 0:
         step //= 2

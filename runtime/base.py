@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from compressor.errors import BackendError
 from compressor.runtime.lowering import Lowering
-from compressor.runtime.precision import converted
+from compressor.runtime.precision import Int8, converted
 from compressor.runtime.timers import Timer
 from compressor.target import Option, Target
 
@@ -41,12 +41,12 @@ class Workload:
     lowering: Lowering = field(default_factory=Lowering)
     fresh: bool = False
 
-    def onnx(self, precision: str = "fp32", weight_bits: int = 8) -> onnx.ModelProto:
+    def onnx(self, precision: str = "fp32", form: Int8 | None = None) -> onnx.ModelProto:
         """The ONNX model at a precision; inputs and outputs are fp32 at all of them.
 
         Args:
             precision: `fp32`, `fp16` or `int8`.
-            weight_bits: Of INT8; 7 for processors whose products saturate.
+            form: Which INT8; by default the one that TensorRT takes.
 
         Raises:
             BackendError: The exporter or the converter refuses it.
@@ -55,7 +55,7 @@ class Workload:
             if self.graph is None:
                 raise BackendError("this workload holds neither a graph nor an ONNX model")
             self.model = self.lowering(self.graph, self.example, self.fresh)
-        return converted(self.model, precision, self.calibration or [self.example], weight_bits)
+        return converted(self.model, precision, self.calibration or [self.example], form)
 
 
 @dataclass(frozen=True)

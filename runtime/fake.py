@@ -109,8 +109,9 @@ def _layers(graph: fx.GraphModule) -> list[tuple[str, nn.Module]]:
 
 def _weights(module: nn.Module, step: int) -> int:
     """Elements of the parameters, their channel axes rounded up."""
+    rounded = (0,) if getattr(module, "groups", 1) > 1 else (0, 1)  # a depthwise weight has one input channel
     total = 0
     for tensor in module.parameters(recurse=False):
-        sizes = [math.ceil(size / step) * step if axis < 2 and size > 1 else size for axis, size in enumerate(tensor.shape)]
+        sizes = [math.ceil(size / step) * step if axis in rounded else size for axis, size in enumerate(tensor.shape)]
         total += math.prod(sizes)
     return total

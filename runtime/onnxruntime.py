@@ -8,6 +8,7 @@ import statistics
 import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,6 +21,7 @@ from torch import Tensor
 from compressor.errors import BackendError
 from compressor.runtime.base import Arrays, Health, LayerTime, Workload
 from compressor.runtime.onnx_export import LAYER
+from compressor.runtime.precision import Int8
 from compressor.runtime.timers import Timer, process_timer
 from compressor.runtime.timing import PROTOCOL
 from compressor.target import Option, Target
@@ -33,7 +35,7 @@ class OnnxRuntime:
 
     def build(self, workload: Workload, target: Target) -> "OnnxRuntimeEngine":
         """Lower the network and open a session on it."""
-        return OnnxRuntimeEngine(workload.onnx(target.precision, weight_bits()).SerializeToString(), workload.example, target)
+        return OnnxRuntimeEngine(workload.onnx(target.precision, int8_form()).SerializeToString(), workload.example, target)
 
     def fingerprint(self, target: Target) -> dict[str, object]:
         """Processor, versions and session settings."""
@@ -44,7 +46,7 @@ class OnnxRuntime:
             "device": processor(),
             "system": f"{platform.system()} {platform.release()}",
             "spinning": False,
-            "weight_bits": weight_bits(),
+            "int8": asdict(int8_form()),
             "protocol": PROTOCOL,
         }
 
@@ -178,6 +180,7 @@ class _owners:  # noqa: N801 - used as a function
         self._named = {**self._makers, **{node.name: node for node in self._nodes if node.name}}
 
     def __call__(self, name: str) -> tuple[str, ...]:
+        name = name.removeprefix("InsertedPrecisionFreeCast_")  # FP16 that ONNX Runtime computes in FP32
         found = next((self._named[n] for n in sorted(self._named, key=len, reverse=True) if name.startswith(n)), None)
         modules: list[str] = []
         for _ in range(4):  # convolution, norm, activation, addition
@@ -192,13 +195,13 @@ class _owners:  # noqa: N801 - used as a function
         return tuple(modules)
 
 
-def weight_bits() -> int:
-    """8 where the processor multiplies INT8 without saturating (VNNI, or no x86), else 7."""
+def int8_form() -> Int8:
+    """The INT8 that is fast and exact on this processor: unsigned activations, 7-bit weights where products saturate."""
     if platform.machine() not in ("x86_64", "AMD64"):
-        return 8
+        return Int8("uint8", 8)
     with contextlib.suppress(OSError):
-        return 8 if "vnni" in Path("/proc/cpuinfo").read_text(encoding="utf-8") else 7
-    return 7
+        return Int8("uint8", 8 if "vnni" in Path("/proc/cpuinfo").read_text(encoding="utf-8") else 7)
+    return Int8("uint8", 7)
 
 
 def _package() -> Any:

@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from torch import Tensor
 
 from compressor.errors import BackendError
 from compressor.runtime.base import Arrays, Health, LayerTime, Workload
@@ -65,8 +66,24 @@ class TensorRT:
         worker = self.worker()
         try:
             file = Path(folder.name) / "engine"
-            found = self.compile(workload, target, file, worker)
-            return TensorRTEngine(worker, folder, file, workload, target, found)
+            self.compile(workload, target, file, worker)
+            model = workload.onnx(target.precision) if target.options["strip_weights"] else workload.onnx()
+            return TensorRTEngine(worker, folder, file, target, workload.example, model)
+        except BaseException:
+            worker.close()
+            folder.cleanup()
+            raise
+
+    def load(self, file: Path, target: Target) -> "TensorRTEngine":
+        """Load an engine file, whoever built it.
+
+        Raises:
+            BackendError: It was built for another version or device, or there is no GPU.
+        """
+        folder = tempfile.TemporaryDirectory(prefix="compressor-")
+        worker = self.worker()
+        try:
+            return TensorRTEngine(worker, folder, file, target)
         except BaseException:
             worker.close()
             folder.cleanup()
@@ -180,30 +197,35 @@ class TensorRTEngine:
     """An engine in its worker process. It ends with the `with` block."""
 
     def __init__(
-        self, worker: WorkerProcess, folder: tempfile.TemporaryDirectory[str], file: Path, workload: Workload, target: Target,
-        built: Mapping[str, Any],
-    ) -> None:  # fmt: skip
+        self,
+        worker: WorkerProcess,
+        folder: tempfile.TemporaryDirectory[str],
+        file: Path,
+        target: Target,
+        example: Sequence[Tensor] | None = None,
+        model: onnx.ModelProto | None = None,
+    ) -> None:
         self._worker, self._folder, self._target = worker, folder, target
         refit = None
-        if target.options["strip_weights"]:
+        if target.options["strip_weights"] and model is not None:
             refit = Path(folder.name) / "weights.onnx"
-            refit.write_bytes(workload.onnx(target.precision).SerializeToString())
-        loaded = worker.ask(
-            "load",
-            120,
-            engine=str(file),
-            version_compatible=target.options["version_compatible"],
-            refit=str(refit) if refit else None,
-        )
-        self._tensors = loaded["tensors"]
+            refit.write_bytes(model.SerializeToString())
+        compatible = target.options["version_compatible"]
+        loaded = worker.ask("load", 120, engine=str(file), version_compatible=compatible, refit=str(refit) if refit else None)
+        self.tensors: list[dict[str, Any]] = loaded["tensors"]
         self._information: list[dict[str, Any]] = loaded["layers"]
-        self._bytes = {"engine_bytes": int(built["engine_bytes"]), "device_bytes": int(loaded["device_bytes"])}
-        self.build_s = float(built["build_s"])
-        self._example = [x.detach().cpu().contiguous().numpy() for x in workload.example]
-        self._modules = _modules_of(workload.model)
+        self._bytes = {"engine_bytes": file.stat().st_size, "device_bytes": int(loaded["device_bytes"])}
+        self._example = [x.detach().cpu().contiguous().numpy() for x in example] if example is not None else self._random()
+        self._modules = _modules_of(model)
         types = _engine_types(self._information)
-        if types:  # what the builder really chose, the flags of old releases included
+        if types and model is not None:  # what the builder really chose, the flags of old releases included
             _check_types(types, target.precision)
+
+    def _random(self) -> Arrays:
+        """Inputs of the target's batch, for an engine that came as a file."""
+        random = np.random.default_rng(0)
+        shapes = [(self._target.batch, *tensor["profile"][1][1:]) for tensor in self.tensors if tensor["input"]]
+        return [random.standard_normal(shape).astype(np.float32) for shape in shapes]
 
     def run(self, inputs: Sequence[NDArray[np.generic]]) -> Arrays:
         """Outputs in the order of the model's outputs."""
@@ -237,7 +259,7 @@ class TensorRTEngine:
         return dict(self._bytes)
 
     def _files(self, arrays: Sequence[NDArray[np.generic]]) -> list[dict[str, object]]:
-        names = [tensor for tensor in self._tensors if tensor["input"]]
+        names = [tensor for tensor in self.tensors if tensor["input"]]
         if len(names) != len(arrays):
             raise BackendError(f"the engine takes {len(names)} inputs, {len(arrays)} were given")
         files: list[dict[str, object]] = []

@@ -8,6 +8,7 @@ from typing import cast
 
 from compressor.measurement import Measurement
 from compressor.passes.channels import ChannelGraph
+from compressor.report.html import STYLE, table
 from compressor.report.plots import accuracy_against_latency, widths_per_group
 from compressor.result import Result, human
 from compressor.run import versions
@@ -15,15 +16,7 @@ from compressor.run import versions
 _PAGE = Template("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>compressor: $title</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<style>
-body { font: 15px/1.5 system-ui, sans-serif; color: #1d2430; max-width: 1040px; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; margin-bottom: .2rem } h2 { font-size: 1.1rem; margin-top: 2rem }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .5rem 0 }
-th, td { padding: .3rem .8rem; border-bottom: 1px solid #dde2ea; text-align: right } th { background: #f4f6f9 }
-th:first-child, td:first-child { text-align: left }
-.lead { font-size: 1.1rem } .missed { color: #b3261e; font-weight: 600 } .met { color: #1b7f3b; font-weight: 600 }
-.wide { overflow-x: auto } svg { max-width: 100%; height: auto } code { background: #f4f6f9; padding: 0 .25rem }
-</style></head><body>
+<style>$style</style></head><body>
 <h1>$title</h1>
 <p class="lead">$lead</p>
 <h2>Before and after each step</h2><div class="wide">$steps</div>
@@ -54,6 +47,7 @@ def write_report(result: Result, channels: ChannelGraph, trials: Sequence[str]) 
         f"({last.accuracy - first.accuracy:+.2f} points)."
     )
     return _PAGE.substitute(
+        style=STYLE,
         title=escape(f"{name}, compressed"),
         lead=escape(lead),
         steps=_steps(result),
@@ -67,12 +61,6 @@ def write_report(result: Result, channels: ChannelGraph, trials: Sequence[str]) 
     )
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
 def _steps(result: Result) -> str:
     rows = []
     for step in result.steps:
@@ -83,7 +71,7 @@ def _steps(result: Result) -> str:
             f"{latency.ratio_to(result.original):.3f}", human(step.macs), human(step.params), human(step.memory_bytes, "B"),
         ])  # fmt: skip
     header = ("step", "top-1 accuracy", "latency (median)", "95 % interval", "of original", "MACs", "parameters", "memory")
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _notes(result: Result) -> str:
@@ -104,7 +92,7 @@ def _budget(result: Result) -> str:
         values = [f"{v:.3f} ms" if name == "latency" else human(v, "B" if name == "memory" else "") for v in (found, limit)]
         verdict = '<span class="met">met</span>' if found <= limit else '<span class="missed">missed</span>'
         rows.append([escape(name), *values, verdict])
-    return _table(("bound", "found", "at most", ""), rows)
+    return table(("bound", "found", "at most", ""), rows)
 
 
 def _layers(result: Result, channels: ChannelGraph) -> str:
@@ -114,19 +102,19 @@ def _layers(result: Result, channels: ChannelGraph) -> str:
         [escape(layer), human(macs), human(after[layer]), f"{after[layer] / macs:.2f}" if macs else ""]
         for layer, macs in before.items()
     ]
-    return _table(("layer", "MACs before", "after", "ratio"), rows)
+    return table(("layer", "MACs before", "after", "ratio"), rows)
 
 
 def _frozen(result: Result) -> str:
     if not result.frozen:
         return ""
     rows = [[escape(name), escape(reason)] for name, reason in result.frozen.items()]
-    return "<h2>Left alone, and why</h2>" + _table(("group", "reason"), rows)
+    return "<h2>Left alone, and why</h2>" + table(("group", "reason"), rows)
 
 
 def _environment(target: Mapping[str, object]) -> str:
     rows = [[escape(str(k)), escape(str(v))] for k, v in {**target, **versions()}.items()]
-    return _table(("", ""), rows)
+    return table(("", ""), rows)
 
 
 def _tried(trials: Sequence[str]) -> list[float]:

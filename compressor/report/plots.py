@@ -35,7 +35,7 @@ def accuracy_against_latency(result: Result, tried: Sequence[float]) -> str:
     axes.set_xlabel("measured latency, ms (marks on the axis: candidates of the search)", fontsize=9)
     axes.set_ylabel("top-1 accuracy, %", fontsize=9)
     axes.grid(alpha=0.3)
-    return _svg(figure)
+    return svg_of(figure)
 
 
 def _name_steps(axes: Axes, result: Result) -> None:
@@ -64,10 +64,11 @@ def widths_per_group(result: Result) -> str:
     axes.margins(y=0.01)
     axes.set_xlabel("channels", fontsize=9)
     axes.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
-    return _svg(figure)
+    return svg_of(figure)
 
 
-def _svg(figure: Figure) -> str:
+def svg_of(figure: Figure) -> str:
+    """A figure as an SVG element."""
     buffer = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "compressor"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
