@@ -4,16 +4,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= 2
 
-.PHONY: demo test test-all zoo bench bench-channels lint clean
+.PHONY: demo test test-all zoo bench bench-channels bench-latency-model lint clean
 
 demo: .venv/ready
 	$(BIN)/compressor demo
 
-test: lint
+test: lint .venv-triton/ready
 	@echo "== tests (the slow ones are in \`make test-all\`)"
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
 
-test-all: lint
+test-all: lint .venv-triton/ready
 	@echo "== all tests, the wheel in a clean environment among them"
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
@@ -37,7 +37,7 @@ lint: .venv/ready
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-triton build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 .venv/ready: requirements.lock pyproject.toml
 	@echo "== setting up .venv (a few minutes the first time, 2 GB)"
@@ -48,3 +48,14 @@ clean:
 	@echo "== installing compressor itself, editable"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
+
+# tritonserver comes with nvidia-pytriton, which wants numpy 1: an environment of its own, for the tests
+.venv-triton/ready: requirements-triton.lock
+	@echo "== setting up .venv-triton (a real tritonserver for the tests)"
+	$(PYTHON) -m venv .venv-triton
+	.venv-triton/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-triton.lock
+	@touch $@
+
+# the latency model against engines that it never saw (half an hour on two cores)
+bench-latency-model: .venv/ready
+	$(BIN)/python tools/bench_latency_model.py

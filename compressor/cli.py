@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from compressor import cli_latency
+from compressor import cli_export, cli_latency
 from compressor.version import __version__
 
 # torch takes seconds to import, so commands import what they need; `--help` and wrong options answer at once.
@@ -24,6 +24,8 @@ app = typer.Typer(
 
 app.command()(cli_latency.profile)
 app.command()(cli_latency.doctor)
+app.command()(cli_export.export)
+app.command()(cli_export.check_repository)
 
 Model = Annotated[
     str,
@@ -157,34 +159,6 @@ def demo(
         result = run_demo(out, seed, progress)
     print(result.summary())
     print(f"\n{out / 'report.html'}")
-
-
-@app.command()
-def export(
-    source: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run's folder, or a model as for `inspect`.")],
-    out: Annotated[Path, typer.Option("--out", help="The file to write.")],
-    shapes: Annotated[list[str] | None, typer.Option("--input", help="Input shape, for a MODEL.")] = None,
-    weights: Weights = None,
-    form: Annotated[str, typer.Option("--format", help="onnx.")] = "onnx",
-) -> None:
-    """Write a network as ONNX, after checking that ONNX Runtime gives PyTorch's outputs."""
-    from compressor import api
-    from compressor.errors import DataError
-    from compressor.loading import load_model
-    from compressor.runtime.latency import check_run
-    from compressor.store import write_bytes
-
-    if form != "onnx":
-        raise typer.BadParameter(f"{form!r}: known formats are onnx", param_hint="--format")
-    if Path(source).is_dir():
-        error = check_run(Path(source))
-        write_bytes(out, (Path(source) / "model.onnx").read_bytes())
-        print(f"{out}: ONNX Runtime = PyTorch within a relative {error:.1e}")
-        return
-    if not shapes:
-        raise DataError(f"{source} is no folder of a run; for a model, give --input")
-    graph = api.trace(load_model(source, weights), inputs_of(shapes))
-    print(f"{api.export(graph, out)}: checked against PyTorch")
 
 
 def main() -> None:

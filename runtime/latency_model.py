@@ -44,11 +44,13 @@ class Observation:
     Attributes:
         structure: What was built.
         median_ms: Its latency.
+        reference_ms: Latency of the original network that it was compared with, the same for all observations of a model.
         blocks_ms: Milliseconds per block, in place; empty where the back end does not tell.
     """
 
     structure: Structure
     median_ms: float
+    reference_ms: float
     blocks_ms: tuple[tuple[str, float], ...] = ()
 
 
@@ -99,6 +101,10 @@ class LatencyModel:
         channels: The analysis of the network.
         observations: Engines that were measured.
 
+    Attributes:
+        observations: The same.
+        reference_ms: Latency of the original network; divide by it for a ratio.
+
     Raises:
         BackendError: There are fewer than six.
     """
@@ -109,6 +115,7 @@ class LatencyModel:
         self._channels = channels
         self._blocks = blocks_of(channels)
         self.observations = tuple(observations)
+        self.reference_ms = self.observations[0].reference_ms
         self._fit = _fit(channels, self._blocks, self.observations)
 
     def __call__(self, structure: Structure) -> float:

@@ -76,15 +76,26 @@ def observe(
     protocol: Protocol | None = None,
     store: MeasurementStore | None = None,
     progress: Progress | None = None,
+    anchor_ms: float | None = None,
 ) -> Iterator[Observation]:
     """Build and measure structures, one after the other, beside the original network.
 
-    Latencies are the ratio to the original in the same session times the original's latency over all of them, so that a
-    machine that is slower for a minute does not look like a slower network.
+    Latencies are the ratio to the original in the same session, times one latency of the original, so that a machine
+    that is slower for a minute (or a day) does not look like a slower network.
+
+    Args:
+        channels: The analysis of the network.
+        structures: What to build.
+        target: Where.
+        protocol: Of the timing.
+        store: Where measurements are kept; the user's cache by default.
+        progress: Where to say how far it is.
+        anchor_ms: The original's latency that ratios are multiplied by; that of the first session by default. To compare with a
+            model, its own (`LatencyModel.reference_ms`).
     """
-    kept = store or MeasurementStore()
+    kept = MeasurementStore() if store is None else store
     fingerprint, blocks = target.fingerprint(), blocks_of(channels)
-    anchor: float | None = None
+    anchor = anchor_ms
     with Comparison(channels.graph, target, protocol=protocol) as comparison:
         for k, structure in enumerate(structures):
             built = f"{channels.digest}:{structure.digest}"
@@ -105,16 +116,17 @@ def observe(
             anchor = anchor or reference_ms
             if progress:
                 progress.tick(k + 1, len(structures), f"engines: {found.median_ms / reference_ms:.3f} of the original's latency")
-            yield _observation(structure, found.median_ms * anchor / reference_ms, extra)
+            yield _observation(structure, found.median_ms / reference_ms, anchor, extra)
 
 
-def _observation(structure: Structure, median_ms: float, extra: dict[str, object]) -> Observation:
+def _observation(structure: Structure, ratio: float, reference_ms: float, extra: dict[str, object]) -> Observation:
     """Layers are timed in a session of their own: their sum is scaled to the whole, which carries the finer number."""
+    median_ms = ratio * reference_ms
     times = extra["blocks_ms"]
     assert isinstance(times, dict)
     total = sum(times.values()) + _number(extra["rest_ms"])
     scale = median_ms / total if total else 0.0
-    return Observation(structure, median_ms, tuple((name, value * scale) for name, value in times.items()))
+    return Observation(structure, median_ms, reference_ms, tuple((name, value * scale) for name, value in times.items()))
 
 
 def _number(value: object) -> float:

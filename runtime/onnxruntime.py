@@ -39,14 +39,14 @@ class OnnxRuntime:
 
     def fingerprint(self, target: Target) -> dict[str, object]:
         """Processor, versions and session settings."""
-        del target
         ort = _package()
+        quantized = {"int8": asdict(int8_form())} if target.precision == "int8" else {}
         return {
+            **quantized,
             "backend_version": ort.__version__,
             "device": processor(),
             "system": f"{platform.system()} {platform.release()}",
             "spinning": False,
-            "int8": asdict(int8_form()),
             "protocol": PROTOCOL,
         }
 

@@ -54,7 +54,7 @@ def run(name, size, target, engines, count, store, progress):
     rows = spread(options, count + 2, seed=1)[2:]
     names = [group.name for group in channels.groups]
     structures = [compressor.Structure(tuple(zip(names, row.tolist(), strict=True))) for row in rows]
-    seen = list(observe(channels, structures, target, protocol, store, progress))
+    seen = list(observe(channels, structures, target, protocol, store, progress, model.reference_ms))
     measured = np.array([o.median_ms for o in seen])
     predicted = np.array([model(o.structure) for o in seen])
     many = spread(options, 10_000, seed=2)
