@@ -64,7 +64,6 @@ class _Lane:
     repeats: int = 1
     steady: bool = True
     taken: list[tuple[int, Sample]] = field(default_factory=list)
-    retained: int = 0
     done: bool = False
 
 
@@ -140,10 +139,10 @@ def _take(lane: _Lane, block: int, rules: Protocol, sampler: ClockSampler) -> fl
     if reading is not None and sample.mhz is None:
         sample = replace(sample, mhz=reading.mhz, slowed=reading.slowed)
     lane.taken.append((block, sample))
-    lane.retained += not (sample.disturbed or sample.slowed)
-    enough = lane.retained >= rules.min_samples and lane.retained % 10 == 0
-    if not lane.done:
-        lane.done = len(lane.taken) >= rules.max_samples or (enough and _narrow(_times(lane)[0], rules))
+    if not lane.done and len(lane.taken) % 10 == 0:
+        times = _times(lane)[0]
+        narrow = len(times) >= rules.min_samples and _narrow(times, rules)
+        lane.done = narrow or len(lane.taken) >= rules.max_samples
     return sample.wall_s
 
 
