@@ -54,7 +54,7 @@ def profile(
     batches = load_data(data).validate if data is not None else None
     with ConsoleProgress() as progress:
         progress.stage(f"{source} on {target}")
-        network = _network(source, weights, shapes or [])
+        network = _network(source, weights, shapes or [], target)
         found = profile_network(network, targets, data=batches, layers=layers, seed=seed, progress=progress)
         stairs = _staircases(network, targets[0], staircase, progress) if staircase else []
     records = profile_records(found, stairs, source, " ".join(["compressor", *sys.argv[1:]]))
@@ -81,6 +81,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 
 
 def _targets(name: str, precisions: str, batches: str, threads: int, options: list[str]) -> "list[Target]":
+    from compressor.errors import BackendError
     from compressor.runtime import BACKENDS
     from compressor.target import Target
 
@@ -92,7 +93,10 @@ def _targets(name: str, precisions: str, batches: str, threads: int, options: li
     known = BACKENDS[name]().options
     settings = dict(_option(text, known) for text in options)
     kinds = [part.strip() for part in precisions.split(",")]
-    return [Target(name, int(size), threads, precision=kind, options=settings) for kind in kinds for size in sizes]
+    try:
+        return [Target(name, int(size), threads, precision=kind, options=settings) for kind in kinds for size in sizes]
+    except BackendError as error:  # a precision or option that the back end does not have
+        raise typer.BadParameter(str(error), param_hint="--precision / --option") from error
 
 
 def _option(text: str, known: "object") -> "tuple[str, Option]":
@@ -111,7 +115,7 @@ def _option(text: str, known: "object") -> "tuple[str, Option]":
         raise typer.BadParameter(f"{text!r}: {name} is a number", param_hint="--option") from error
 
 
-def _network(source: str, weights: Path | None, shapes: list[str]) -> "Network":
+def _network(source: str, weights: Path | None, shapes: list[str], target: str) -> "Network":
     from compressor import api
     from compressor.cli import inputs_of
     from compressor.errors import DataError
@@ -125,6 +129,8 @@ def _network(source: str, weights: Path | None, shapes: list[str]) -> "Network":
     if path.suffix in ENGINE_SUFFIXES:
         if not path.is_file():
             raise DataError(f"no such file: {path}")
+        if not target.startswith("tensorrt"):
+            raise DataError(f"{path.name} is an engine of TensorRT; use --target tensorrt or tensorrt-rtx")
         return Network(path.name, engine=path)
     if not inputs:
         raise DataError(f"{source} is a model: give its --shape, such as 1x3x224x224")

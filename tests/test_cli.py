@@ -58,6 +58,8 @@ def folder(tmp_path_factory):
     bad["fc.bias"][0] = float("nan")
     save_tensors(path / "nan.safetensors", bad)
     (path / "syntax.py").write_text("def build(:\n")
+    (path / "text.onnx").write_text("hello")
+    (path / "text.plan").write_text("hello")
     return path
 
 
@@ -98,6 +100,10 @@ def compress(*extra, out="out", model="net.py:build"):
     return ["compress", model, "--input", "1x3x8x8", "--data", "net.py:data", "--out", out, "--backend", "fake", *budget, *extra]
 
 
+def profile(*arguments):
+    return ["profile", "net.py:build", "--shape", "1x3x8x8", *arguments]
+
+
 WRONG = {
     "no such file": (["inspect", "none.py:build", "--input", "1x3x8x8"], "no such file: none.py"),
     "no such module": (["inspect", "nowhere:build", "--input", "1x3x8x8"], "no such module: nowhere"),
@@ -126,6 +132,17 @@ WRONG = {
     "no such back end": (compress("--backend", "tpu"), "known back ends are fake, onnxruntime"),
     "folder in use": (compress(out="."), "holds no run; choose another output folder"),
     "folder that cannot be written": (compress(out="/proc/nowhere/run"), "choose another output folder"),
+    "profile of no file": (["profile", "none.onnx"], "no such file: none.onnx"),
+    "profile of no ONNX": (["profile", "text.onnx"], "is no ONNX model, or cut off"),
+    "profile without shape": (["profile", "net.py:build"], "give its --shape"),
+    "profile on nothing": (profile("--target", "tpu"), "known back ends are fake"),
+    "profile at no precision": (profile("--precision", "fp7"), "no precision 'fp7'; it has fp32"),
+    "profile at no batch": (profile("--batch", "1,x"), "positive numbers joined by commas"),
+    "profile with no such option": (profile("--option", "a=1"), "has no option `a`"),
+    "staircase of nothing": (profile("--target", "fake", "--staircase", "x"), "no free group makes the channels of 'x'"),
+    "engine on ONNX Runtime": (["profile", "text.plan"], "is an engine of TensorRT; use --target tensorrt"),
+    "no such format": (["export", "net.py:build", "--input", "1x3x8x8", "--format", "tflite", "--out", "x"], "known formats are onnx"),
+    "no repository": (["check-repository", "nowhere"], "no such model repository"),
     "export of no run": (["export", ".", "--out", "x.onnx"], "is it a run, and is it finished?"),
 }  # fmt: skip
 
@@ -143,7 +160,7 @@ def test_wrong_use_gets_one_message_and_exit_code_2(run, folder, case):
 def test_version_and_help(run, folder):
     assert "compressor 0." in run(folder, "version").stdout
     text = run(folder, "--help").stdout
-    for name in ("demo", "inspect", "compress", "export", "version"):
+    for name in ("demo", "inspect", "compress", "export", "version", "profile", "doctor", "check-repository"):
         assert name in text
     assert "Example: compressor compress" in " ".join(run(folder, "compress", "--help").stdout.replace("│", " ").split())
 
@@ -198,6 +215,56 @@ def test_compress_export_and_going_on(run, folder):
     other = run(folder, *compress("--epochs", 2, "--weights", "good.safetensors", out="done"))
     assert other.returncode == 2
     assert "holds another run (it differs in finetune)" in other.stderr
+
+
+def test_profile_prints_a_table_and_leaves_a_page(run, folder):
+    found = run(
+        folder, *profile("--target", "fake", "--precision", "fp32,fp16", "--batch", "1,2", "--layers"),
+        "--staircase", "all", "--out", "profiled",
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    assert "worth having are" in found.stdout
+    assert {"profile.html", "profile.json", "raw_samples.npz"} <= {p.name for p in (folder / "profiled").iterdir()}
+    assert len(json.loads((folder / "profiled" / "profile.json").read_text())["records"]) == 4
+    as_json = run(folder, "profile", "net.py:build", "--shape", "1x3x8x8", "--target", "fake", "--json")
+    assert json.loads(as_json.stdout)["records"][0]["result"]["status"] == "ok"
+
+
+def test_profile_of_what_fails_exits_with_1_and_says_why(run, folder):
+    found = run(folder, "profile", "net.py:build", "--shape", "1x3x8x8", "--target", "torch", "--option", "device=cuda")
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert found.returncode == 1
+    assert "this PyTorch sees no GPU" in found.stdout
+    assert "Traceback" not in found.stderr
+
+
+def test_doctor_lists_every_back_end(run, folder):
+    found = run(folder, "doctor")
+    assert found.returncode == 0
+    for name in ("onnxruntime", "onnxruntime-cuda", "torch", "tensorrt", "tensorrt-rtx", "fake"):
+        assert name in found.stdout
+    health = json.loads(run(folder, "doctor", "--json").stdout)
+    assert health["onnxruntime"]["works"] is True
+
+
+def test_export_to_a_repository_and_check_it(run, folder):
+    pytest.importorskip("tritonclient.grpc", reason="tritonclient is not installed")
+    found = run(
+        folder, "export", "net.py:build", "--input", "1x3x8x8", "--format", "triton", "--out", "repository", "--name", "my/net ü",
+        "--precision", "int8", "--data", "net.py:data",
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    assert "accuracy" in found.stdout
+    assert "perf_analyzer -m my_net" in found.stdout
+    checked = run(folder, "check-repository", "repository")
+    assert checked.returncode == 0
+    assert "servable" in checked.stdout
+    (model,) = (folder / "repository").iterdir()
+    (model / "config.pbtxt").write_text("nonsense: 1\n")
+    broken = run(folder, "check-repository", "repository")
+    assert broken.returncode == 1
+    assert "no field named" in broken.stdout
 
 
 def test_ctrl_c_keeps_the_state_and_says_how_to_go_on(run, folder):

@@ -206,8 +206,9 @@ def export(row: dict[str, object], small) -> None:
 
     from compressor.errors import BackendError
     from compressor.passes.trace import example_inputs_of
-    from compressor.runtime.latency import PARITY, check_onnx
+    from compressor.runtime.latency import check_onnx
     from compressor.runtime.onnx_export import to_onnx
+    from compressor.runtime.precision import PARITY
 
     with _timed(row, "onnx"):
         proto = to_onnx(small, example_inputs_of(small))
@@ -220,7 +221,7 @@ def export(row: dict[str, object], small) -> None:
             row["parity"] = check_onnx(path, small)
         except BackendError as error:
             noise = rounding(small)
-            if noise < PARITY / 10:
+            if noise < PARITY["fp32"] / 10:
                 raise
             message = f"on these random weights PyTorch's own float32 is off by {noise:.1e} from float64, so parity says nothing"
             raise AssertionError(f"{message} ({error})") from error
