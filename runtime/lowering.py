@@ -130,10 +130,10 @@ def _flat(name: str, value: object) -> Iterator[tuple[str, int]]:
 
 def _learn(examples: Sequence[_Example]) -> _Template:
     """A template from several comparable exports; raises `_UnknownOriginError`."""
-    columns = np.array([list(e.numbers.values()) for e in examples], dtype=object).T
+    by_source = {name: tuple(e.numbers[name] for e in examples) for name in examples[0].numbers}
     sources: dict[tuple[int, ...], str] = {}
-    for name, column in zip(examples[0].numbers, columns, strict=True):
-        sources.setdefault(tuple(column), name)
+    for name, column in by_source.items():
+        sources.setdefault(column, name)
     constants: list[onnx.TensorProto] = []
     weights: list[str] = []
     slots: list[_Slot] = []
@@ -151,7 +151,7 @@ def _learn(examples: Sequence[_Example]) -> _Template:
         slots += [_Slot("initializer", len(constants), "", element, source, sign) for element, source, sign in found]
         constants.append(tensor)
     for k, nodes in enumerate(zip(*[e.model.graph.node for e in examples], strict=True)):
-        slots += _attribute_slots(k, nodes, sources)
+        slots += _attribute_slots(k, nodes, sources, by_source)
     skeleton = onnx.ModelProto()
     skeleton.CopyFrom(examples[0].model)
     del skeleton.graph.initializer[:]
@@ -159,10 +159,18 @@ def _learn(examples: Sequence[_Example]) -> _Template:
     return _Template(skeleton, tuple(constants), tuple(weights), tuple(slots))
 
 
-def _attribute_slots(index: int, nodes: Sequence[onnx.NodeProto], sources: dict[tuple[int, ...], str]) -> Iterator[_Slot]:
+def _attribute_slots(
+    index: int, nodes: Sequence[onnx.NodeProto], sources: dict[tuple[int, ...], str], columns: dict[str, tuple[int, ...]]
+) -> Iterator[_Slot]:
     """Slots for the attributes in which the same node of several exports differs."""
     for attributes in zip(*[sorted(n.attribute, key=lambda a: a.name) for n in nodes], strict=True):
         name = attributes[0].name
+        if name == "group" and all(a.i > 1 for a in attributes):
+            # As many groups as the weight has filters: a depthwise convolution, also where these examples have equal widths.
+            weight = f"{nodes[0].input[1]}.shape.0"
+            if tuple(a.i for a in attributes) == columns.get(weight):
+                yield _Slot("attribute", index, name, 0, weight, 1)
+                continue
         if len({a.SerializeToString() for a in attributes}) == 1:
             continue
         found = None

@@ -141,7 +141,7 @@ WRONG = {
     "profile with no such option": (profile("--option", "a=1"), "has no option `a`"),
     "staircase of nothing": (profile("--target", "fake", "--staircase", "x"), "no free group makes the channels of 'x'"),
     "engine on ONNX Runtime": (["profile", "text.plan"], "is an engine of TensorRT; use --target tensorrt"),
-    "no such format": (["export", "net.py:build", "--input", "1x3x8x8", "--format", "tflite", "--out", "x"], "known formats are onnx"),
+    "no such format": (["export", "net.py:build", "--format", "tflite", "--out", "x"], "known formats are onnx"),
     "no repository": (["check-repository", "nowhere"], "no such model repository"),
     "export of no run": (["export", ".", "--out", "x.onnx"], "is it a run, and is it finished?"),
 }  # fmt: skip

@@ -68,3 +68,18 @@ def test_asked_for_anew_it_exports(channels):
     for seed in range(3):
         lower(narrowed(channels, seed), (torch.randn(2, 3, 8, 8),), fresh=True)
     assert lower.exports == 3
+
+
+def test_depthwise_groups_follow_their_weights_where_the_first_networks_were_equally_wide(channels):
+    lower = Lowering()
+    free = {group.name: group for group in channels.free}
+    wide = next(name for name, group in free.items() if "deep" in group.layers or name == "wide")
+
+    def network(width, others):
+        kept = {name: range(width if name == wide else max(group.size - others, 1)) for name, group in free.items()}
+        return RemoveChannels(compressor.Plan.keep(kept, channels.digest), channels)(channels.graph).graph
+
+    for width, others in ((16, 1), (16, 3), (8, 2)):
+        graph = network(width, others)
+        assert check_onnx(lower(graph, (torch.randn(2, 3, 8, 8),)).SerializeToString(), graph) < 1e-5
+    assert lower.written == 1

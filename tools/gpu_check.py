@@ -1,0 +1,331 @@
+"""The steps of gpu_check.sh, each in a process of its own with a time limit; see there."""
+
+import argparse
+import importlib.util
+import json
+import multiprocessing
+import os
+import platform
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
+NEEDED = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "scipy",
+    "onnx",
+    "onnxscript",
+    "onnx_ir",
+    "onnx_graphsurgeon",
+    "onnxruntime",
+    "safetensors",
+    "typer",
+    "rich",
+)
+SESSION = {"sample_s": 2e-3, "half_width": 0.005, "max_s": 2.0}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "tools" / "results")
+    parser.add_argument("--minutes", type=float, default=9.0, help="for all steps together")
+    parser.add_argument("--only", default="", help="names of steps, joined by commas")
+    parser.add_argument("--dry", action="store_true", help="small and on the CPU: tries the script, measures nothing worth keeping")
+    arguments = parser.parse_args()
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        sys.exit(f"gpu_check: this Python ({platform.python_version()}) lacks {', '.join(missing)}; carry their wheels (--wheels)")
+    import torch
+
+    os.environ.setdefault("COMPRESSOR_CACHE", str(arguments.out / "cache"))
+    if not torch.cuda.is_available() and not arguments.dry:
+        print(f"gpu_check: no GPU is visible to torch {torch.__version__}; every step is skipped (--dry tries them on the CPU)")
+        return
+    chosen = [name for name in STEPS if name in (arguments.only or ",".join(STEPS)).split(",")]
+    deadline = time.monotonic() + 60 * arguments.minutes
+    results = {"environment": environment(), "dry": arguments.dry, "steps": {}}
+    for name in chosen:
+        left = deadline - time.monotonic()
+        print(f"== {name} ({left:.0f} s left)", flush=True)
+        results["steps"][name] = step(name, arguments, left) if left > 10 else {"status": "no time left"}
+        label = (
+            "dry" if arguments.dry else "".join(c if c.isalnum() else "-" for c in str(results["environment"]["device"])).lower()
+        )
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        (arguments.out / f"gpu-{label}.json").write_text(json.dumps(results, indent=1) + "\n")
+    print(table(results))
+    if any(found["status"] == "failed" for found in results["steps"].values()):
+        sys.exit(1)
+
+
+def environment():
+    import torch
+
+    from compressor.run import versions
+
+    found = {**versions(), "device": "cpu", "processor": platform.processor() or platform.machine()}
+    if torch.cuda.is_available():
+        from compressor.runtime.pytorch import gpu
+
+        found |= gpu()
+        query = "name,driver_version,power.limit,clocks.max.sm,temperature.gpu,compute_mode,mig.mode.current"
+        try:
+            found["nvidia_smi"] = subprocess.run(
+                ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"],
+                capture_output=True,
+                text=True,
+                timeout=20,
+                check=False,
+            ).stdout.strip()
+        except OSError:
+            found["nvidia_smi"] = "not there"
+        found.setdefault("driver", found["nvidia_smi"].split(", ")[1] if ", " in found["nvidia_smi"] else "unknown")
+    return found
+
+
+def step(name, arguments, limit):
+    """Run one step in its own process: a CUDA fault or a hang costs that step only."""
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=_in_process, args=(name, arguments, queue))
+    begun = time.monotonic()
+    process.start()
+    try:
+        found = queue.get(timeout=limit)
+    except Exception:
+        found = {"status": "failed", "reason": f"no result within {limit:.0f} s, or it crashed (exit code {process.exitcode})"}
+        process.kill()
+    process.join()
+    return {**found, "seconds": round(time.monotonic() - begun, 1)}
+
+
+def _in_process(name, arguments, queue):
+    try:
+        found = {"status": "ok", "rows": STEPS[name](arguments)}
+    except Skip as reason:
+        found = {"status": "skipped", "reason": str(reason)}
+    except Exception as error:
+        traceback.print_exc()
+        found = {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
+    queue.put(found)
+
+
+class Skip(Exception):  # noqa: N818 - not an error
+    """A step has nothing to do here."""
+
+
+def target_of(arguments, batch=1, precision="fp16", mode="cudagraph"):
+    import compressor
+
+    if arguments.dry:
+        return compressor.Target("torch", batch=batch, precision="fp32")
+    options = {"device": "cuda", "mode": mode, "channels_last": precision != "fp32"}
+    return compressor.Target("torch", batch=batch, precision=precision, options=options)
+
+
+def networks(arguments):
+    from bench_latency_model import network
+
+    if arguments.dry:
+        return {"resnet56": network("resnet56", 32)}
+    return {name: network(name, 224) for name in ("resnet50", "mobilenet_v2")}
+
+
+def pruned(graph, ratio):
+    import compressor
+    from compressor.passes.remove_channels import RemoveChannels
+
+    channels = compressor.analyze(graph)
+    return RemoveChannels(channels.plan(ratio), channels)(graph).graph
+
+
+def protocol(arguments):
+    from compressor.runtime.timing import Protocol
+
+    return Protocol(warm_up_s=0.02, settle_s=0.1, max_samples=30, max_s=1.0) if arguments.dry else Protocol(**SESSION)
+
+
+def row_of(name, target, found):
+    low, high = found.interval_ms
+    return {
+        "network": name, "backend": target.backend, "precision": target.precision, "batch": target.batch,
+        "options": dict(target.options), "median_ms": found.median_ms, "ci95": [low, high],
+        "status": found.status, "n": len(found.times_ms),
+        "details": {k: v for k, v in found.details.items() if k in ("clocks", "noise_floor", "enqueue_ms", "host_ms", "warnings")},
+    }  # fmt: skip
+
+
+def conformance(arguments):
+    """The suite that every back end passes, with the GPU's back ends in it."""
+    if importlib.util.find_spec("pytest") is None:
+        raise Skip("pytest is not installed")
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-o",
+        "addopts=",
+        "-o",
+        "timeout=0",
+        "tests/conformance",
+    ]
+    if importlib.util.find_spec("pytest_timeout") is None:
+        command[-2:-1] = []
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    lines = found.stdout.strip().splitlines()
+    print("\n".join(lines[-15:]))
+    if found.returncode:
+        raise RuntimeError(lines[-1] if lines else found.stderr[-300:])
+    return [{"summary": lines[-1]}]
+
+
+def torch_latency(arguments):
+    """ResNet-50 and MobileNetV2, base and pruned, by batch and precision; modes of PyTorch against each other."""
+    from compressor.runtime.latency import measure
+
+    rows = []
+    for name, graph in networks(arguments).items():
+        variants = {
+            f"{name} {round(100 * r)} % removed" if r else name: pruned(graph, r) if r else graph for r in (0, 0.25, 0.5, 0.75)
+        }
+        for batch in (1, 8, 32)[: 1 if arguments.dry else 3]:
+            target = target_of(arguments, batch)
+            rows += [row_of(n, target, m) for n, m in measure(variants, target, protocol=protocol(arguments)).items()]
+        for precision, mode in (("fp32", "cudagraph"), ("fp16", "eager"), ("bf16", "cudagraph"))[: 1 if arguments.dry else 3]:
+            target = target_of(arguments, 8, precision, mode)
+            rows += [row_of(n, target, m) for n, m in measure({name: graph}, target, protocol=protocol(arguments)).items()]
+    return rows
+
+
+def staircase(arguments):
+    """Right edges of one early and one late group at FP16."""
+    import compressor
+    from compressor.runtime.staircase import measure_staircase
+
+    rows = []
+    for name, graph in networks(arguments).items():
+        channels = compressor.analyze(graph)
+        chosen = [g for g in channels.free if g.size >= 16]
+        for group in (chosen[1], chosen[-2])[: 1 if arguments.dry else 2]:
+            try:
+                found = measure_staircase(
+                    channels, group, target_of(arguments, 8), protocol(arguments), most=6 if arguments.dry else 40
+                )
+            except compressor.BackendError as error:
+                rows.append({"network": name, "group": group.name, "reason": str(error)})
+                continue
+            rows.append({"network": name, "group": found.group, "widths": found.widths, "ms": found.ms, "edges": found.edges})
+            print(f"{name} {found.group}: edges {found.edges}", flush=True)
+    return rows
+
+
+def latency_model(arguments):
+    """Error of the latency model on engines that it has not seen, at FP16."""
+    import bench_latency_model
+
+    from compressor.progress import Progress
+    from compressor.runtime.store import MeasurementStore
+
+    rows = []
+    for name in ("resnet56",) if arguments.dry else ("resnet50", "mobilenet_v2", "resnet56"):
+        size, counts = (32, (8, 6)) if arguments.dry else (32 if name == "resnet56" else 224, (40, 60))
+        target = target_of(arguments, 8)
+        store = MeasurementStore(arguments.out / "cache" / "latency.sqlite")
+        found, lines = bench_latency_model.run(name, size, target, *counts, store, Progress())
+        if not arguments.dry:
+            path = arguments.out / f"latency-model-{name}-torch-cudagraph-fp16.json"
+            path.write_text("[\n" + ",\n".join(json.dumps(line) for line in lines) + "\n]\n")
+        rows.append(found)
+    return rows
+
+
+def tensorrt(arguments):
+    """Real TensorRT: parity, latency against PyTorch's CUDA graph in the same run, time per layer."""
+    import compressor
+    from compressor.profiling import Network, profile_network
+    from compressor.runtime import BACKENDS
+
+    health = BACKENDS["tensorrt"]().check()
+    print(health.detail)
+    if not health.works:
+        raise Skip(f"{health.detail}; {health.remedy}")
+    rows = []
+    for name, graph in networks(arguments).items():
+        for label, variant in ((name, graph), (f"{name} 50 % removed", pruned(graph, 0.5))):
+            targets = [compressor.Target("tensorrt", batch=b, precision=p) for p in ("fp32", "fp16") for b in (1, 8)]
+            for found in profile_network(Network(label, graph=variant), targets, layers=True, protocol=protocol(arguments)):
+                row = {"network": label, "precision": found.target.precision, "batch": found.target.batch, "status": found.status}
+                row |= {"failure": found.failure, "parity": found.parity, "memory": dict(found.memory), "build_s": found.build_s}
+                if found.measurement is not None:
+                    row |= row_of(label, found.target, found.measurement)
+                    layers = sorted(found.layers, key=lambda layer: -layer.median_ms)
+                    row["layer_sum_ms"] = sum(layer.median_ms for layer in layers)
+                    row["layers"] = [[layer.name, layer.kind, layer.median_ms, list(layer.modules)] for layer in layers[:20]]
+                rows.append(row)
+                print(label, found.target.precision, found.target.batch, found.measurement or found.failure, flush=True)
+    return rows
+
+
+def tensorrt_rtx(arguments):
+    """TensorRT-RTX: does it run on this device at all?"""
+    from compressor.profiling import Network, profile_network
+    from compressor.runtime import BACKENDS
+    from compressor.target import Target
+
+    health = BACKENDS["tensorrt-rtx"]().check()
+    if not health.works:
+        raise Skip(f"{health.detail}; {health.remedy}")
+    name, graph = next(iter(networks(arguments).items()))
+    (found,) = profile_network(Network(name, graph=graph), [Target("tensorrt-rtx", precision="fp16")], protocol=protocol(arguments))
+    return [
+        {
+            "network": name,
+            "status": found.status,
+            "failure": found.failure,
+            "median_ms": found.measurement and found.measurement.median_ms,
+        }
+    ]
+
+
+STEPS = {
+    "torch": torch_latency,
+    "tensorrt": tensorrt,
+    "staircase": staircase,
+    "latency-model": latency_model,
+    "conformance": conformance,
+    "tensorrt-rtx": tensorrt_rtx,
+}
+
+
+def table(results):
+    about = results["environment"]
+    lines = [f"{about['device']}, driver {about.get('driver', '-')}, torch {about['torch']}"]
+    for name, found in results["steps"].items():
+        lines.append(f"{name:14s} {found['status']:8s} {found.get('seconds', 0):6.1f} s  {found.get('reason', '')}")
+        for row in found.get("rows", []):
+            if "median_ms" in row and "batch" in row:
+                mode = row.get("options", {}).get("mode", row.get("backend", ""))
+                ci = row["ci95"]
+                lines.append(
+                    f"    {row['network']:30s} {mode:10s} {row['precision']} b{row['batch']:<3d} {row['median_ms']:8.3f} ms "
+                    f"[{ci[0]:.3f}, {ci[1]:.3f}] {row['status']}"
+                )
+            elif "median_error" in row:
+                errors = f"median error {100 * row['median_error']:.1f} %, p90 {100 * row['p90_error']:.1f} %"
+                lines.append(f"    {row['network']:30s} model: {errors}, Spearman {row['spearman']:.4f}")
+            elif "edges" in row:
+                lines.append(f"    {row['network']:30s} {row['group']}: right edges {list(row['edges'])}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
