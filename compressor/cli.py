@@ -163,6 +163,9 @@ def demo(
 
 def main() -> None:
     """Run the command; every expected failure is one message and an exit code, never a traceback."""
+    from compressor.console import heed_interrupts
+
+    heed_interrupts()
     logging.basicConfig(level=os.environ.get("COMPRESSOR_LOG", "ERROR").upper(), format="%(name)s: %(message)s")
     try:
         code = app(standalone_mode=False)

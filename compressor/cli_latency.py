@@ -49,13 +49,16 @@ def profile(
     from compressor.profiling import profile_network
     from compressor.report.profile_files import profile_records, write_profile
     from compressor.report.profile_table import profile_table
+    from compressor.runtime.store import MeasurementStore
 
     targets = _targets(target, precision, batch, threads, option or [])
     batches = load_data(data).validate if data is not None else None
     with ConsoleProgress() as progress:
         progress.stage(f"{source} on {target}")
         network = _network(source, weights, shapes or [], target)
-        found = profile_network(network, targets, data=batches, layers=layers, seed=seed, progress=progress)
+        found = profile_network(
+            network, targets, data=batches, layers=layers, seed=seed, store=MeasurementStore(), progress=progress
+        )
         stairs = _staircases(network, targets[0], staircase, progress) if staircase else []
     records = profile_records(found, stairs, source, " ".join(["compressor", *sys.argv[1:]]))
     print(json.dumps(records, indent=1) if as_json else profile_table(found, stairs))

@@ -1,7 +1,9 @@
 """Progress on a terminal: a bar with time left; plain lines where there is no terminal."""
 
+import signal
 import sys
 import time
+from types import FrameType
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -10,6 +12,27 @@ from rich.progress import Progress as Bar
 from compressor.progress import Progress
 
 _EVERY_S = 10.0
+_INTERRUPTED: list[int] = []
+
+
+def heed_interrupts() -> None:
+    """Make ctrl-C end the work even where it is swallowed at first.
+
+    An exception raised by a signal inside a destructor or a callback of a library is printed and dropped by Python.
+    So the signal is remembered, and the next word of progress raises it again.
+    """
+
+    def interrupted(number: int, frame: FrameType | None) -> None:
+        del frame
+        _INTERRUPTED.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupted)
+
+
+def _raise_if_interrupted() -> None:
+    if _INTERRUPTED:
+        raise KeyboardInterrupt
 
 
 class ConsoleProgress(Progress):
@@ -23,12 +46,14 @@ class ConsoleProgress(Progress):
 
     def stage(self, text: str) -> None:
         """Print a line for a new step."""
+        _raise_if_interrupted()
         self.close()
         self._last = self._started = time.monotonic()
         self._console.print(f"[dim]{time.strftime('%H:%M:%S')}[/dim] {text}", markup=True)
 
     def tick(self, done: int, total: int | None, text: str) -> None:
         """Move the bar, or print a line every ten seconds."""
+        _raise_if_interrupted()
         if not self._console.is_terminal:
             self._line(done, total, text)
             return

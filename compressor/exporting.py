@@ -149,6 +149,8 @@ def export_engine(
     show = progress or Progress()
     if form != "triton":
         return _engine(source, kind, out, label, wanted, data, protocol, show)
+    if kind == "tensorrt" and wanted.backend != "tensorrt":
+        raise BackendError("Triton serves engines of TensorRT, not of TensorRT-RTX: use --target tensorrt, or an ONNX repository")
     settings = serving or Serving(max_batch=8 if source.dynamic else 0)
     if kind == "tensorrt":
         wanted = replace(wanted, options={**wanted.options, "max_batch": max(settings.max_batch, wanted.batch)})

@@ -27,8 +27,9 @@ from compressor.runtime.lowering import Lowering
 from compressor.runtime.onnxruntime import OnnxRuntimeEngine
 from compressor.runtime.precision import PARITY
 from compressor.runtime.records import Profiled
+from compressor.runtime.store import MeasurementStore
 from compressor.runtime.tensorrt import TensorRT
-from compressor.runtime.timing import Protocol, time_together
+from compressor.runtime.timing import PROTOCOL, Protocol, time_together
 from compressor.target import Target
 
 logger = logging.getLogger(__name__)
@@ -137,6 +138,7 @@ def profile_network(
     layers: bool = False,
     protocol: Protocol | None = None,
     seed: int = 0,
+    store: MeasurementStore | None = None,
     progress: Progress | None = None,
 ) -> list[Profiled]:
     """Build, compare, time together, and look into every engine.
@@ -148,6 +150,7 @@ def profile_network(
         layers: Whether to time layers too.
         protocol: Of the timing.
         seed: Of inputs and order.
+        store: Where the measurements are kept, besides being returned.
         progress: Where to say how far it is.
 
     Returns:
@@ -174,6 +177,9 @@ def profile_network(
                 continue
             show.tick(k, len(built), "layers and accuracy" if layers or data else "reading")
             result.append(_looked_into(found, engine, times[str(k)], layers, data))
+            measurement = result[-1].measurement
+            if store is not None and measurement is not None:
+                store.put(found.graph_hash, measurement, PROTOCOL)
         show.tick(len(built), len(built), "done")
         return result
 

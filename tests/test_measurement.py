@@ -25,6 +25,21 @@ def test_the_interval_covers_the_true_median_about_as_often_as_it_says():
     assert hits / 400 >= 0.92  # 95 % or more, less three standard errors of 400 trials
 
 
+def test_the_bootstrap_covers_less_often():
+    """Why the interval is from order statistics and not from the percentile bootstrap."""
+    random = np.random.default_rng(0)
+    ours = bootstrap = 0
+    for _ in range(600):
+        sample = random.lognormal(0, 0.2, 30)
+        low, high = median_interval(sample)
+        ours += low <= 1.0 <= high
+        medians = np.median(sample[random.integers(0, 30, (400, 30))], axis=1)
+        low, high = np.percentile(medians, (2.5, 97.5))
+        bootstrap += low <= 1.0 <= high
+    assert bootstrap < ours
+    assert ours / 600 >= 0.94
+
+
 def test_ratios_across_targets_are_refused():
     one = Measurement((1.0,), 0, "ok", {"backend": "a"}, "s")
     with pytest.raises(DataError, match="different targets"):

@@ -10,7 +10,7 @@ import torch
 
 import compressor
 from compressor.exporting import export_engine, from_graph
-from compressor.runtime.serving import Serving, safe_name, validate_model, validate_repository
+from compressor.runtime.serving import Serving, safe_name, validate_model, validate_repository, write_repository
 from compressor.runtime.timing import Protocol
 from tests.networks import Residual, randomize
 
@@ -141,3 +141,18 @@ def test_a_model_with_an_odd_name_stays_inside_the_repository(graph, tmp_path, n
     assert validate_model(found.path) == []
     assert [p.name for p in tmp_path.iterdir()] == ["repository"]
     assert found.path.name in found.commands[1]
+
+
+def test_a_tensorrt_engine_gets_its_own_configuration_and_its_limits_are_kept(graph, tmp_path):
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    target = compressor.Target("tensorrt-rtx", batch=2, precision="fp16", options={"max_batch": 4})
+    made = export_engine(from_graph(graph, "net"), "tensorrt", tmp_path / "engines", target=target, protocol=QUICK)
+    folder = write_repository(made.path, tmp_path / "repository", "net", Serving(max_batch=4, gpu=True))
+    text = (folder / "config.pbtxt").read_text()
+    assert 'backend: "tensorrt"' in text
+    assert "KIND_GPU" in text
+    assert (folder / "1" / "model.plan").read_bytes() == made.path.read_bytes()
+    with pytest.raises(compressor.BackendError, match="the engine was built for at most 4"):
+        write_repository(made.path, tmp_path / "repository", "large", Serving(max_batch=16, gpu=True))
+    with pytest.raises(compressor.BackendError, match="not of TensorRT-RTX"):
+        export_engine(from_graph(graph, "net"), "triton", tmp_path / "repository", target=target, protocol=QUICK)
