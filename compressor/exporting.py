@@ -29,7 +29,7 @@ from compressor.runtime.precision import PARITY, converted
 from compressor.runtime.serving import Serving, perf_analyzer_command, safe_name, write_repository
 from compressor.runtime.tensorrt import TensorRT
 from compressor.runtime.timing import Protocol, time_together
-from compressor.store import digest_of_tensors, write_bytes
+from compressor.store import digest_of_tensors, replacing, write_bytes
 from compressor.target import Target
 
 FORMATS = {"onnx": "fp32", "onnx-fp16": "fp16", "onnx-int8": "int8", "tensorrt": "", "triton": ""}
@@ -232,13 +232,13 @@ def _tensorrt(
     show.stage(f"{target.backend}: build for batch {backend.profile(target)} at {target.precision}")
     workload = Workload(example, model=source.model, calibration=calibration_of(data, target.batch))
     path = out / f"{label}.plan"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    backend.compile(workload, target, path, progress=lambda phase, step, steps: show.tick(step, steps or None, phase))
     seen = _Seen()
-    if backend.check().works:
-        with backend.load(path, target) as engine:
-            error = _compare(source, engine, example, target.precision)
-            seen = _Seen(error, _measured(engine, target, protocol, show), _accuracy(engine, data, source, target, show))
+    with replacing(path) as file:  # an engine that differs from PyTorch never takes the place of another
+        backend.compile(workload, target, file, progress=lambda phase, step, steps: show.tick(step, steps or None, phase))
+        if backend.check().works:
+            with backend.load(file, target, workload.onnx(target.precision)) as engine:
+                error = _compare(source, engine, example, target.precision)
+                seen = _Seen(error, _measured(engine, target, protocol, show), _accuracy(engine, data, source, target, show))
     rebuild = (
         f"compressor export {source.name} --format tensorrt --target {target.backend} --precision {target.precision} --out {out}"
     )

@@ -110,8 +110,11 @@ def nvml_source(index: int = 0) -> Source | None:
     except Exception:  # no package, no driver, no GPU, no permission: all the same here
         return None
 
+    names = ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons")  # the newer one first
+    why = next((getattr(pynvml, name) for name in names if hasattr(pynvml, name)), None)
+
     def read() -> Reading:
-        reasons = _or_none(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle) or 0
+        reasons = (_or_none(why, handle) if why is not None else None) or 0
         power = _or_none(pynvml.nvmlDeviceGetPowerUsage, handle)
         return Reading(
             time.monotonic(),

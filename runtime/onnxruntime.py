@@ -81,7 +81,7 @@ class OnnxRuntimeEngine:
         providers: Sequence[object] = ("CPUExecutionProvider",),
     ) -> None:
         self._ort = _package()
-        self._model = model.read_bytes() if isinstance(model, Path) else model
+        self._model = model
         self._providers = list(providers)
         self._threads = target.threads
         self._session: Any = self._new_session(self._options())
@@ -100,7 +100,9 @@ class OnnxRuntimeEngine:
 
     def _new_session(self, options: Any) -> Any:
         try:
-            return self._ort.InferenceSession(self._model, options, providers=self._providers)
+            # A path stays a path: weights in files beside it are found from there.
+            source = str(self._model) if isinstance(self._model, Path) else self._model
+            return self._ort.InferenceSession(source, options, providers=self._providers)
         except Exception as error:
             raise BackendError(f"ONNX Runtime refuses the model: {str(error).splitlines()[0]}") from error
 
@@ -156,7 +158,7 @@ class OnnxRuntimeEngine:
 
     def memory(self) -> dict[str, int]:
         """Size of the ONNX model."""
-        return {"engine_bytes": len(self._model)}
+        return {"engine_bytes": self._model.stat().st_size if isinstance(self._model, Path) else len(self._model)}
 
     def __enter__(self) -> Self:
         """The engine itself."""
@@ -174,8 +176,9 @@ class _owners:  # noqa: N801 - used as a function
     convolution and the ReLU that end in the tensor `relu_1`. So from there it goes back to the nearest layer.
     """
 
-    def __init__(self, model: bytes) -> None:
-        self._nodes = onnx.load_from_string(model).graph.node
+    def __init__(self, model: bytes | Path) -> None:
+        loaded = onnx.load(model, load_external_data=False) if isinstance(model, Path) else onnx.load_from_string(model)
+        self._nodes = loaded.graph.node
         self._makers = {output: node for node in self._nodes for output in node.output}
         self._named = {**self._makers, **{node.name: node for node in self._nodes if node.name}}
 

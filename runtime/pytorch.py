@@ -39,6 +39,10 @@ class PyTorch:
         mode, device = str(target.options["mode"]), str(target.options["device"])
         if mode not in _MODES:
             raise BackendError(f"option `mode` of `torch` is one of {', '.join(_MODES)}; found {mode!r}")
+        if device not in ("cpu", "cuda"):
+            raise BackendError(
+                f"option `device` of `torch` is cpu or cuda (choose a GPU by CUDA_VISIBLE_DEVICES); found {device!r}"
+            )
         if device != "cpu" and not torch.cuda.is_available():
             raise BackendError(f"option `device` of `torch` is {device!r}, but this PyTorch sees no GPU ({torch.__version__})")
         if mode == "cudagraph" and device == "cpu":
@@ -76,7 +80,8 @@ def gpu() -> dict[str, object]:
         import pynvml
 
         pynvml.nvmlInit()
-        found["driver"] = pynvml.nvmlSystemGetDriverVersion()
+        driver = pynvml.nvmlSystemGetDriverVersion()
+        found["driver"] = driver.decode() if isinstance(driver, bytes) else str(driver)
     return found
 
 
@@ -89,7 +94,6 @@ class PyTorchEngine:
         self._dtype = _DTYPES[target.precision]
         self._on_gpu = self._device.type == "cuda"
         graph = quiet_deepcopy(FoldBatchNorm()(workload.graph).graph).eval().requires_grad_(False)
-        self._layout = torch.channels_last if target.options["channels_last"] else torch.preserve_format
         self._graph: Any = graph.to(device=self._device, dtype=self._dtype)
         if target.options["channels_last"]:
             for tensor in (*graph.parameters(), *graph.buffers()):
@@ -105,7 +109,8 @@ class PyTorchEngine:
     def _put(self, x: Tensor) -> Tensor:
         dtype = self._dtype if x.is_floating_point() else x.dtype
         moved = x.detach().to(device=self._device, dtype=dtype)
-        return moved.contiguous(memory_format=self._layout if x.dim() == 4 else torch.preserve_format)
+        channels_last = x.dim() == 4 and self._target.options["channels_last"]
+        return moved.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
     def _forward(self, inputs: Sequence[Tensor]) -> Any:
         with torch.inference_mode(), self._settings():

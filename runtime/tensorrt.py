@@ -9,7 +9,9 @@ get the FP32 graph at opset 17 and a builder flag. Whatever built the engine, th
 afterwards: an engine that was to be FP16 or INT8 and is FP32 is refused.
 """
 
+import glob
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -58,7 +60,9 @@ class TensorRT:
         Raises:
             BackendError: The interpreter cannot be started.
         """
-        return WorkerProcess([os.environ.get(INTERPRETER) or sys.executable, str(WORKER), self.package], self.package)
+        return WorkerProcess(
+            [os.environ.get(INTERPRETER) or sys.executable, str(WORKER), self.package], self.package, _environment()
+        )
 
     def build(self, workload: Workload, target: Target) -> "TensorRTEngine":
         """Build an engine and load it."""
@@ -74,8 +78,13 @@ class TensorRT:
             folder.cleanup()
             raise
 
-    def load(self, file: Path, target: Target) -> "TensorRTEngine":
+    def load(self, file: Path, target: Target, model: onnx.ModelProto | None = None) -> "TensorRTEngine":
         """Load an engine file, whoever built it.
+
+        Args:
+            file: The engine.
+            target: What it was built for.
+            model: What it was built from: refits an engine without weights, names its layers, and has its types checked.
 
         Raises:
             BackendError: It was built for another version or device, or there is no GPU.
@@ -83,7 +92,7 @@ class TensorRT:
         folder = tempfile.TemporaryDirectory(prefix="compressor-")
         worker = self.worker()
         try:
-            return TensorRTEngine(worker, folder, file, target)
+            return TensorRTEngine(worker, folder, file, target, None, model)
         except BaseException:
             worker.close()
             folder.cleanup()
@@ -110,7 +119,7 @@ class TensorRT:
         """
         own = worker or self.worker()
         try:
-            hello = own.ask("hello", 60)
+            hello = own.ask("hello", 180)
             model = self._model(workload, target, weak=bool(hello["weakly_typed"]))
             with tempfile.TemporaryDirectory(prefix="compressor-") as folder:
                 source = Path(folder) / "model.onnx"
@@ -134,7 +143,7 @@ class TensorRT:
         if not weak:
             return workload.onnx(target.precision)
         model = workload.onnx("int8" if target.precision == "int8" else "fp32")
-        return onnx.version_converter.convert_version(model, _OLD_OPSET) if model.opset_import[0].version > _OLD_OPSET else model
+        return _older(model)
 
     def _timing_cache(self, hello: Mapping[str, Any]) -> Path:
         """One file per version and device: a cache of another one is never used."""
@@ -150,7 +159,7 @@ class TensorRT:
         del target
         worker = self.worker()
         try:
-            hello = worker.ask("hello", 60)
+            hello = worker.ask("hello", 180)
         finally:
             worker.close()
         device = hello["device"] or {}
@@ -183,7 +192,27 @@ class TensorRTRTX(TensorRT):
 
     def worker(self) -> WorkerProcess:
         """Start a worker in this interpreter: the package comes from the ordinary registry."""
-        return WorkerProcess([sys.executable, str(WORKER), self.package], self.package)
+        return WorkerProcess([sys.executable, str(WORKER), self.package], self.package, _environment())
+
+
+def _older(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A model at the newest opset that TensorRT 8 parses."""
+    if model.opset_import[0].version <= _OLD_OPSET:
+        return model
+    older = onnx.version_converter.convert_version(model, _OLD_OPSET)
+    for node in older.graph.node:  # the converter leaves an attribute that this opset does not have
+        kept = [a for a in node.attribute if not (node.op_type.startswith("Reduce") and a.name == "noop_with_empty_axes")]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+    return older
+
+
+def _environment() -> dict[str, str]:
+    """The worker's environment: another interpreter does not see the CUDA runtime that our PyTorch brings, so it is named."""
+    patterns = (os.path.join(folder, "nvidia", "*", "lib", "libcudart.so.*") for folder in sys.path)
+    found = next((file for pattern in patterns for file in sorted(glob.glob(pattern))), None)
+    named = {"COMPRESSOR_CUDART": found} if found and "COMPRESSOR_CUDART" not in os.environ else {}
+    return {**os.environ, **named}
 
 
 def _check_types(found: Mapping[str, int], precision: str) -> None:
@@ -207,6 +236,8 @@ class TensorRTEngine:
     ) -> None:
         self._worker, self._folder, self._target = worker, folder, target
         refit = None
+        if target.options["strip_weights"] and model is None:
+            raise BackendError(f"{file.name} holds no weights; it is loaded together with the ONNX model that it was built from")
         if target.options["strip_weights"] and model is not None:
             refit = Path(folder.name) / "weights.onnx"
             refit.write_bytes(model.SerializeToString())
@@ -230,11 +261,11 @@ class TensorRTEngine:
     def run(self, inputs: Sequence[NDArray[np.generic]]) -> Arrays:
         """Outputs in the order of the model's outputs."""
         found = self._worker.ask("run", 120, inputs=self._files(inputs), folder=self._folder.name)
-        return [np.frombuffer(Path(o["path"]).read_bytes(), dtype=o["dtype"]).reshape(o["shape"]) for o in found["outputs"]]
+        return [np.fromfile(o["path"], dtype=o["dtype"]).reshape(o["shape"]) for o in found["outputs"]]
 
     def timer(self) -> Timer:
         """Time between two events around replays of a CUDA graph."""
-        self._worker.ask("prepare", 120, inputs=self._files(self._example), cuda_graph=self._target.options["cuda_graph"])
+        self._worker.ask("prepare", 120, inputs=self._files(self._example, "timed"), cuda_graph=self._target.options["cuda_graph"])
 
         def timer(count: int) -> Sample:
             found = self._worker.ask("time", 120, count=count)
@@ -244,13 +275,14 @@ class TensorRTEngine:
 
     def layers(self, runs: int = 30) -> list[LayerTime]:
         """Time per layer from TensorRT's profiler, which adds to each: they are not expected to sum to the latency."""
-        self._worker.ask("prepare", 120, inputs=self._files(self._example), cuda_graph=False)
+        self._worker.ask("prepare", 120, inputs=self._files(self._example, "timed"), cuda_graph=False)
         found = self._worker.ask("profile", 300, runs=runs)["layers"]
         about = {str(layer.get("Name")): layer for layer in self._information}
         return [self._layer(item, about.get(item["name"], {})) for item in found]
 
     def _layer(self, item: Mapping[str, Any], about: Mapping[str, Any]) -> LayerTime:
         nodes = [part.strip("[] ").removeprefix("ONNX Layer: ") for part in str(about.get("Metadata", "")).split("\x1e") if part]
+        nodes = nodes or re.split(r" \+ | \|\| ", str(item["name"]))  # TensorRT before 8.6 tells them by the name alone
         modules = dict.fromkeys(self._modules.get(node, node) for node in nodes)
         return LayerTime(item["name"], str(about.get("LayerType", "")), float(item["median_ms"]), tuple(modules))
 
@@ -258,14 +290,16 @@ class TensorRTEngine:
         """Size of the engine file, and the scratch memory of its context."""
         return dict(self._bytes)
 
-    def _files(self, arrays: Sequence[NDArray[np.generic]]) -> list[dict[str, object]]:
+    def _files(self, arrays: Sequence[NDArray[np.generic]], purpose: str = "input") -> list[dict[str, object]]:
+        if not Path(self._folder.name).is_dir():
+            raise BackendError("this engine is closed; build it again")
         names = [tensor for tensor in self.tensors if tensor["input"]]
         if len(names) != len(arrays):
             raise BackendError(f"the engine takes {len(names)} inputs, {len(arrays)} were given")
         files: list[dict[str, object]] = []
         for tensor, array in zip(names, arrays, strict=True):
             _check_shape(tensor, array.shape)
-            path = Path(self._folder.name) / f"input-{len(files)}.bin"
+            path = Path(self._folder.name) / f"{purpose}-{len(files)}.bin"
             path.write_bytes(np.ascontiguousarray(array).astype(tensor["dtype"], copy=False).tobytes())
             files.append({"name": tensor["name"], "path": str(path), "shape": list(array.shape)})
         return files
@@ -297,7 +331,7 @@ def _engine_types(layers: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     counts: dict[str, int] = {}
     for layer in layers:
         kind = f"{layer.get('LayerType', '')} {layer.get('Name', '')}".lower()
-        inputs = layer.get("Inputs") or []
+        inputs = [tensor for tensor in layer.get("Inputs") or [] if isinstance(tensor, dict)]
         if not inputs or not any(word in kind for word in ("conv", "gemm", "matmul", "matrix")):
             continue
         text = f"{inputs[0].get('Format/Datatype', '')} {inputs[0].get('Datatype', '')}".lower()

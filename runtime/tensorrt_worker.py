@@ -120,6 +120,8 @@ class Worker:
         self.graph: Any = None
         self.events: List[Any] = []
         self.buffers: Dict[str, Tuple[Any, int, Optional[Tuple[int, ...]], Optional[str]]] = {}
+        self.prepared: Request = {}
+        self.stale = True  # whether something else was run since `prepare`
         self.keep: List[Any] = []  # objects that TensorRT points to without owning them
 
     def _logger(self) -> Any:
@@ -256,7 +258,7 @@ class Worker:
             with open(path, "rb") as file:
                 data = file.read()
         cache = config.create_timing_cache(data)
-        if not config.set_timing_cache(cache, ignore_mismatch=False):
+        if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
             cache = config.create_timing_cache(b"")  # of another device or version: start anew
             config.set_timing_cache(cache, ignore_mismatch=False)
         return path
@@ -268,7 +270,9 @@ class Worker:
             cache = config.get_timing_cache()
             if os.path.exists(path):
                 with open(path, "rb") as file:
-                    cache.combine(config.create_timing_cache(file.read()), False)
+                    other = config.create_timing_cache(file.read())
+                if other is not None:
+                    cache.combine(other, False)
             temporary = path + ".partial"
             with open(temporary, "wb") as file:
                 file.write(bytes(memoryview(cache.serialize())))
@@ -330,21 +334,29 @@ class Worker:
         self._bind(request["inputs"])
         self._enqueue()
         self.cuda("cudaStreamSynchronize", self.stream)
-        self.graph = None
         if request.get("cuda_graph", True):
-            self.cuda("cudaStreamBeginCapture", self.stream, 2)
-            self._enqueue()
-            captured = self._end_capture()
-            self.graph = self.cuda.new("cudaGraphInstantiateWithFlags", captured, ctypes.c_ulonglong(0))
-        self.events = [self.cuda.new("cudaEventCreate") for _ in range(2)]
+            self.graph = self._captured()
+        self.events = self.events or [self.cuda.new("cudaEventCreate") for _ in range(2)]
+        self.prepared, self.stale = request, False
         return {"cuda_graph": self.graph is not None}
 
-    def _end_capture(self) -> ctypes.c_void_p:
+    def _captured(self) -> ctypes.c_void_p:
+        """An executable CUDA graph of one run."""
+        self.cuda("cudaStreamBeginCapture", self.stream, 2)
         captured = ctypes.c_void_p()
-        self.cuda("cudaStreamEndCapture", self.stream, ctypes.byref(captured))
-        return captured
+        try:
+            self._enqueue()
+        finally:  # a stream that is left in capture mode refuses everything
+            self.cuda("cudaStreamEndCapture", self.stream, ctypes.byref(captured))
+        graph: ctypes.c_void_p = self.cuda.new("cudaGraphInstantiateWithFlags", captured, ctypes.c_ulonglong(0))
+        self.cuda("cudaGraphDestroy", captured)
+        return graph
 
     def _bind(self, inputs: Sequence[Request]) -> None:
+        if self.graph is not None:  # it was captured with the addresses that are freed now
+            self.cuda("cudaGraphExecDestroy", self.graph)
+            self.graph = None
+        self.stale = True
         self._free()
         for item in inputs:
             with open(item["path"], "rb") as file:
@@ -393,6 +405,8 @@ class Worker:
 
     def time(self, request: Request) -> Request:
         """One sample: `count` runs between two events."""
+        if self.stale:
+            self.prepare(self.prepared)
         start, end = self.events
         begun = time.perf_counter()
         self.cuda("cudaEventRecord", start, self.stream)
@@ -419,18 +433,27 @@ class Worker:
             def report_layer_time(self, name: str, milliseconds: float) -> None:
                 times.setdefault(name, []).append(milliseconds)
 
-        context = self.engine.create_execution_context()
-        for name, (pointer, _, shape, _) in self.buffers.items():
+        # Before TensorRT 10 a profile belongs to one context, so the main one is used there, and replaced afterwards.
+        own = not self._weak()
+        context = self.engine.create_execution_context() if own else self.context
+        for name, (pointer, _, shape, _) in self.buffers.items() if own else ():
             if shape is None:
                 context.set_input_shape(name, tuple(self.context.get_tensor_shape(name)))
             context.set_tensor_address(name, pointer.value)
         profiler = Profiler()
         context.profiler = profiler
-        for k in range(request["runs"] + 5):
-            if k == 5:
-                times.clear()  # warm now
-            self._enqueue(context)
-            self.cuda("cudaStreamSynchronize", self.stream)
+        try:
+            for k in range(request["runs"] + 5):
+                if k == 5:
+                    times.clear()  # warm now
+                self._enqueue(context)
+                self.cuda("cudaStreamSynchronize", self.stream)
+        finally:
+            del context
+            if not own:
+                self.context = None
+                self.context = self.engine.create_execution_context()
+                self.stale = True
         return {
             "layers": [{"name": name, "median_ms": statistics.median(found), "times_ms": found} for name, found in times.items()]
         }

@@ -7,7 +7,8 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from queue import Empty, Queue
 from typing import Any
 
@@ -22,12 +23,13 @@ class WorkerProcess:
     Args:
         command: Program and arguments.
         name: For messages.
+        environment: Of the process; this one's by default.
 
     Raises:
         BackendError: The program cannot be started.
     """
 
-    def __init__(self, command: Sequence[str], name: str) -> None:
+    def __init__(self, command: Sequence[str], name: str, environment: Mapping[str, str] | None = None) -> None:
         self._name = name
         self._said: collections.deque[str] = collections.deque(maxlen=20)
         self._answers: Queue[str | None] = Queue()
@@ -37,8 +39,10 @@ class WorkerProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                text=True,
+                encoding="utf-8",
+                errors="replace",
                 start_new_session=True,
+                env=None if environment is None else dict(environment),
             )
         except OSError as error:
             raise BackendError(f"{name}: cannot start {command[0]}: {error.strerror or error}") from error
@@ -66,9 +70,10 @@ class WorkerProcess:
             self._process.stdin.flush()
         except OSError as error:
             raise BackendError(self._obituary(op)) from error
+        deadline = time.monotonic() + timeout_s
         while True:
             try:
-                line = self._answers.get(timeout=timeout_s)
+                line = self._answers.get(timeout=max(deadline - time.monotonic(), 0.01))
             except Empty:
                 self.close()
                 raise BackendError(f"{self._name} did not answer `{op}` within {timeout_s:.0f} s and was stopped") from None

@@ -19,6 +19,7 @@ from scipy.stats import spearmanr
 
 import compressor
 from compressor.console import ConsoleProgress
+from compressor.runtime import BACKENDS
 from compressor.runtime.model_training import observe, spread, train_latency_model
 from compressor.runtime.store import MeasurementStore
 from compressor.runtime.timing import Protocol
@@ -92,7 +93,10 @@ def main():
     parser.add_argument("--size", type=int, default=224, help="of the ImageNet networks' inputs")
     parser.add_argument("--store", type=Path, default=None)
     arguments = parser.parse_args()
-    options = dict(item.split("=", 1) for item in arguments.option)
+    known = BACKENDS[arguments.target]().options
+    read = {bool: lambda text: text.lower() in ("1", "true", "yes"), int: int, float: float, str: str}
+    given = dict(item.split("=", 1) for item in arguments.option)
+    options = {name: read[type(known[name])](text) if name in known else text for name, text in given.items()}
     target = compressor.Target(arguments.target, precision=arguments.precision, options=options)
     store = MeasurementStore(arguments.store)
     with ConsoleProgress() as progress:

@@ -1,16 +1,19 @@
 """The steps of gpu_check.sh, each in a process of its own with a time limit; see there."""
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import multiprocessing
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
 import traceback
 from pathlib import Path
+from queue import Empty
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
@@ -53,7 +56,7 @@ def main():
     for name in chosen:
         left = deadline - time.monotonic()
         print(f"== {name} ({left:.0f} s left)", flush=True)
-        results["steps"][name] = step(name, arguments, left) if left > 10 else {"status": "no time left"}
+        results["steps"][name] = step(name, arguments, min(left, 60 * CAPS[name])) if left > 10 else {"status": "no time left"}
         label = (
             "dry" if arguments.dry else "".join(c if c.isalnum() else "-" for c in str(results["environment"]["device"])).lower()
         )
@@ -83,7 +86,7 @@ def environment():
                 timeout=20,
                 check=False,
             ).stdout.strip()
-        except OSError:
+        except (OSError, subprocess.TimeoutExpired):
             found["nvidia_smi"] = "not there"
         found.setdefault("driver", found["nvidia_smi"].split(", ")[1] if ", " in found["nvidia_smi"] else "unknown")
     return found
@@ -94,26 +97,42 @@ def step(name, arguments, limit):
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     process = context.Process(target=_in_process, args=(name, arguments, queue))
-    begun = time.monotonic()
+    begun, rows, found = time.monotonic(), [], None
     process.start()
-    try:
-        found = queue.get(timeout=limit)
-    except Exception:
-        found = {"status": "failed", "reason": f"no result within {limit:.0f} s, or it crashed (exit code {process.exitcode})"}
-        process.kill()
-    process.join()
-    return {**found, "seconds": round(time.monotonic() - begun, 1)}
+    while found is None:
+        try:
+            kind, value = queue.get(timeout=0.5)
+        except Empty:
+            if process.is_alive() and time.monotonic() - begun < limit:
+                continue
+            kind, value = (
+                "end",
+                {"status": "failed", "reason": f"no end within {limit:.0f} s, or a crash (exit code {process.exitcode})"},
+            )
+        if kind == "row":
+            rows.append(value)
+        else:
+            found = value
+    with contextlib.suppress(OSError):
+        os.killpg(process.pid, signal.SIGKILL)  # its children too
+    process.join(10)
+    return {**found, "rows": rows, "seconds": round(time.monotonic() - begun, 1)}
 
 
 def _in_process(name, arguments, queue):
+    os.setsid()
     try:
-        found = {"status": "ok", "rows": STEPS[name](arguments)}
+        for row in STEPS[name](arguments):
+            queue.put(("row", row))  # what is measured is kept, whatever happens next
+        found = {"status": "ok"}
     except Skip as reason:
         found = {"status": "skipped", "reason": str(reason)}
     except Exception as error:
         traceback.print_exc()
         found = {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
-    queue.put(found)
+    queue.put(("end", found))
+    queue.close()
+    queue.join_thread()
 
 
 class Skip(Exception):  # noqa: N818 - not an error
@@ -179,7 +198,7 @@ def conformance(arguments):
         "tests/conformance",
     ]
     if importlib.util.find_spec("pytest_timeout") is None:
-        command[-2:-1] = []
+        command[-3:-1] = []
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     lines = found.stdout.strip().splitlines()
     print("\n".join(lines[-15:]))
@@ -192,18 +211,16 @@ def torch_latency(arguments):
     """ResNet-50 and MobileNetV2, base and pruned, by batch and precision; modes of PyTorch against each other."""
     from compressor.runtime.latency import measure
 
-    rows = []
     for name, graph in networks(arguments).items():
         variants = {
             f"{name} {round(100 * r)} % removed" if r else name: pruned(graph, r) if r else graph for r in (0, 0.25, 0.5, 0.75)
         }
         for batch in (1, 8, 32)[: 1 if arguments.dry else 3]:
             target = target_of(arguments, batch)
-            rows += [row_of(n, target, m) for n, m in measure(variants, target, protocol=protocol(arguments)).items()]
+            yield from [row_of(n, target, m) for n, m in measure(variants, target, protocol=protocol(arguments)).items()]
         for precision, mode in (("fp32", "cudagraph"), ("fp16", "eager"), ("bf16", "cudagraph"))[: 1 if arguments.dry else 3]:
             target = target_of(arguments, 8, precision, mode)
-            rows += [row_of(n, target, m) for n, m in measure({name: graph}, target, protocol=protocol(arguments)).items()]
-    return rows
+            yield from [row_of(n, target, m) for n, m in measure({name: graph}, target, protocol=protocol(arguments)).items()]
 
 
 def staircase(arguments):
@@ -211,7 +228,6 @@ def staircase(arguments):
     import compressor
     from compressor.runtime.staircase import measure_staircase
 
-    rows = []
     for name, graph in networks(arguments).items():
         channels = compressor.analyze(graph)
         chosen = [g for g in channels.free if g.size >= 16]
@@ -221,11 +237,10 @@ def staircase(arguments):
                     channels, group, target_of(arguments, 8), protocol(arguments), most=6 if arguments.dry else 40
                 )
             except compressor.BackendError as error:
-                rows.append({"network": name, "group": group.name, "reason": str(error)})
+                yield {"network": name, "group": group.name, "reason": str(error)}
                 continue
-            rows.append({"network": name, "group": found.group, "widths": found.widths, "ms": found.ms, "edges": found.edges})
+            yield {"network": name, "group": found.group, "widths": found.widths, "ms": found.ms, "edges": found.edges}
             print(f"{name} {found.group}: edges {found.edges}", flush=True)
-    return rows
 
 
 def latency_model(arguments):
@@ -235,7 +250,6 @@ def latency_model(arguments):
     from compressor.progress import Progress
     from compressor.runtime.store import MeasurementStore
 
-    rows = []
     for name in ("resnet56",) if arguments.dry else ("resnet50", "mobilenet_v2", "resnet56"):
         size, counts = (32, (8, 6)) if arguments.dry else (32 if name == "resnet56" else 224, (40, 60))
         target = target_of(arguments, 8)
@@ -244,8 +258,7 @@ def latency_model(arguments):
         if not arguments.dry:
             path = arguments.out / f"latency-model-{name}-torch-cudagraph-fp16.json"
             path.write_text("[\n" + ",\n".join(json.dumps(line) for line in lines) + "\n]\n")
-        rows.append(found)
-    return rows
+        yield found
 
 
 def tensorrt(arguments):
@@ -258,7 +271,6 @@ def tensorrt(arguments):
     print(health.detail)
     if not health.works:
         raise Skip(f"{health.detail}; {health.remedy}")
-    rows = []
     for name, graph in networks(arguments).items():
         for label, variant in ((name, graph), (f"{name} 50 % removed", pruned(graph, 0.5))):
             targets = [compressor.Target("tensorrt", batch=b, precision=p) for p in ("fp32", "fp16") for b in (1, 8)]
@@ -270,9 +282,8 @@ def tensorrt(arguments):
                     layers = sorted(found.layers, key=lambda layer: -layer.median_ms)
                     row["layer_sum_ms"] = sum(layer.median_ms for layer in layers)
                     row["layers"] = [[layer.name, layer.kind, layer.median_ms, list(layer.modules)] for layer in layers[:20]]
-                rows.append(row)
+                yield row
                 print(label, found.target.precision, found.target.batch, found.measurement or found.failure, flush=True)
-    return rows
 
 
 def tensorrt_rtx(arguments):
@@ -304,6 +315,9 @@ STEPS = {
     "conformance": conformance,
     "tensorrt-rtx": tensorrt_rtx,
 }
+
+
+CAPS = {"torch": 3, "tensorrt": 4, "staircase": 2, "latency-model": 6, "conformance": 3, "tensorrt-rtx": 1}  # minutes
 
 
 def table(results):

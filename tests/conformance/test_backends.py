@@ -84,7 +84,7 @@ def test_engines_tell_their_size_and_layers_belong_to_modules(target, graph):
         known = dict(graph.named_modules())
         layers = engine.layers(runs=5)
     assert all(layer.median_ms >= 0 for layer in layers)
-    if target.backend != "torch":
+    if target.backend not in ("torch", "onnxruntime-cuda"):  # which do not tell
         assert {"stem", "conv1", "conv2", "fc"} <= {module for layer in layers for module in layer.modules} & set(known)
 
 

@@ -49,17 +49,28 @@ def referee_ms(run, folder, queries=120):
 def test_loadgen_agrees_with_our_median(build, size, tmp_path):
     graph = compressor.trace(build().eval(), (torch.randn(1, 3, size, size),))
     target = compressor.Target()
-    ratios = []
-    for attempt in range(4):  # the two run one after the other, so a burst of other work hits one of them alone
-        folder = tmp_path / str(attempt)
-        folder.mkdir()
+    seen, quiet = [], []
+    for attempt in range(6):
         with BACKENDS["onnxruntime"]().build(Workload(example_for(graph, target), graph), target) as engine:
             timer = engine.timer()
-            ours = measure({"net": graph}, target)["net"].median_ms
-            ratios.append(ours / referee_ms(lambda t=timer: t(1), folder))
-        if abs(ratios[-1] - 1) <= 0.05:
-            return
-    assert np.min(np.abs(np.array(ratios) - 1)) <= 0.05, ratios
+            referees = []
+            for which in ("before", "after"):
+                folder = tmp_path / f"{attempt}-{which}"
+                folder.mkdir()
+                if which == "after":
+                    ours = measure({"net": graph}, target)["net"]
+                referees.append(referee_ms(lambda t=timer: t(1), folder))
+        seen.append((ours.status, ours.median_ms, *referees))
+        # The minute was quiet if the referee agrees with itself before and after.
+        if ours.status in ("ok", "unstable") and abs(referees[0] / referees[1] - 1) <= 0.02:
+            quiet.append(abs(ours.median_ms / np.mean(referees) - 1))
+            if quiet[-1] <= 0.05:
+                return
+        if len(quiet) == 3:
+            break
+    if len(quiet) < 3:
+        pytest.skip(f"no quiet minute: {seen}")
+    assert min(quiet) <= 0.05, seen
 
 
 def test_a_real_difference_of_three_percent_is_found(tmp_path):
