@@ -27,6 +27,7 @@ from torch import Tensor
 from compressor.errors import BackendError
 from compressor.runtime.base import Arrays, Health, LayerTime, Workload
 from compressor.runtime.onnx_export import LAYER
+from compressor.runtime.precision import Int8
 from compressor.runtime.timers import Sample, Timer
 from compressor.runtime.timing import PROTOCOL
 from compressor.runtime.worker_process import Progress, WorkerProcess
@@ -142,7 +143,7 @@ class TensorRT:
     def _model(self, workload: Workload, target: Target, weak: bool) -> onnx.ModelProto:
         if not weak:
             return workload.onnx(target.precision)
-        model = workload.onnx("int8" if target.precision == "int8" else "fp32")
+        model = workload.onnx("int8", Int8(weight_pairs=True)) if target.precision == "int8" else workload.onnx()
         return _older(model)
 
     def _timing_cache(self, hello: Mapping[str, Any]) -> Path:

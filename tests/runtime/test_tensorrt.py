@@ -2,12 +2,14 @@
 
 import sys
 
+import onnx
 import pytest
 import torch
 
 import compressor
 from compressor.runtime import BACKENDS, Workload
-from compressor.runtime.latency import example_for
+from compressor.runtime.latency import check_parity, example_for
+from compressor.runtime.onnxruntime import OnnxRuntimeEngine
 from compressor.runtime.tensorrt import TensorRT, TensorRTRTX, _check_types, _engine_types
 from compressor.runtime.worker_process import WorkerProcess
 from tests.networks import Residual, randomize
@@ -105,3 +107,19 @@ def test_options_of_the_builder_are_part_of_the_fingerprint(name):
     target = compressor.Target(name, options={"optimization_level": 5})
     assert target.options["optimization_level"] == 5
     assert set(BACKENDS[name]().options) >= {"version_compatible", "hardware_compatible", "strip_weights", "tf32"}
+
+
+def test_old_releases_get_an_older_opset_that_is_valid_and_computes_the_same(graph):
+    """TensorRT 8 parses opset 17, and wants INT8 weights in float with a Q/DQ pair."""
+    target = compressor.Target("tensorrt", batch=2)
+    for precision in ("fp32", "int8"):
+        own = compressor.Target("tensorrt", batch=2, precision=precision)
+        model = TensorRT()._model(workload(graph, target), own, weak=True)
+        assert model.opset_import[0].version == 17
+        onnx.checker.check_model(model)
+        example = example_for(graph, target)
+        with OnnxRuntimeEngine(model.SerializeToString(), example, compressor.Target(batch=2)) as engine:
+            check_parity(engine, graph, example, 0.3)
+        stored = {item.name: item.data_type for item in model.graph.initializer}
+        quantized = [n for n in model.graph.node if n.op_type == "QuantizeLinear" and n.input[0] in stored]
+        assert bool(quantized) == (precision == "int8")
