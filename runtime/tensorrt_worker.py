@@ -12,6 +12,7 @@ travel as files of raw bytes. TensorRT's own messages go to stderr.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import glob
@@ -346,8 +347,11 @@ class Worker:
         captured = ctypes.c_void_p()
         try:
             self._enqueue()
-        finally:  # a stream that is left in capture mode refuses everything
-            self.cuda("cudaStreamEndCapture", self.stream, ctypes.byref(captured))
+        except RuntimeError:  # a stream that is left in capture mode refuses everything
+            with contextlib.suppress(RuntimeError):
+                self.cuda("cudaStreamEndCapture", self.stream, ctypes.byref(captured))
+            raise
+        self.cuda("cudaStreamEndCapture", self.stream, ctypes.byref(captured))
         graph: ctypes.c_void_p = self.cuda.new("cudaGraphInstantiateWithFlags", captured, ctypes.c_ulonglong(0))
         self.cuda("cudaGraphDestroy", captured)
         return graph
