@@ -37,7 +37,7 @@ def test_declared_packages_are_those_on_disk():
         assert (ROOT / folder / "__init__.py").is_file(), package
 
 
-STAND_ALONE = {"tensorrt_worker.py": 500}  # copied to devices as one file
+STAND_ALONE = {"tensorrt_worker.py": 550}  # copied to devices as one file
 
 
 def test_every_room_has_a_docstring_and_files_stay_readable():
