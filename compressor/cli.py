@@ -98,6 +98,8 @@ def compress(
     backend: Annotated[str, typer.Option(help="Where latency is measured.")] = "onnxruntime",
     batch: Annotated[int, typer.Option(min=1, help="Batch size that is timed.")] = 1,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of the engine.")] = 1,
+    precision: Annotated[str, typer.Option(help="Of the engine: fp32, fp16, bf16 or int8, as the back end has them.")] = "fp32",
+    option: Annotated[list[str] | None, typer.Option("--option", help="name=value of the back end, such as mode=compile.")] = None,
     align: Annotated[int, typer.Option(min=1, help="Widths are multiples of this many channels.")] = 8,
     epochs: Annotated[int, typer.Option(help="Fine-tuning epochs; 0 for none.")] = 5,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 0.01,
@@ -120,10 +122,11 @@ def compress(
     from compressor.budget import Budget
     from compressor.console import ConsoleProgress
     from compressor.data import load_data
+    from compressor.errors import BackendError
     from compressor.loading import load_model
     from compressor.methods import METHODS
     from compressor.runtime import BACKENDS
-    from compressor.target import Target
+    from compressor.target import Target, option_of
     from compressor.train import FineTune
 
     if method not in METHODS:
@@ -131,7 +134,11 @@ def compress(
     if backend not in BACKENDS:
         raise typer.BadParameter(f"{backend!r}: known back ends are {', '.join(sorted(BACKENDS))}", param_hint="--backend")
     budget = Budget(**{k: _bound(v) for k, v in (("latency", latency), ("macs", macs), ("params", params), ("memory", memory))})
-    target = Target(backend, batch, threads, align)
+    try:
+        options = dict(option_of(text, BACKENDS[backend]().options) for text in option or [])
+        target = Target(backend, batch, threads, align, precision, options)
+    except BackendError as error:
+        raise typer.BadParameter(str(error), param_hint="--precision / --option") from error
     chosen = METHODS[method](criterion=criterion, scope=scope)
     finetune = FineTune(epochs=epochs, learning_rate=lr, distillation=distillation, label_smoothing=label_smoothing)
     inputs = inputs_of(shapes)

@@ -1,5 +1,7 @@
 """The commands about engines: `export` and `check-repository`."""
 
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -52,7 +54,10 @@ def export(
         found = from_run(Path(source)) if Path(source).is_dir() else _of_model(source, shapes, weights)
         serving = Serving(max_batch if found.dynamic else 0, delay_us=delay, instances=instances)
         wanted = Target(target, batch, precision=precision, options=options)
-        made = export_engine(found, form, out, target=wanted, name=name, data=batches, serving=serving, progress=progress)
+        again = shlex.join(["compressor", *sys.argv[1:]])
+        made = export_engine(
+            found, form, out, target=wanted, name=name, data=batches, serving=serving, rebuild=again, progress=progress
+        )
     print(summary_of(made))
 
 

@@ -9,8 +9,9 @@ import typer
 
 if TYPE_CHECKING:
     from compressor.profiling import Network
+    from compressor.progress import Progress
     from compressor.runtime.staircase import Staircase
-    from compressor.target import Option, Target
+    from compressor.target import Target
 
 Source = Annotated[
     str,
@@ -86,36 +87,19 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 def _targets(name: str, precisions: str, batches: str, threads: int, options: list[str]) -> "list[Target]":
     from compressor.errors import BackendError
     from compressor.runtime import BACKENDS
-    from compressor.target import Target
+    from compressor.target import Target, option_of
 
     if name not in BACKENDS:
         raise typer.BadParameter(f"{name!r}: known back ends are {', '.join(sorted(BACKENDS))}", param_hint="--target")
     sizes = [part.strip() for part in batches.split(",")]
     if not all(part.isdigit() and int(part) > 0 for part in sizes):
         raise typer.BadParameter(f"{batches!r}: write positive numbers joined by commas", param_hint="--batch")
-    known = BACKENDS[name]().options
-    settings = dict(_option(text, known) for text in options)
     kinds = [part.strip() for part in precisions.split(",")]
     try:
+        settings = dict(option_of(text, BACKENDS[name]().options) for text in options)
         return [Target(name, int(size), threads, precision=kind, options=settings) for kind in kinds for size in sizes]
     except BackendError as error:  # a precision or option that the back end does not have
         raise typer.BadParameter(str(error), param_hint="--precision / --option") from error
-
-
-def _option(text: str, known: "object") -> "tuple[str, Option]":
-    """`name=value`, the value of the kind that the option's default has."""
-    name, separator, value = text.partition("=")
-    if not separator:
-        raise typer.BadParameter(f"{text!r}: write name=value", param_hint="--option")
-    default = known.get(name, "") if hasattr(known, "get") else ""
-    if isinstance(default, bool):
-        if value.lower() not in ("true", "false", "1", "0", "yes", "no"):
-            raise typer.BadParameter(f"{text!r}: {name} is yes or no", param_hint="--option")
-        return name, value.lower() in ("true", "1", "yes")
-    try:
-        return name, type(default)(value)
-    except ValueError as error:
-        raise typer.BadParameter(f"{text!r}: {name} is a number", param_hint="--option") from error
 
 
 def _network(source: str, weights: Path | None, shapes: list[str], target: str) -> "Network":
@@ -140,15 +124,13 @@ def _network(source: str, weights: Path | None, shapes: list[str], target: str) 
     return Network(source, graph=api.trace(load_model(source, weights), inputs).eval())
 
 
-def _staircases(network: "Network", target: "Target", which: str, progress: object) -> "list[Staircase]":
+def _staircases(network: "Network", target: "Target", which: str, progress: "Progress") -> "list[Staircase]":
     from compressor.errors import BackendError, DataError
     from compressor.passes.channels import analyze
-    from compressor.progress import Progress
     from compressor.runtime.staircase import measure_staircase
 
     if network.graph is None:
         raise DataError("staircases need a model: the channels of an ONNX or engine file are not analysed")
-    assert isinstance(progress, Progress)
     channels = analyze(network.graph)
     chosen = channels.free if which == "all" else [g for g in channels.free if which in (g.name, *g.layers)]
     if not chosen:

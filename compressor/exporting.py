@@ -81,6 +81,20 @@ class _Seen:
     accuracy: float | None = None
 
 
+@dataclass(frozen=True)
+class _Job:
+    """What is asked for; see `export_engine`."""
+
+    source: Exportable
+    kind: str
+    path: Path
+    target: Target
+    data: Batches | None
+    protocol: Protocol | None
+    show: Progress
+    rebuild: str
+
+
 def from_run(folder: Path) -> Exportable:
     """The compressed network of a run.
 
@@ -121,6 +135,7 @@ def export_engine(
     data: Batches | None = None,
     serving: Serving | None = None,
     protocol: Protocol | None = None,
+    rebuild: str | None = None,
     progress: Progress | None = None,
 ) -> Exported:
     """Write an engine and its manifest, after comparing it with PyTorch and measuring it.
@@ -135,6 +150,7 @@ def export_engine(
         data: Labelled batches: INT8 is calibrated on the first of them, accuracy measured on all.
         serving: How the server is to run the model, for `triton`.
         protocol: Of the timing.
+        rebuild: The command that builds it anew, for the manifest; by default one with the source's name.
         progress: Where to say what is being done.
 
     Raises:
@@ -147,14 +163,17 @@ def export_engine(
     kind = _kind_of(form, wanted)
     label = safe_name(name or source.name)
     show = progress or Progress()
+    suffix = ".plan" if kind == "tensorrt" else ".onnx"
+    how = f" --target {wanted.backend} --precision {wanted.precision}" if form in ("tensorrt", "triton") else ""
+    again = rebuild or f"compressor export {shlex.quote(source.name)} --format {form}{how} --out {shlex.quote(str(out))}"
     if form != "triton":
-        return _engine(source, kind, out, label, wanted, data, protocol, show)
+        return _engine(_Job(source, kind, out / f"{label}{suffix}", wanted, data, protocol, show, again))
     if kind == "tensorrt" and wanted.backend != "tensorrt":
         raise BackendError("Triton serves engines of TensorRT, not of TensorRT-RTX: use --target tensorrt, or an ONNX repository")
     settings = serving or Serving(max_batch=8 if source.dynamic else 0)
     if kind == "tensorrt":
         wanted = replace(wanted, options={**wanted.options, "max_batch": max(settings.max_batch, wanted.batch)})
-    made = _engine(source, kind, out / f".{label}.engine", label, wanted, data, protocol, show)
+    made = _engine(_Job(source, kind, out / f".{label}.engine" / f"{label}{suffix}", wanted, data, protocol, show, again))
     show.stage("model repository")
     try:
         folder = write_repository(made.path, out, label, replace(settings, gpu=settings.gpu or kind == "tensorrt"))
@@ -175,83 +194,55 @@ def _kind_of(form: str, target: Target) -> str:
     return {"fp32": "onnx", "fp16": "onnx-fp16", "int8": "onnx-int8"}.get(target.precision, "onnx")
 
 
-def _engine(
-    source: Exportable,
-    kind: str,
-    out: Path,
-    label: str,
-    target: Target,
-    data: Batches | None,
-    protocol: Protocol | None,
-    show: Progress,
-) -> Exported:
-    build = _tensorrt if kind == "tensorrt" else _onnx
-    return build(source, kind, out, label, target, data, protocol, show)
+def _engine(job: _Job) -> Exported:
+    return _tensorrt(job) if job.kind == "tensorrt" else _onnx(job)
 
 
-def _onnx(
-    source: Exportable,
-    kind: str,
-    out: Path,
-    label: str,
-    target: Target,
-    data: Batches | None,
-    protocol: Protocol | None,
-    show: Progress,
-) -> Exported:
-    here = Target(batch=target.batch, threads=target.threads, precision=FORMATS[kind])
+def _onnx(job: _Job) -> Exported:
+    source, show = job.source, job.show
+    here = Target(batch=job.target.batch, threads=job.target.threads, precision=FORMATS[job.kind])
     example = _example(source, here)
-    show.stage(f"{kind}: convert and compare with PyTorch")
-    calibration = calibration_of(data, here.batch) or [example]
-    form = int8_form() if target.backend == "onnxruntime" else None
+    show.stage(f"{job.kind}: convert and compare with PyTorch")
+    calibration = calibration_of(job.data, here.batch) or [example]
+    form = int8_form() if job.target.backend == "onnxruntime" else None
     model = converted(source.model, here.precision, calibration, form).SerializeToString()
     with OnnxRuntimeEngine(model, example, here) as engine:
-        error = _compare(source, engine, calibration[0], here.precision)
-        found = _measured(engine, here, protocol, show)
-        accuracy = _accuracy(engine, data, source, here, show)
-    path = out / f"{label}.onnx"
-    write_bytes(path, model)
-    rebuild = f"compressor export {source.name} --format {kind} --out {out}"
-    return _finish(source, kind, path, here, _Seen(error, found, accuracy), 0, rebuild)
+        seen = _look(job, engine, here, calibration[0])
+    write_bytes(job.path, model)
+    return _finish(job, here, seen, max_batch=0)
 
 
-def _tensorrt(
-    source: Exportable,
-    kind: str,
-    out: Path,
-    label: str,
-    target: Target,
-    data: Batches | None,
-    protocol: Protocol | None,
-    show: Progress,
-) -> Exported:
+def _tensorrt(job: _Job) -> Exported:
+    source, target, show = job.source, job.target, job.show
     backend = BACKENDS[target.backend]()
     if not isinstance(backend, TensorRT):
         raise BackendError(f"the format tensorrt needs --target tensorrt or tensorrt-rtx, found {target.backend}")
     example = _example(source, target)
     show.stage(f"{target.backend}: build for batch {backend.profile(target)} at {target.precision}")
-    workload = Workload(example, model=source.model, calibration=calibration_of(data, target.batch))
-    path = out / f"{label}.plan"
+    workload = Workload(example, model=source.model, calibration=calibration_of(job.data, target.batch))
     seen = _Seen()
-    with replacing(path) as file:  # an engine that differs from PyTorch never takes the place of another
+    with replacing(job.path) as file:  # an engine that differs from PyTorch never takes the place of another
         backend.compile(workload, target, file, progress=lambda phase, step, steps: show.tick(step, steps or None, phase))
         if backend.check().works:
             with backend.load(file, target, workload.onnx(target.precision)) as engine:
-                error = _compare(source, engine, example, target.precision)
-                seen = _Seen(error, _measured(engine, target, protocol, show), _accuracy(engine, data, source, target, show))
-    rebuild = (
-        f"compressor export {source.name} --format tensorrt --target {target.backend} --precision {target.precision} --out {out}"
-    )
-    return _finish(source, kind, path, target, seen, backend.profile(target)[2], rebuild)
+                seen = _look(job, engine, target, example)
+    return _finish(job, target, seen, max_batch=backend.profile(target)[2])
 
 
-def _finish(source: Exportable, kind: str, path: Path, target: Target, seen: _Seen, max_batch: int, rebuild: str) -> Exported:
+def _look(job: _Job, engine: Engine, target: Target, probe: Sequence[Tensor]) -> _Seen:
+    """Compare with PyTorch first; then latency and accuracy."""
+    error = _compare(job.source, engine, probe, target.precision)
+    return _Seen(error, _measured(engine, target, job.protocol, job.show), _accuracy(job, engine, target))
+
+
+def _finish(job: _Job, target: Target, seen: _Seen, max_batch: int) -> Exported:
+    source, kind, path = job.source, job.kind, job.path
     inputs, outputs = specs_of(source.model)
     manifest = Manifest(
         file=path.name, sha256=digest_of_file(path), form=kind, target=target.to_dict(), fingerprint=target.fingerprint(),
         inputs=inputs, outputs=outputs, source={"name": source.name, **source.digests}, versions=versions(), parity=seen.parity,
         latency={} if seen.latency is None else {**seen.latency.summary(), "status": seen.latency.status}, accuracy=seen.accuracy,
-        max_batch=max_batch, rebuild=rebuild,
+        max_batch=max_batch, rebuild=job.rebuild,
     )  # fmt: skip
     manifest.write(path.parent)
     shapes = ",".join(f"{t.name}:{'x'.join(str(target.batch if s < 0 else s) for s in t.shape)}" for t in inputs)
@@ -290,12 +281,12 @@ def _measured(engine: Engine, target: Target, protocol: Protocol | None, show: P
         return time_together(timers, target.fingerprint(), 0, protocol, sentinel=sentinel, clocks=clocks_of(target))["engine"]
 
 
-def _accuracy(engine: Engine, data: Batches | None, source: Exportable, target: Target, show: Progress) -> float | None:
-    if data is None:
+def _accuracy(job: _Job, engine: Engine, target: Target) -> float | None:
+    if job.data is None:
         return None
-    show.stage("accuracy")
-    on_cpu = target.backend == "onnxruntime" and source.dynamic
-    return engine_accuracy(engine, data, _EVALUATION_BATCH if on_cpu else target.batch).percent
+    job.show.stage("accuracy")
+    on_cpu = target.backend == "onnxruntime" and job.source.dynamic
+    return engine_accuracy(engine, job.data, _EVALUATION_BATCH if on_cpu else target.batch).percent
 
 
 def summary_of(found: Exported) -> str:

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from compressor.errors import DataError
 
 SCHEMA = 1
-STATUSES = ("ok", "unstable", "contended", "throttled")
 
 
 @dataclass(frozen=True)
@@ -51,12 +50,6 @@ class Measurement:
     def interval_ms(self) -> tuple[float, float]:
         """95 % interval of the median."""
         return median_interval(np.asarray(self.times_ms))
-
-    @property
-    def half_width(self) -> float:
-        """Half of the interval, relative to the median: how far off the median may be."""
-        low, high = self.interval_ms
-        return (high - low) / 2 / self.median_ms
 
     @property
     def variation(self) -> float:

@@ -17,7 +17,7 @@ from compressor.errors import BackendError, DataError
 from compressor.evaluate import Accuracy, Batches, pair_of
 from compressor.measurement import Measurement
 from compressor.passes.channels import digest_of_graph
-from compressor.passes.trace import DYNAMIC, INPUTS, example_inputs_of
+from compressor.passes.trace import INPUTS
 from compressor.passes.verify import relative_error
 from compressor.plan import digest_of
 from compressor.progress import Progress
@@ -280,13 +280,6 @@ def _input_names(network: Network) -> list[str]:
     assert network.model is not None
     stored = {item.name for item in network.model.graph.initializer}
     return [item.name for item in network.model.graph.input if item.name not in stored]
-
-
-def batches_allowed(network: Network) -> int | None:
-    """The only batch size that the network takes, or None where any will do."""
-    if network.graph is not None and not network.graph.meta[DYNAMIC]:
-        return int(example_inputs_of(network.graph)[0].shape[0])
-    return None
 
 
 def as_files(found: Sequence[Profiled]) -> Mapping[str, np.ndarray]:

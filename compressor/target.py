@@ -7,7 +7,7 @@ from types import MappingProxyType
 from compressor.errors import BackendError
 
 Option = str | int | float | bool
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+_YES, _NO = frozenset({"true", "1", "yes"}), frozenset({"false", "0", "no"})
 
 
 @dataclass(frozen=True)
@@ -77,3 +77,27 @@ class Target:
             "backend": self.backend, "batch": self.batch, "threads": self.threads, "align": self.align,
             "precision": self.precision, "options": dict(self.options),
         }  # fmt: skip
+
+
+def option_of(text: str, known: Mapping[str, Option]) -> tuple[str, Option]:
+    """Read `name=value` as the kind of value that an option's default has.
+
+    Args:
+        text: What a user wrote.
+        known: Options of a back end and their defaults; the value of an unknown one stays a text, for `Target` to refuse.
+
+    Raises:
+        BackendError: There is no `=`, or the value is not of that kind.
+    """
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise BackendError(f"{text!r}: write name=value")
+    default = known.get(name, "")
+    if isinstance(default, bool):
+        if value.lower() not in _YES | _NO:
+            raise BackendError(f"{text!r}: {name} is yes or no")
+        return name, value.lower() in _YES
+    try:
+        return name, type(default)(value)
+    except ValueError as error:
+        raise BackendError(f"{text!r}: {name} is a number") from error

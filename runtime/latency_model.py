@@ -153,13 +153,6 @@ class LatencyModel:
         found, off = self(structure), self.error.p90
         return found * (1 - off), found * (1 + off)
 
-    def to_dict(self) -> list[dict[str, object]]:
-        """The observations as plain data; the model follows from them."""
-        return [
-            {"widths": dict(o.structure.widths), "median_ms": o.median_ms, "blocks_ms": dict(o.blocks_ms)}
-            for o in self.observations
-        ]
-
 
 @dataclass(frozen=True)
 class _Fit:

@@ -1,13 +1,13 @@
 """`Lowering`: ONNX for many networks that differ in widths alone, at the price of one or two exports.
 
-`torch.onnx.export` takes 7 to 14 s for ResNet-56, and a search builds hundreds of candidates that are one network with
+`torch.onnx.export` takes 5 to 10 s, and a search builds hundreds of candidates that are one network with
 other widths. Their ONNX graphs have the same nodes; what differs are the weights, which carry the names of the
 `state_dict`, and a few numbers: groups of depthwise convolutions, amounts of padding, sizes in reshapes and slices.
 
 So the first two networks are exported, and the numbers in which these two differ are traced back to the numbers
 of the fx graph (arguments, module attributes, parameter shapes) that have the same two values. From then on the ONNX
-of a network is written down directly: 0.03 to 0.09 s for ResNet-56, MobileNetV2 and MobileNetV3-small, whose exports
-take 8 to 14 s (`python tools/bench_lowering.py`). Where a number has no such origin, or the nodes differ, or the
+of a network is written down directly: 0.03 to 0.17 s for ResNet-56, MobileNetV2 and ResNet-50
+(`python tools/bench_lowering.py`). Where a number has no such origin, or the nodes differ, or the
 result's shapes do not fit together, the network is exported as usual. `latency.py` compares every engine with
 PyTorch before it is timed, so a wrong guess costs an export, never a wrong measurement.
 """

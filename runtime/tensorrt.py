@@ -15,6 +15,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
@@ -55,15 +56,17 @@ class TensorRT:
         "build_timeout_s": 900,
     }
 
+    def interpreter(self) -> str:
+        """The Python that runs the worker."""
+        return os.environ.get(INTERPRETER) or sys.executable
+
     def worker(self) -> WorkerProcess:
         """Start a worker.
 
         Raises:
             BackendError: The interpreter cannot be started.
         """
-        return WorkerProcess(
-            [os.environ.get(INTERPRETER) or sys.executable, str(WORKER), self.package], self.package, _environment()
-        )
+        return _worker(self.package, self.interpreter())
 
     def build(self, workload: Workload, target: Target) -> "TensorRTEngine":
         """Build an engine and load it."""
@@ -158,11 +161,7 @@ class TensorRT:
     def fingerprint(self, target: Target) -> dict[str, object]:
         """Device, driver and version, as the worker says."""
         del target
-        worker = self.worker()
-        try:
-            hello = worker.ask("hello", 180)
-        finally:
-            worker.close()
+        hello = _greeting(self.package, self.interpreter())
         device = hello["device"] or {}
         return {
             "backend_version": hello["version"], "device": device.get("name", "none"), "cc": device.get("cc"),
@@ -191,9 +190,23 @@ class TensorRTRTX(TensorRT):
 
     package: ClassVar[str] = "tensorrt_rtx"
 
-    def worker(self) -> WorkerProcess:
-        """Start a worker in this interpreter: the package comes from the ordinary registry."""
-        return WorkerProcess([sys.executable, str(WORKER), self.package], self.package, _environment())
+    def interpreter(self) -> str:
+        """This one: the package comes from the ordinary registry."""
+        return sys.executable
+
+
+def _worker(package: str, interpreter: str) -> WorkerProcess:
+    return WorkerProcess([interpreter, str(WORKER), package], package, _environment())
+
+
+@cache
+def _greeting(package: str, interpreter: str) -> dict[str, Any]:
+    """What a worker says about itself: importing TensorRT takes seconds, and neither version nor device change meanwhile."""
+    worker = _worker(package, interpreter)
+    try:
+        return worker.ask("hello", 180)
+    finally:
+        worker.close()
 
 
 def _older(model: onnx.ModelProto) -> onnx.ModelProto:

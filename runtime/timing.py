@@ -14,6 +14,7 @@
    the two halves of a session, everything in it is `unstable`.
 """
 
+import itertools
 import logging
 import os
 import random
@@ -95,7 +96,7 @@ def time_together(
         lanes = {name: _warmed_up(timer, rules) for name, timer in everyone.items()}
         order = random.Random(seed)
         spent, limit = 0.0, rules.max_s * len(lanes)
-        for block in range(1 << 30):
+        for block in itertools.count():
             waiting = list(lanes.values())
             if all(lane.done for lane in waiting) or spent >= limit:
                 break
@@ -112,12 +113,10 @@ def time_together(
 def _warmed_up(timer: Timer, rules: Protocol) -> _Lane:
     """Run until the medians of two windows of 50 ms agree; the sample's repetitions follow from the last window."""
     begun = time.monotonic()
-    spent, runs, windows = 0.0, 0, [[0.0]]
+    spent, runs, windows = 0.0, 0, list[list[float]]([[]])
     # Both clocks count: a GPU's share of a call may be small, and a synthetic clock runs ahead of the real one.
     while max(spent, time.monotonic() - begun) < rules.settle_s and runs < 100_000:
         last = timer(1).wall_s
-        if runs == 0:
-            windows = [[]]  # the first run allocates and compiles
         spent, runs = spent + last, runs + 1
         windows[-1].append(last)
         if sum(windows[-1]) >= 0.05 and len(windows[-1]) >= 3:

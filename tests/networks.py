@@ -9,7 +9,9 @@ from torch import nn
 import compressor
 from compressor.passes.trace import outputs_of
 from compressor.passes.verify import relative_error, run_masked
+from compressor.runtime.timing import Protocol
 
+QUICK = Protocol(warm_up_s=0.02, settle_s=0.1, min_samples=30, max_samples=60, max_s=2.0)
 TOLERANCE = 1e-4  # float32: see compressor.passes.verify.TOLERANCE
 
 
@@ -100,3 +102,9 @@ class Residual(nn.Module):
         x = F.relu(self.stem(x))
         x = F.relu(x + self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
         return self.fc(self.drop(x.mean((2, 3))))
+
+
+def residual_graph():
+    """`Residual`, traced; the same weights every time."""
+    torch.manual_seed(0)
+    return compressor.trace(randomize(Residual()).eval(), (torch.randn(1, 3, 8, 8),))

@@ -10,17 +10,13 @@ import compressor
 from compressor.evaluate import evaluate
 from compressor.exporting import export_engine, from_graph
 from compressor.runtime.manifest import Manifest, load_engine
-from compressor.runtime.timing import Protocol
-from tests.networks import Residual, randomize
+from tests.networks import QUICK, residual_graph
 from tests.test_train import blobs
-
-QUICK = Protocol(warm_up_s=0.02, settle_s=0.1, min_samples=30, max_samples=30, max_s=2.0)
 
 
 @pytest.fixture(scope="module")
 def graph():
-    torch.manual_seed(0)
-    return compressor.trace(randomize(Residual()).eval(), (torch.randn(1, 3, 8, 8),))
+    return residual_graph()
 
 
 @pytest.fixture(scope="module")

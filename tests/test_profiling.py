@@ -12,18 +12,14 @@ from compressor.profiling import Network, load_onnx, onnx_inputs, profile_networ
 from compressor.report.profile_files import profile_records, write_profile
 from compressor.report.profile_table import profile_table
 from compressor.runtime.staircase import measure_staircase
-from compressor.runtime.timing import Protocol
-from tests.networks import Residual, randomize
+from tests.networks import QUICK, residual_graph
 from tests.test_train import blobs
 from tools.cifar_resnet import resnet20
-
-QUICK = Protocol(warm_up_s=0.02, settle_s=0.1, min_samples=30, max_samples=80, max_s=2.0)
 
 
 @pytest.fixture(scope="module")
 def graph():
-    torch.manual_seed(0)
-    return compressor.trace(randomize(Residual()).eval(), (torch.randn(1, 3, 8, 8),))
+    return residual_graph()
 
 
 @pytest.fixture(scope="module")

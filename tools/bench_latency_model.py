@@ -24,6 +24,7 @@ from compressor.runtime.model_training import observe, spread, train_latency_mod
 from compressor.runtime.store import MeasurementStore
 from compressor.runtime.timing import Protocol
 from compressor.space import widths
+from compressor.target import option_of
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -93,10 +94,7 @@ def main():
     parser.add_argument("--size", type=int, default=224, help="of the ImageNet networks' inputs")
     parser.add_argument("--store", type=Path, default=None)
     arguments = parser.parse_args()
-    known = BACKENDS[arguments.target]().options
-    read = {bool: lambda text: text.lower() in ("1", "true", "yes"), int: int, float: float, str: str}
-    given = dict(item.split("=", 1) for item in arguments.option)
-    options = {name: read[type(known[name])](text) if name in known else text for name, text in given.items()}
+    options = dict(option_of(text, BACKENDS[arguments.target]().options) for text in arguments.option)
     target = compressor.Target(arguments.target, precision=arguments.precision, options=options)
     store = MeasurementStore(arguments.store)
     with ConsoleProgress() as progress:

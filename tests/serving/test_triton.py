@@ -1,6 +1,7 @@
 """Model repositories: what is written is served by the real Triton with PyTorch's answers; the validator finds what is wrong."""
 
 import json
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,18 +12,14 @@ import torch
 import compressor
 from compressor.exporting import export_engine, from_graph
 from compressor.runtime.serving import Serving, safe_name, validate_model, validate_repository, write_repository
-from compressor.runtime.timing import Protocol
-from tests.networks import Residual, randomize
+from tests.networks import QUICK, Residual, randomize, residual_graph
 
 pytest.importorskip("tritonclient.grpc", reason="tritonclient is not installed")
-
-QUICK = Protocol(warm_up_s=0.02, settle_s=0.1, min_samples=30, max_samples=30, max_s=2.0)
 
 
 @pytest.fixture(scope="module")
 def graph():
-    torch.manual_seed(0)
-    return compressor.trace(randomize(Residual()).eval(), (torch.randn(1, 3, 8, 8),))
+    return residual_graph()
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +103,7 @@ def test_the_validator_finds_what_is_wrong(repository, tmp_path, name):
     (folder / "config.pbtxt").write_text(change(text))
     found = validate_model(folder)
     assert found
-    assert pytest.importorskip("re").search(message, "; ".join(found)), found
+    assert re.search(message, "; ".join(found)), found
 
 
 @pytest.mark.parametrize("wreck", ["1/model.onnx", "config.pbtxt", "model.onnx.manifest.json", "versions"])
