@@ -28,9 +28,9 @@ def compile_all(entry) -> list[dict[str, object]]:
     """One row per variant and precision; raises BackendError where TensorRT refuses."""
     import compressor
     from compressor.passes.remove_channels import RemoveChannels
-    from tools import zoo
+    from tools.zoo_build import build
 
-    model, inputs = zoo.build(*entry)
+    model, inputs = build(*entry)
     graph = compressor.trace(model, inputs)
     channels = compressor.analyze(graph)
     small = RemoveChannels(channels.plan(0.5), channels)(graph).graph
