@@ -10,7 +10,8 @@ import compressor
 from compressor.runtime import BACKENDS, Workload
 from compressor.runtime.latency import check_parity, example_for
 from compressor.runtime.onnxruntime import OnnxRuntimeEngine
-from compressor.runtime.tensorrt import TensorRT, TensorRTRTX, _check_types, _engine_types
+from compressor.runtime.tensorrt import TensorRT, TensorRTRTX
+from compressor.runtime.tensorrt_engine import check_types, engine_types
 from compressor.runtime.worker_process import WorkerProcess
 from tests.networks import Residual, randomize
 
@@ -41,8 +42,8 @@ def test_every_precision_parses_and_builds_with_a_dynamic_batch(graph, tmp_path,
 
 def test_a_strongly_typed_build_of_another_precision_is_refused():
     with pytest.raises(compressor.BackendError, match=r"was to be fp16, but its convolutions .* are 5 in float32"):
-        _check_types({"float32": 5}, "fp16")
-    _check_types({"float16": 4, "float32": 1}, "fp16")
+        check_types({"float32": 5}, "fp16")
+    check_types({"float16": 4, "float32": 1}, "fp16")
     layers = [
         {
             "Name": "conv1",
@@ -52,7 +53,7 @@ def test_a_strongly_typed_build_of_another_precision_is_refused():
         {"Name": "conv2", "LayerType": "CaskConvolution", "Inputs": [{"Format/Datatype": "Row major linear FP32"}]},
         {"Name": "pool", "LayerType": "PoolingV2", "Inputs": [{"Format/Datatype": "Row major linear FP32"}]},
     ]
-    assert _engine_types(layers) == {"float16": 1, "float32": 1}
+    assert engine_types(layers) == {"float16": 1, "float32": 1}
 
 
 def test_without_a_gpu_building_works_and_running_says_why_not(graph):
