@@ -1,0 +1,96 @@
+"""`Compensate`: repair a narrowed network in closed form, layer by layer, without labels and without a gradient.
+
+Both networks, the original and the narrowed one, are run side by side over the calibration images. At every layer the
+weights are fitted so that the narrowed network gives what the original gives there (`regression.py`):
+
+    original   x  ── W ──►  y  ──►  norm ──►  + shortcut
+    narrowed   x' ── W'──►  y'                + shortcut'
+
+    y* = y + (shortcut - shortcut') / scale        the target: also what the narrowed shortcut has lost
+    W', b' = argmin E||y* - W' x' - b'||²          from Cov(x') and Cov(y*, x')
+
+x' comes from the network as repaired so far, so errors do not pile up (`features="narrowed"`; asymmetric in the words of
+the papers). With `features="original"` statistics are those of the original network and only layers that lost
+inputs are repaired, as CaP published it.
+
+A removed channel that is constant leaves through b': E[x] is that of the patches with their padding, so a constant
+that the padding cuts off at the border is folded in by its mean.
+"""
+
+import logging
+from dataclasses import dataclass, field
+
+from torch import fx
+
+from compressor.passes.base import PassResult
+from compressor.passes.calibration import Calibration
+from compressor.passes.channels import ChannelGraph
+from compressor.passes.compensation import Compensation, Repair
+from compressor.passes.fitting import fit_on_original, fit_side_by_side, jobs_of
+from compressor.passes.trace import quiet_deepcopy
+from compressor.plan import Plan
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Compensated:
+    """A repaired network.
+
+    Attributes:
+        graph: The network.
+        repairs: What was done, in the order of the layers.
+    """
+
+    graph: fx.GraphModule
+    repairs: tuple[Repair, ...] = field(default=())
+
+
+class Compensate:
+    """A pass: repair what a plan's removal has done.
+
+    Args:
+        channels: The analysis of the original network, whose outputs are the target.
+        plan: What was removed.
+        calibration: Images.
+        settings: How.
+    """
+
+    def __init__(
+        self, channels: ChannelGraph, plan: Plan, calibration: Calibration, settings: Compensation | None = None, seed: int = 0
+    ) -> None:
+        self._channels, self._plan, self._calibration = channels, plan, calibration
+        self._settings, self._seed = settings or Compensation(), seed
+
+    def __call__(self, gm: fx.GraphModule) -> PassResult:
+        """Return a repaired copy of the narrowed graph.
+
+        Raises:
+            PassError: The graph is not the original narrowed by the plan.
+            DataError: The features are not finite.
+        """
+        found = self.run(gm)
+        return PassResult(found.graph, bool(found.repairs))
+
+    def run(self, gm: fx.GraphModule) -> Compensated:
+        """The same, with what was done to each layer."""
+        masks = self._channels.kept_masks(self._plan)
+        if all(mask.all() for mask in masks):
+            return Compensated(gm)
+        settings, result = self._settings, quiet_deepcopy(gm)
+        modes = {module: module.training for graph in (self._channels.graph, result) for module in graph.modules()}
+        try:
+            for graph in (self._channels.graph, result):
+                graph.eval()
+            jobs = jobs_of(self._channels, masks, result)
+            first = next((k for k, job in enumerate(jobs) if job.loses), len(jobs))  # in front of it all is as it was
+            jobs = [job for job in jobs[first:] if job.loses or settings.layers == "all"]
+            fit = fit_on_original if settings.features == "original" else fit_side_by_side
+            repairs = fit(self._channels, result, jobs, self._calibration.first(settings.images), settings, self._seed)
+        finally:
+            for module, training in modes.items():
+                module.training = training
+        result.recompile()
+        worst = max((r.after for r in repairs), default=0.0)
+        logger.info("Compensate: %d layers fitted, %.3f of a layer's variance is lost at worst", len(repairs), worst)
+        return Compensated(result, tuple(repairs))

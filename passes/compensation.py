@@ -1,0 +1,74 @@
+"""Settings of compensation, and what it reports of each layer."""
+
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from compressor.errors import DataError
+
+
+@dataclass(frozen=True)
+class Compensation:
+    """Settings of compensation.
+
+    Attributes:
+        features: Whose features the layers are fitted on: `narrowed` (those of the network as repaired so far, towards
+            the original's outputs) or `original` (as published).
+        shortcuts: Whether a layer in front of an addition also makes up for what the shortcut has lost.
+        layers: `all`, or only the `readers` of what was removed.
+        rescale: Scale each output to the original's variance (as the released code of CaP does).
+        ridge: Share of the mean variance that is added to the diagonal, pulling towards the weights that are there.
+        images: How many calibration images are read at most.
+        positions: Of each image, sampled per layer.
+        memory_mb: For matrices; activations get twice as much before they go to files.
+
+    Raises:
+        DataError: A setting is out of range.
+    """
+
+    features: Literal["narrowed", "original"] = "narrowed"
+    shortcuts: bool = True
+    layers: Literal["all", "readers"] = "all"
+    rescale: bool = False
+    ridge: float = 1e-6
+    images: int = 2000
+    positions: int = 24
+    memory_mb: int = 1024
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        for name, known in (("features", ("narrowed", "original")), ("layers", ("all", "readers"))):
+            if getattr(self, name) not in known:
+                raise DataError(f"Compensation({name}={getattr(self, name)!r}): known are {', '.join(known)}")
+        for name, least in (("ridge", 0), ("images", 8), ("positions", 1), ("memory_mb", 1)):
+            if not getattr(self, name) >= least:
+                raise DataError(f"Compensation({name}={getattr(self, name)}): must be at least {least}")
+
+    @classmethod
+    def published(cls, **settings: float) -> "Compensation":
+        """As in the released code: statistics of the original network, only layers that lost inputs, variances kept."""
+        return cls(features="original", shortcuts=False, layers="readers", rescale=True, **settings)  # type: ignore[arg-type]
+
+    def to_dict(self) -> dict[str, object]:
+        """The settings as plain data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What was done to one layer.
+
+    Attributes:
+        layer: Its qualified name.
+        before: E||y - W_S x - b||², summed over outputs, as a share of their variance: the error that narrowing makes.
+        after: The same with the new weights.
+        samples: Patches that the fit rests on.
+        parts: Parts that it was fitted in, one after the other, because its matrix did not fit into the memory.
+        ridge: The ridge that was needed.
+    """
+
+    layer: str
+    before: float
+    after: float
+    samples: int
+    parts: int
+    ridge: float

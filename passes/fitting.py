@@ -1,0 +1,185 @@
+"""Fitting the layers of a narrowed network to what the original gives: the work behind `Compensate`, which explains it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx
+
+from compressor.passes.calibration import Calibration
+from compressor.passes.channels import ChannelGraph
+from compressor.passes.compensation import Compensation, Repair
+from compressor.passes.moments import Moments
+from compressor.passes.prefix import Prefix, Shelf
+from compressor.passes.products import Product, sample
+from compressor.passes.readers import Reader, affine, kept_channels, norm_of, readers_of
+from compressor.passes.regression import Facts, Solution, solve
+from compressor.passes.shapes import shapes_of
+from compressor.passes.statistics import Statistics, check_finite, collect, generator_of, parts_of
+
+_NEGLIGIBLE = 1e-3  # of the largest scale of a norm: an output scaled by less cannot make up for a shortcut
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A layer to be fitted.
+
+    Attributes:
+        reader: The layer, and what stands behind it.
+        source: Node that it reads.
+        grid: Positions of its output.
+        whole: It in the original network.
+        product: It in the narrowed one.
+        rows: (kept outputs,): which outputs stay.
+        columns: (blocks, kept columns): which columns of each block stay, where blocks do not go as a whole.
+        loses: Whether it lost inputs.
+    """
+
+    reader: Reader
+    source: str
+    grid: tuple[int, ...]
+    whole: Product
+    product: Product
+    rows: Tensor
+    columns: Tensor
+    loses: bool
+
+
+def jobs_of(channels: ChannelGraph, masks: Sequence[NDArray[np.bool_]], narrowed: fx.GraphModule) -> list[Job]:
+    """Every layer of the narrowed network that can be fitted, in the order of the graph."""
+    nodes = {node.name: node for node in narrowed.graph.nodes}
+    jobs = []
+    for reader in readers_of(channels).values():
+        if reader.node not in nodes:
+            continue
+        whole, product = Product(channels.graph.get_submodule(reader.layer)), Product(narrowed.get_submodule(reader.layer))
+        inputs = kept_channels(reader.inputs, masks, channels, whole.inputs)
+        rows = torch.from_numpy(np.flatnonzero(kept_channels(reader.outputs, masks, channels, whole.outputs)))
+        stays = inputs.repeat(whole.kernel).reshape(whole.blocks, -1)
+        columns = [torch.from_numpy(np.flatnonzero(own)) for own in stays if own.any()]  # a depthwise block goes as a whole
+        node = nodes[reader.node]
+        source, grid = node.all_input_nodes[0].name, product.grid(shapes_of(node)[0])
+        loses = not inputs.all()
+        jobs.append(Job(reader, source, grid, whole, product, rows, torch.stack(columns), loses))
+    return jobs
+
+
+def fit_on_original(
+    channels: ChannelGraph,
+    narrowed: fx.GraphModule,
+    jobs: Sequence[Job],
+    calibration: Calibration,
+    settings: Compensation,
+    seed: int,
+) -> list[Repair]:
+    """Fit layers on what the original network shows them, all in one pass; `narrowed` is changed in place."""
+    chosen = [job for job in jobs if job.product.blocks == job.whole.blocks]  # whole blocks that go take their outputs along
+    names, memory = [job.reader.node for job in chosen], settings.memory_mb << 18
+    found = collect(channels.graph, names, calibration, settings.positions, memory, seed)
+    return [_fit_on_statistics(narrowed, job, found[job.reader.node], settings) for job in chosen]
+
+
+def _fit_on_statistics(narrowed: fx.GraphModule, job: Job, statistics: Statistics, settings: Compensation) -> Repair:
+    rows = job.rows.reshape(job.product.blocks, -1) % (job.whole.outputs // job.whole.blocks)
+    matrix = torch.stack([own[index] for own, index in zip(job.whole.matrix(), rows, strict=True)])
+    nothing = torch.zeros(rows.shape, dtype=torch.float64)
+    bias = job.product.bias.reshape(rows.shape)
+    solutions, variance = [], 0.0
+    for part in statistics.parts:
+        weights = matrix[:, :, part.columns]
+        facts = Facts.of_layer(part.mean, part.covariance, weights, nothing)
+        here = (job.columns[0] >= part.columns.start) & (job.columns[0] < part.columns.stop)  # several parts: one block
+        kept = job.columns[:, here] - part.columns.start
+        weights = weights.gather(2, kept[:, None].expand(-1, weights.shape[1], -1))
+        solutions.append(solve(facts.kept(kept), weights, nothing, settings.ridge, settings.rescale))
+        bias = bias + solutions[-1].bias
+        variance += float(facts.target_variance.sum())
+    _write(narrowed, job, torch.cat([solution.matrix for solution in solutions], dim=2), bias)
+    before, after = (sum(float(getattr(s, name).sum()) for s in solutions) for name in ("before", "after"))
+    return _repair(job, before, after, variance, statistics.samples, solutions)
+
+
+def fit_side_by_side(
+    channels: ChannelGraph,
+    narrowed: fx.GraphModule,
+    jobs: Sequence[Job],
+    calibration: Calibration,
+    settings: Compensation,
+    seed: int,
+) -> list[Repair]:
+    """Fit layer after layer on what the network as repaired so far shows it; `narrowed` is changed in place."""
+    shelf = Shelf(settings.memory_mb << 21)
+    original, own = (Prefix(graph, calibration, shelf) for graph in (channels.graph, narrowed))
+    repairs: list[Repair] = []
+    for job in jobs:
+        original.through(job.reader.node)
+        own.before(job.reader.node)
+        repairs.append(_fit(channels.graph, job, original, own, settings, seed))
+    return repairs
+
+
+def _fit(graph: fx.GraphModule, job: Job, original: Prefix, own: Prefix, settings: Compensation, seed: int) -> Repair:
+    samples = _Samples(graph, job, original, own, settings, seed)
+    matrix = job.product.matrix()
+    bias = job.product.bias.reshape(matrix.shape[:2])
+    solutions: list[Solution] = []
+    count, variance = 0, 0.0
+    parts = parts_of(job.product, settings.memory_mb << 18)
+    for part in parts:  # block coordinate descent: each part makes up for what the others leave
+        rest = matrix.clone()
+        rest[:, :, part] = 0
+        moments = Moments()
+        for k in range(len(own)):
+            x, y = samples(k)
+            moments.add(x[:, :, part], y - torch.einsum("ngd,god->ngo", x.double(), rest) if len(parts) > 1 else y)
+        facts = Facts(moments.mean, moments.covariance, moments.target_mean, moments.target_variance, moments.cross)
+        solutions.append(solve(facts, matrix[:, :, part], bias, settings.ridge, settings.rescale))
+        matrix[:, :, part], bias = solutions[-1].matrix, solutions[-1].bias
+        count, variance = moments.count, variance or float(moments.target_variance.sum())
+    _write(own.graph, job, matrix, bias)
+    return _repair(job, float(solutions[0].before.sum()), float(solutions[-1].after.sum()), variance, count, solutions)
+
+
+class _Samples:
+    """What a layer of the narrowed network reads and what it should give, batch by batch."""
+
+    def __init__(self, graph: fx.GraphModule, job: Job, original: Prefix, own: Prefix, settings: Compensation, seed: int) -> None:
+        self._job, self._original, self._own = job, original, own
+        self._positions, self._seed = settings.positions, seed
+        norm, shortcut = job.reader.norm, job.reader.shortcut
+        self._wanted = tuple(own[job.rows] for own in affine(graph, norm, job.whole.outputs))
+        self._scale, self._shift = affine(own.graph, norm, len(job.rows))
+        self._sure = self._scale.abs() > _NEGLIGIBLE * self._scale.abs().max()
+        there = shortcut is not None and original.has(shortcut) and own.has(shortcut)
+        self._shortcut = shortcut if settings.shortcuts and there else None
+
+    def __call__(self, batch: int) -> tuple[Tensor, Tensor]:
+        """Patches (samples, blocks, columns) and targets (samples, blocks, outputs per block)."""
+        job = self._job
+        at = sample(job.grid, self._positions, generator_of(self._seed, batch))
+        x = self._own.value(job.source, batch)
+        check_finite(x, batch, job.reader.layer)
+        y = job.product.values(self._original.value(job.reader.node, batch), at)[:, job.rows].double()
+        want = self._wanted[0] * y + self._wanted[1]
+        if self._shortcut is not None:
+            before, after = (job.product.values(p.value(self._shortcut, batch), at) for p in (self._original, self._own))
+            want += before[:, job.rows].double() - after.double()
+        y = torch.where(self._sure, (want - self._shift) / self._scale, y)  # through the norm, backwards
+        return job.product.patches(x, at), y.reshape(len(y), job.product.blocks, -1)
+
+
+def _write(graph: fx.GraphModule, job: Job, matrix: Tensor, bias: Tensor) -> None:
+    norm = norm_of(graph, job.reader.norm)
+    if norm is None or job.product.has_bias:
+        job.product.write(matrix, bias.flatten())
+        return
+    job.product.write(matrix, None)  # no new parameter: norm(y + b) is the norm with the mean m - b
+    cast(Tensor, norm.running_mean).sub_(bias.flatten())
+
+
+def _repair(job: Job, before: float, after: float, variance: float, samples: int, solutions: Sequence[Solution]) -> Repair:
+    variance = max(variance, 1e-300)
+    return Repair(job.reader.layer, before / variance, after / variance, samples, len(solutions), max(s.ridge for s in solutions))

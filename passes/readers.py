@@ -1,0 +1,162 @@
+"""Who reads channels: the layers of a graph that compensation can repair, and what stands behind each.
+
+    reader ──► [batch norm] ──► [+ shortcut]
+
+The norm tells how much an error of each output counts; the shortcut brings errors of its own, which the layer can make
+up for.
+"""
+
+import collections
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
+
+from compressor.passes.channels import ChannelGraph
+from compressor.passes.groups import ChannelGroup
+from compressor.passes.labels import IntArray
+from compressor.passes.products import Product, is_product
+from compressor.passes.shapes import shapes_of
+
+_Norm = nn.modules.batchnorm._BatchNorm
+_ADD = torch.ops.aten.add.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """A convolution or linear layer that is called once.
+
+    Attributes:
+        node: Name of its node.
+        layer: Its qualified name.
+        inputs: Label of each input channel, or None where none of them can go.
+        outputs: Label of each output channel, or None.
+        norm: Node of the batch norm that alone reads its output, where there is one.
+        shortcut: Node of what is added to that, where there is one.
+    """
+
+    node: str
+    layer: str
+    inputs: IntArray | None
+    outputs: IntArray | None
+    norm: str | None
+    shortcut: str | None
+
+
+def readers_of(channels: ChannelGraph) -> dict[str, Reader]:
+    """Node name -> reader, in the order of the graph."""
+    graph = channels.graph
+    uses = _uses(graph)
+    found = {}
+    for node in graph.graph.nodes:
+        if not is_product(graph, node) or uses[str(node.target)] > 1:
+            continue
+        axis = Product(graph.get_submodule(str(node.target))).channel_axis
+        norm, shortcut = behind(graph, node)
+        call = channels.walk.calls[node.name]
+        values = (call.tensor("input"), channels.walk.values[node.name][0])
+        inputs, outputs = (value.axes.get(axis % len(value.shape)) for value in values)
+        found[node.name] = Reader(
+            node.name, str(node.target), inputs, outputs, norm.name if norm else None, shortcut.name if shortcut else None
+        )
+    return found
+
+
+def beyond_repair(channels: ChannelGraph) -> dict[str, str]:
+    """Layer -> why compensation leaves it as it is, for what contracts channels and is no `Reader`."""
+    graph = channels.graph
+    known = readers_of(channels)
+    uses = _uses(graph)
+    reasons: dict[str, str] = {}
+    for node in graph.graph.nodes:
+        if is_product(graph, node) and node.name not in known:
+            reasons[str(node.target)] = f"it is called {uses[str(node.target)]} times with one weight"
+    layers = {reader.layer for reader in known.values()}
+    for labels, layer in channels.walk.labeler.read:
+        if layer not in layers and layer not in reasons and (channels.grouping.group_of[labels] >= 0).any():
+            reasons[layer] = "its weights are computed, or it is no convolution and no linear layer"
+    return reasons
+
+
+def _uses(graph: fx.GraphModule) -> Mapping[str, int]:
+    return collections.Counter(str(node.target) for node in graph.graph.nodes if node.op == "call_module")
+
+
+def behind(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node | None, fx.Node | None]:
+    """The batch norm and the shortcut behind a layer, as far as nothing else reads what lies between."""
+    norm = None
+    last = node
+    follower = _only_user(node)
+    if follower is not None and follower.op == "call_module":
+        module = graph.get_submodule(str(follower.target))
+        if isinstance(module, _Norm) and module.running_mean is not None:
+            norm = last = follower
+            follower = _only_user(follower)
+    if follower is None or follower.op != "call_function" or follower.target is not _ADD or follower.kwargs:
+        return norm, None
+    others = [argument for argument in follower.args if argument is not last]
+    if len(follower.args) != 2 or len(others) != 1 or not isinstance(others[0], fx.Node):
+        return norm, None
+    same = shapes_of(others[0]) == shapes_of(last)
+    return norm, others[0] if same else None
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def norm_of(graph: fx.GraphModule, node: str | None) -> _Norm | None:
+    """The batch norm that a node calls."""
+    if node is None:
+        return None
+    return cast(_Norm, graph.get_submodule(next(str(n.target) for n in graph.graph.nodes if n.name == node)))
+
+
+def affine(graph: fx.GraphModule, node: str | None, outputs: int) -> tuple[Tensor, Tensor]:
+    """Scale and shift (outputs,) of a batch norm in eval mode, float64: `norm(y) = scale y + shift`; 1 and 0 without one."""
+    norm = norm_of(graph, node)
+    if norm is None:
+        return torch.ones(outputs, dtype=torch.float64), torch.zeros(outputs, dtype=torch.float64)
+    mean, variance = cast(Tensor, norm.running_mean).double(), cast(Tensor, norm.running_var).double()
+    scale = torch.rsqrt(variance + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight.detach().double()
+    shift = norm.bias.detach().double() if norm.bias is not None else torch.zeros_like(mean)
+    return scale, shift - scale * mean
+
+
+def kept_channels(
+    labels: IntArray | None, kept: Sequence[NDArray[np.bool_]], channels: ChannelGraph, size: int
+) -> NDArray[np.bool_]:
+    """Mask over a layer's channels: which of them stay."""
+    return np.ones(size, dtype=bool) if labels is None else channels.kept_labels(labels, list(kept))
+
+
+def columns_of(reader: Reader, group: ChannelGroup, channels: ChannelGraph, product: Product) -> dict[int, Tensor]:
+    """Block of a reader -> (units, columns per unit): the columns of each unit of a group there, -1 for none."""
+    if reader.inputs is None:
+        return {}
+    here = channels.grouping.group_of[reader.inputs] == channels.groups.index(group)
+    unit = np.where(here, channels.grouping.unit_of[reader.inputs], -1)
+    per_block = len(unit) // product.blocks
+    found = {}
+    for block in range(product.blocks):
+        own = unit[block * per_block : (block + 1) * per_block]
+        if (own >= 0).any():
+            found[block] = _table(own, group.size, product.kernel)
+    return found
+
+
+def _table(unit: IntArray, units: int, kernel: int) -> Tensor:
+    counts = np.bincount(unit[unit >= 0], minlength=units)
+    table = np.full((units, int(counts.max())), -1, dtype=np.int64)
+    order = np.argsort(unit, kind="stable")
+    order = order[unit[order] >= 0]
+    place = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+    table[unit[order], place] = order
+    wide = table[:, :, None] * kernel + np.arange(kernel)
+    return torch.from_numpy(np.where(table[:, :, None] < 0, -1, wide).reshape(units, -1))
