@@ -15,7 +15,8 @@ from compressor.api import analyze, apply, compress, export, load, profile, trac
 from compressor.budget import Budget
 from compressor.errors import BackendError, BudgetError, CompressorError, DataError, PassError, PlanError, TraceError
 from compressor.measurement import Measurement
-from compressor.methods import Magnitude
+from compressor.methods import CaP, Magnitude
+from compressor.passes.compensation import Compensation
 from compressor.plan import Plan, Structure
 from compressor.progress import Progress
 from compressor.result import Result
@@ -27,6 +28,8 @@ __all__ = [
     "BackendError",
     "Budget",
     "BudgetError",
+    "CaP",
+    "Compensation",
     "CompressorError",
     "DataError",
     "FineTune",

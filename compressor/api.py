@@ -1,6 +1,6 @@
 """The verbs: trace, analyze, apply, compress, export, load, profile."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -15,6 +15,7 @@ from compressor.measurement import Measurement
 from compressor.methods import Magnitude, Method
 from compressor.passes.channels import ChannelGraph, analyze
 from compressor.passes.narrow_module import narrow_module
+from compressor.passes.products import take_state
 from compressor.passes.remove_channels import RemoveChannels
 from compressor.passes.trace import is_traced, trace
 from compressor.plan import Plan
@@ -60,10 +61,11 @@ def compress(
     model: nn.Module,
     example_inputs: Sequence[Tensor],
     *,
-    validate: Batches,
-    budget: Budget,
+    validate: Batches | None = None,
+    budget: Budget | None = None,
     out: str | Path,
     train: Batches | None = None,
+    calibrate: Iterable[object] | None = None,
     test: Batches | None = None,
     target: Target | None = None,
     method: Method | None = None,
@@ -71,7 +73,7 @@ def compress(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Result:
-    """Compress a trained classifier to a budget: remove, recalibrate, fine-tune, export, check, measure, report.
+    """Compress a trained classifier to a budget: remove, compensate, fine-tune, export, check, measure, report.
 
     Killed at any moment, the same call goes on from what is finished.
 
@@ -79,10 +81,13 @@ def compress(
         model: The trained model; it is left as it was.
         example_inputs: As for `trace`.
         validate: Batches `(inputs, labels)` that decisions and the reported accuracy rest on; a hold-out of
-            the training data.
-        budget: What the result may cost.
+            the training data. Without labels, where it is left out, a fifth of the images of `calibrate` takes its
+            place, and what the original says of them that of the labels: accuracies are then agreements with the original.
+        budget: What the result may cost; may be left out where the method has a floor (`CaP(floor=0.92)`).
         out: The run's folder.
-        train: Batches for recalibration and fine-tuning; without it neither happens.
+        train: Batches `(inputs, labels)` for fine-tuning; without it there is none.
+        calibrate: Images for the statistics of compensation, or batches that begin with them; labels are not looked at.
+            The training data by default; those may be augmented, these should look like what the network will see.
         test: Batches that are looked at only once, at the end, for the number to be published.
         target: Where it is to be fast; ONNX Runtime on one CPU thread, batch 1, by default.
         method: How to decide; `Magnitude()` by default.
@@ -102,6 +107,7 @@ def compress(
         train=train,
         validate=validate,
         test=test,
+        calibrate=calibrate,
         budget=budget,
         target=target or Target(),
         method=method or Magnitude(),
@@ -156,7 +162,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
         torch.zeros(shape, dtype=getattr(torch, dtype)) for shape, dtype in cast(list[tuple[list[int], str]], config["inputs"])
     ]
     graph = RemoveChannels(Plan.load(folder / "plan.json"))(trace(model, inputs)).graph
-    graph.load_state_dict(load_tensors(folder / "weights.safetensors"))
+    take_state(graph, load_tensors(folder / "weights.safetensors"))
     return graph.eval()
 
 

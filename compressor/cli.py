@@ -82,19 +82,34 @@ def inspect(
 def compress(
     model: Model,
     shapes: Shapes,
-    data: Annotated[
-        str,
-        typer.Option("--data", help="digits, cifar10:DIR, folder:DIR, or module:callable that returns (train, validate[, test])."),
-    ],
     out: Annotated[Path, typer.Option("--out", help="Folder of the run; the same command there goes on where it stopped.")],
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="digits, cifar10:DIR, folder:DIR, or module:callable that returns (train, validate[, test])."),
+    ] = None,
+    images: Annotated[
+        str | None,
+        typer.Option("--images", help="A folder of images without labels, for compensation; suffices where nothing is trained."),
+    ] = None,
     weights: Weights = None,
     latency: Annotated[str | None, typer.Option(help="Measured latency: fraction of the original (0.5) or absolute (2ms).")] = None,
     macs: Annotated[str | None, typer.Option(help="MACs: fraction (0.5) or absolute (60M).")] = None,
     params: Annotated[str | None, typer.Option(help="Parameters: fraction (0.5) or absolute (400k).")] = None,
     memory: Annotated[str | None, typer.Option(help="Weight memory: fraction (0.5) or absolute (1.5MB).")] = None,
-    method: Annotated[str, typer.Option(help="magnitude.")] = "magnitude",
-    criterion: Annotated[str, typer.Option(help="l1, l2, taylor, batchnorm-scale, geometric-median or random.")] = "l1",
-    scope: Annotated[str, typer.Option(help="global or uniform.")] = "global",
+    method: Annotated[str, typer.Option(help="magnitude or cap.")] = "magnitude",
+    criterion: Annotated[
+        str, typer.Option(help="Of magnitude: l1, l2, taylor, batchnorm-scale, geometric-median or random.")
+    ] = "l1",
+    scope: Annotated[str, typer.Option(help="Of magnitude: global or uniform.")] = "global",
+    floor: Annotated[
+        float | None, typer.Option(help="Of cap: lowest share of right answers on the hold-out, such as 0.92; no budget is needed.")
+    ] = None,
+    search: Annotated[str, typer.Option(help="Of cap: allocation by loss curves, or bottom-up.")] = "allocation",
+    streams: Annotated[bool, typer.Option("--streams/--no-streams", help="Of cap: prune residual streams as well.")] = True,
+    compensate: Annotated[
+        bool, typer.Option("--compensate/--no-compensate", help="Repair the network in closed form after removal.")
+    ] = True,
+    calibration_images: Annotated[int, typer.Option(min=8, help="At most this many images for statistics.")] = 2000,
     backend: Annotated[str, typer.Option(help="Where latency is measured.")] = "onnxruntime",
     batch: Annotated[int, typer.Option(min=1, help="Batch size that is timed.")] = 1,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of the engine.")] = 1,
@@ -121,10 +136,11 @@ def compress(
     from compressor import api
     from compressor.budget import Budget
     from compressor.console import ConsoleProgress
-    from compressor.data import load_data
+    from compressor.data import load_data, load_images
     from compressor.errors import BackendError
     from compressor.loading import load_model
     from compressor.methods import METHODS
+    from compressor.passes.compensation import Compensation
     from compressor.runtime import BACKENDS
     from compressor.target import Target, option_of
     from compressor.train import FineTune
@@ -133,21 +149,32 @@ def compress(
         raise typer.BadParameter(f"{method!r}: known methods are {', '.join(METHODS)}", param_hint="--method")
     if backend not in BACKENDS:
         raise typer.BadParameter(f"{backend!r}: known back ends are {', '.join(sorted(BACKENDS))}", param_hint="--backend")
-    budget = Budget(**{k: _bound(v) for k, v in (("latency", latency), ("macs", macs), ("params", params), ("memory", memory))})
+    if data is None and images is None:
+        raise typer.BadParameter("give data with labels (--data), or images without (--images)", param_hint="--data / --images")
+    bounds = {k: _bound(v) for k, v in (("latency", latency), ("macs", macs), ("params", params), ("memory", memory)) if v}
+    budget = Budget(**bounds) if bounds or floor is None else None
     try:
         options = dict(option_of(text, BACKENDS[backend]().options) for text in option or [])
         target = Target(backend, batch, threads, align, precision, options)
     except BackendError as error:
         raise typer.BadParameter(str(error), param_hint="--precision / --option") from error
-    chosen = METHODS[method](criterion=criterion, scope=scope)
+    given: dict[str, dict[str, Any]] = {
+        "magnitude": {"criterion": criterion, "scope": scope},
+        "cap": {"floor": floor, "search": search, "streams": streams},
+    }
+    compensation = Compensation(images=calibration_images) if compensate else None
+    chosen = METHODS[method](**given[method], compensation=compensation)
     finetune = FineTune(epochs=epochs, learning_rate=lr, distillation=distillation, label_smoothing=label_smoothing)
     inputs = inputs_of(shapes)
     network = load_model(model, weights)
-    found = load_data(data, train_batch, train_images, _numbers(mean), _numbers(std))
+    normal = (_numbers(mean), _numbers(std))
+    found = load_data(data, train_batch, train_images, *normal) if data is not None else None
+    labelled: dict[str, Any] = {"train": found.train, "validate": found.validate, "test": found.test} if found else {}
+    labelled["calibrate"] = load_images(images, train_batch, *normal) if images is not None else found.plain if found else None
     with ConsoleProgress() as progress, _resumable(out):
         result = api.compress(
-            network, inputs, train=found.train, validate=found.validate, test=found.test, budget=budget, target=target,
-            method=chosen, finetune=finetune, out=out, seed=seed, progress=progress,
+            network, inputs, **labelled, budget=budget, target=target, method=chosen, finetune=finetune, out=out, seed=seed,
+            progress=progress,
         )  # fmt: skip
     print(result.summary())
     print(f"\n{out / 'report.html'}")

@@ -1,22 +1,27 @@
 """The main job, step by step: each step is recorded in the run's folder and never done twice."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 
 from compressor.budget import Budget, absolute
-from compressor.errors import BudgetError
+from compressor.errors import BudgetError, DataError
 from compressor.evaluate import Batches, evaluate, recalibrate
 from compressor.measurement import Measurement
 from compressor.methods import Method, Problem
+from compressor.passes.calibration import Calibration
 from compressor.passes.channels import ChannelGraph, analyze
+from compressor.passes.compensate import Compensate
+from compressor.passes.compensation import Compensation, Repair
+from compressor.passes.products import take_state
 from compressor.passes.remove_channels import RemoveChannels
-from compressor.passes.trace import DYNAMIC, INPUTS, example_inputs_of, trace
+from compressor.passes.trace import DYNAMIC, INPUTS, example_inputs_of, outputs_of, trace
 from compressor.passes.verify import verify_removal
 from compressor.plan import Plan
 from compressor.progress import Progress
@@ -40,9 +45,10 @@ class Compression:
         example_inputs: Sequence[Tensor],
         *,
         train: Batches | None,
-        validate: Batches,
+        validate: Batches | None,
         test: Batches | None,
-        budget: Budget,
+        calibrate: Iterable[object] | None,
+        budget: Budget | None,
         target: Target,
         method: Method,
         finetune: FineTune,
@@ -50,8 +56,11 @@ class Compression:
         seed: int,
         progress: Progress,
     ) -> None:
-        self._train, self._validate, self._test = train, validate, test
+        self._train, self._test = train, test
+        self._calibrate = train if calibrate is None else calibrate
         self._budget, self._target, self._method = budget, target, method
+        if budget is None and getattr(method, "floor", None) is None:
+            raise BudgetError("nothing says how far to go: pass budget=…, or a method with a floor such as CaP(floor=0.92)")
         self._finetune, self._seed, self._progress = finetune, seed, progress
         progress.stage("trace and analyze")
         self._original = trace(model, example_inputs).eval()
@@ -63,13 +72,33 @@ class Compression:
             "model": self._channels.digest,
             "weights": digest_of_tensors(self._original.state_dict()),
             "inputs": [[list(shape), dtype] for shape, dtype in self._original.meta[INPUTS]],
-            "budget": budget.bounds,
+            "budget": budget.bounds if budget else {},
             "target": target.to_dict(),
             "method": method.to_dict(),
             "finetune": finetune.to_dict(),
             "seed": seed,
         }
+        self._images = self._calibration()
+        self._validate = self._agreement() if validate is None else validate
         self._run = Run(out, config)
+
+    def _calibration(self) -> Calibration | None:
+        """The images of the statistics: read once, in the order that the seed gives."""
+        if self._calibrate is None:
+            return None
+        settings = self._method.compensation or Compensation()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._seed)
+            return Calibration.read(self._calibrate, self._original, settings.images)
+
+    def _agreement(self) -> Batches:
+        """A fifth of the calibration images, labelled by the original."""
+        if self._images is None:
+            raise DataError("there are no images: pass validate=… (with labels), or calibrate=… (without)")
+        share = max(self._images.images // 5, 1)
+        held, self._images = self._images.first(share), self._images.after(share)
+        with torch.no_grad():
+            return [(batch[0], outputs_of(self._original(*batch))[0].argmax(1).cpu()) for batch in held.batches]
 
     def run(self) -> Result:
         """Do what is not done yet."""
@@ -84,11 +113,13 @@ class Compression:
         graph = RemoveChannels(plan, self._channels)(self._original).graph
         checked = verify_removal(self._channels, plan, graph)
         accuracies["channels removed"] = self._accuracy("channels removed", graph)
+        graph = self._compensated(plan, graph, accuracies)
         if self._train is not None:
-            graph = self._repair(graph, self._train, accuracies)
+            graph = self._trained(graph, self._train, accuracies)
         graph.eval()
-        if not (run.member / "weights.safetensors").exists():
-            save_tensors(run.member / "weights.safetensors", graph.state_dict())
+        if not self._finished().exists():
+            save_tensors(self._finished(), graph.state_dict())
+        (run.path / "compensated.safetensors").unlink(missing_ok=True)
         self._export(graph)
         original, compressed = self._measure(graph)
         result = Result(
@@ -103,6 +134,9 @@ class Compression:
             lossy=checked.lossy,
             frozen={g.name: g.frozen for g in self._channels.groups if g.frozen is not None},
             widths=self._widths(plan),
+            repairs=tuple(
+                Repair(**layer) for layer in cast(list[dict[str, Any]], (run.done("compensated") or {}).get("layers", []))
+            ),
             path=run.path,
         )
         self._progress.stage("report")
@@ -132,14 +166,24 @@ class Compression:
         return plan
 
     def _problem(self, comparison: Comparison) -> Problem:
-        limits = self._budget.limits({**self._full_costs(), "latency": 1.0})
-        latency = self._budget.latency
+        limits = self._budget.limits({**self._full_costs(), "latency": 1.0}) if self._budget else {}
+        latency = self._budget.latency if self._budget else None
         if isinstance(latency, str):  # absolute: as a fraction of what the original takes here and now
             original = self._run.once(
                 "original latency", lambda: measure({"original": self._original}, self._target, self._seed)["original"].to_dict()
             )
             limits["latency"] = absolute("latency", latency) / Measurement.from_dict(original).median_ms
-        return Problem(self._channels, limits, self._target, partial(self._trial, comparison), self._train, self._seed)
+        return Problem(
+            channels=self._channels,
+            limits=limits,
+            target=self._target,
+            measure=partial(self._trial, comparison),
+            train=self._train,
+            seed=self._seed,
+            validate=self._validate,
+            calibration=self._images,
+            progress=self._progress,
+        )
 
     def _full_costs(self) -> dict[str, float]:
         costs = self._channels.costs(self._channels.widths([self._channels.full]))
@@ -157,28 +201,49 @@ class Compression:
         self._progress.stage(f"search: measured a candidate at {trial.ratio:.3f} of the original's latency")
         return trial
 
-    def _repair(self, graph: fx.GraphModule, train: Batches, accuracies: dict[str, float]) -> fx.GraphModule:
-        finished = self._run.member / "weights.safetensors"
-        name = "fine-tuned" if self._finetune.epochs else "norms recalibrated"
-        if finished.exists() and self._run.done(f"accuracy: {name}") is not None:
-            graph.load_state_dict(load_tensors(finished))
+    def _compensated(self, plan: Plan, graph: fx.GraphModule, accuracies: dict[str, float]) -> fx.GraphModule:
+        settings, images = self._method.compensation, self._images
+        if images is None:
+            return graph
+        file = self._run.path / "compensated.safetensors"
+        if self._run.done("compensated") is None or not (file.exists() or self._finished().exists()):
+            repairs: tuple[Repair, ...] = ()
+            if settings is not None:
+                self._progress.stage("compensate")
+                found = Compensate(self._channels, plan, images, settings, self._seed).run(graph)
+                graph, repairs = found.graph, found.repairs
+            if settings is None or settings.recalibrate:
+                self._progress.stage("recalibrate batch norms")
+                recalibrate(graph, [(batch[0], batch[0]) for batch in images.batches], progress=self._progress)
+            save_tensors(file, graph.state_dict())
+            self._run.finish("compensated", {"layers": [asdict(repair) for repair in repairs]})
         else:
-            self._progress.stage("recalibrate batch norms")
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self._seed)
-                recalibrate(graph, train, progress=self._progress)
-        accuracies["norms recalibrated"] = self._accuracy("norms recalibrated", graph)
-        if self._finetune.epochs and not finished.exists():
+            take_state(graph, load_tensors(file if file.exists() else self._finished()))
+        name = "norms recalibrated" if settings is None else "compensated"
+        accuracies[name] = self._accuracy(name, graph)
+        return graph
+
+    def _repairs(self) -> tuple[Repair, ...]:
+        layers = cast(list[dict[str, Any]], (self._run.done("compensated") or {}).get("layers", []))
+        return tuple(Repair(**layer) for layer in layers)
+
+    def _finished(self) -> Path:
+        return self._run.member / "weights.safetensors"
+
+    def _trained(self, graph: fx.GraphModule, train: Batches, accuracies: dict[str, float]) -> fx.GraphModule:
+        if not self._finetune.epochs:
+            return graph
+        finished = self._finished()
+        if finished.exists():
+            take_state(graph, load_tensors(finished))
+        else:
             self._progress.stage("fine-tune")
             teacher = self._original if self._finetune.distillation else None
             checkpoint = self._run.path / "checkpoint.safetensors"
             fine_tune(graph, train, self._finetune, teacher, checkpoint, self._seed, self._progress)
             save_tensors(finished, graph.state_dict())
             checkpoint.unlink(missing_ok=True)
-        elif finished.exists():
-            graph.load_state_dict(load_tensors(finished))
-        if self._finetune.epochs:
-            accuracies["fine-tuned"] = self._accuracy("fine-tuned", graph)
+        accuracies["fine-tuned"] = self._accuracy("fine-tuned", graph)
         return graph
 
     def _export(self, graph: fx.GraphModule) -> None:
@@ -216,7 +281,7 @@ class Compression:
         return tuple(steps)
 
     def _found(self, plan: Plan, original: Measurement, compressed: Measurement) -> dict[str, tuple[float, float]]:
-        limits = self._budget.limits({**self._full_costs(), "latency": original.median_ms})
+        limits = self._budget.limits({**self._full_costs(), "latency": original.median_ms}) if self._budget else {}
         costs = self._channels.costs(self._channels.widths([self._channels.structure(plan)]))
         found = {
             "latency": compressed.median_ms,

@@ -4,7 +4,7 @@ Every source is split into training data, a hold-out of it (which decisions rest
 at once, at the end). Images lie in memory as bytes and are normalised batch by batch.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -76,6 +76,11 @@ class Data:
     validate: Batches
     test: Batches | None
 
+    @property
+    def plain(self) -> Batches:
+        """The training data as they are, in their order: without augmentation, for statistics."""
+        return replace(self.train, shuffle=False, augment=0) if isinstance(self.train, Images) else self.train
+
 
 def load_data(
     name: str,
@@ -115,6 +120,25 @@ def load_data(
         raise DataError(f"{name}: {len(order)} images are too few to hold some of them out")
     final = None if test is None else replace(test, batch=batch, mean=own_mean, std=own_std)
     return Data(replace(rest_of_train, shuffle=True, augment=augment), validate, final)
+
+
+def load_images(name: str, batch: int = 128, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None) -> Images:
+    """Images without labels, for statistics.
+
+    Args:
+        name: A folder; every image in it and below counts.
+        batch: Batch size.
+        mean: Per channel, of values in 0..1; ImageNet's by default.
+        std: Per channel.
+
+    Raises:
+        DataError: There is no such folder, an image cannot be read, or they differ in size.
+    """
+    root = Path(name)
+    if not root.is_dir():
+        raise DataError(f"{name}: no such folder of images")
+    found = _read_images(root, sorted(p for p in root.rglob("*") if p.suffix.lower() in _SUFFIXES))
+    return Images(found, torch.zeros(len(found), dtype=torch.int64), mean or IMAGENET_MEAN, std or IMAGENET_STD, batch)
 
 
 def _digits(rest: str) -> tuple[Images, Images | None, int]:
@@ -173,26 +197,30 @@ def _folder(rest: str) -> tuple[Images, Images | None, int]:
 
 
 def _read_folder(base: Path, classes: list[str]) -> Images:
+    files = [sorted(p for p in (base / name).rglob("*") if p.suffix.lower() in _SUFFIXES) for name in classes]
+    images = _read_images(base, [path for own in files for path in own])
+    labels = torch.repeat_interleave(torch.arange(len(classes)), torch.tensor([len(own) for own in files]))
+    return Images(images, labels, IMAGENET_MEAN, IMAGENET_STD)
+
+
+def _read_images(base: Path, files: Sequence[Path]) -> Tensor:
+    """uint8 (N, 3, H, W)."""
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError as error:
         raise DataError("reading images needs pillow: pip install pillow") from error
-    images, labels = [], []
-    for label, name in enumerate(classes):
-        files = sorted(p for p in (base / name).rglob("*") if p.suffix.lower() in _SUFFIXES)
-        for path in files:
-            try:
-                with Image.open(path) as image:
-                    images.append(np.asarray(image.convert("RGB")))
-            except (OSError, UnidentifiedImageError) as error:
-                raise DataError(f"{path}: not an image, or cut off ({error})") from error
-            if images[-1].shape != images[0].shape:
-                raise DataError(f"{path} is {images[-1].shape[:2]}, the first image {images[0].shape[:2]}; resize them to one size")
-            labels.append(label)
+    images: list[np.ndarray] = []
+    for path in files:
+        try:
+            with Image.open(path) as image:
+                images.append(np.asarray(image.convert("RGB")))
+        except (OSError, UnidentifiedImageError) as error:
+            raise DataError(f"{path}: not an image, or cut off ({error})") from error
+        if images[-1].shape != images[0].shape:
+            raise DataError(f"{path} is {images[-1].shape[:2]}, the first image {images[0].shape[:2]}; resize them to one size")
     if not images:
-        raise DataError(f"{base}: no images in the folders {', '.join(classes[:5])}")
-    stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
-    return Images(stacked, torch.tensor(labels), IMAGENET_MEAN, IMAGENET_STD)
+        raise DataError(f"{base}: no images in it ({', '.join(sorted(_SUFFIXES))})")
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
 
 def _from_callable(name: str) -> Data:

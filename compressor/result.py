@@ -9,6 +9,7 @@ from rich.table import Table
 from torch import fx
 
 from compressor.measurement import Measurement
+from compressor.passes.compensation import Repair
 from compressor.plan import Plan
 
 
@@ -17,7 +18,7 @@ class Step:
     """The network after one step.
 
     Attributes:
-        name: `original`, `channels removed`, `norms recalibrated`, `fine-tuned`.
+        name: `original`, `channels removed`, `compensated` or `norms recalibrated`, `fine-tuned`.
         accuracy: Top-1 in percent on the validation data.
         macs: Multiply-accumulates for one sample.
         params: Elements of all parameters.
@@ -47,6 +48,7 @@ class Result:
         lossy: Ops over pruned channels for which the two differ by nature.
         frozen: Group name -> why it was left alone.
         widths: Group name -> (before, after).
+        repairs: What compensation did to each layer.
         path: The run's folder.
     """
 
@@ -61,6 +63,7 @@ class Result:
     lossy: tuple[str, ...]
     frozen: dict[str, str]
     widths: dict[str, tuple[int, int]]
+    repairs: tuple[Repair, ...]
     path: Path
 
     @property
@@ -125,6 +128,7 @@ class Result:
             "removed_masked_error": self.error,
             "lossy": list(self.lossy),
             "frozen": self.frozen,
+            "repairs": [asdict(repair) for repair in self.repairs],
             "widths": {name: list(pair) for name, pair in self.widths.items()},
         }
 

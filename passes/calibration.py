@@ -40,6 +40,16 @@ class Calibration:
                 chosen.append(tuple(x[:left] for x in batch))
         return Calibration(tuple(chosen))
 
+    def after(self, images: int) -> "Calibration":
+        """All but the first so many."""
+        chosen: list[tuple[Tensor, ...]] = []
+        for batch in self.batches:
+            skipped = min(images, len(batch[0]))
+            images -= skipped
+            if skipped < len(batch[0]):
+                chosen.append(tuple(x[skipped:] for x in batch))
+        return Calibration(tuple(chosen))
+
     @classmethod
     def read(cls, batches: Iterable[object], graph: fx.GraphModule, images: int) -> "Calibration":
         """Read and check.

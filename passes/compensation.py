@@ -17,6 +17,7 @@ class Compensation:
         layers: `all`, or only the `readers` of what was removed.
         rescale: Scale each output to the original's variance (as the released code of CaP does).
         ridge: Share of the mean variance that is added to the diagonal, pulling towards the weights that are there.
+        recalibrate: Whether batch norms are re-estimated afterwards.
         images: How many calibration images are read at most.
         positions: Of each image, sampled per layer.
         memory_mb: For matrices; activations get twice as much before they go to files.
@@ -30,6 +31,7 @@ class Compensation:
     layers: Literal["all", "readers"] = "all"
     rescale: bool = False
     ridge: float = 1e-6
+    recalibrate: bool = False
     images: int = 2000
     positions: int = 24
     memory_mb: int = 1024

@@ -79,27 +79,59 @@ def fit_on_original(
     chosen = [job for job in jobs if job.product.blocks == job.whole.blocks]  # whole blocks that go take their outputs along
     names, memory = [job.reader.node for job in chosen], settings.memory_mb << 18
     found = collect(channels.graph, names, calibration, settings.positions, memory, seed)
-    return [_fit_on_statistics(narrowed, job, found[job.reader.node], settings) for job in chosen]
+    return [fit_on_statistics(narrowed, job, found[job.reader.node], settings) for job in chosen]
 
 
-def _fit_on_statistics(narrowed: fx.GraphModule, job: Job, statistics: Statistics, settings: Compensation) -> Repair:
+def fit_on_statistics(narrowed: fx.GraphModule, job: Job, statistics: Statistics, settings: Compensation) -> Repair:
+    """Fit one layer on statistics of the original network; `narrowed` is changed in place."""
     rows = job.rows.reshape(job.product.blocks, -1) % (job.whole.outputs // job.whole.blocks)
     matrix = torch.stack([own[index] for own, index in zip(job.whole.matrix(), rows, strict=True)])
-    nothing = torch.zeros(rows.shape, dtype=torch.float64)
-    bias = job.product.bias.reshape(rows.shape)
+    found = solve_on_statistics(statistics, matrix, job.columns, settings)
+    write(narrowed, job.reader, job.product, found.matrix, job.product.bias + found.bias.flatten())
+    return Repair(job.reader.layer, found.before, found.after, statistics.samples, len(statistics.parts), found.ridge)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """New weights of a layer.
+
+    Attributes:
+        matrix: (blocks, outputs per block, kept columns).
+        bias: (blocks, outputs per block): to be added to the bias that was there.
+        before: Error with the old weights, as a share of the variance of the outputs.
+        after: Error with the new ones.
+        ridge: The ridge that was needed.
+    """
+
+    matrix: Tensor
+    bias: Tensor
+    before: float
+    after: float
+    ridge: float
+
+
+def solve_on_statistics(statistics: Statistics, matrix: Tensor, columns: Tensor, settings: Compensation) -> Fit:
+    """The closed form where the target is what the layer makes of all its inputs.
+
+    Args:
+        statistics: Of all inputs.
+        matrix: (blocks, outputs per block, all columns).
+        columns: (blocks, kept columns).
+        settings: Ridge and rescaling.
+    """
+    bias = nothing = torch.zeros(matrix.shape[:2], dtype=torch.float64)
     solutions, variance = [], 0.0
     for part in statistics.parts:
         weights = matrix[:, :, part.columns]
         facts = Facts.of_layer(part.mean, part.covariance, weights, nothing)
-        here = (job.columns[0] >= part.columns.start) & (job.columns[0] < part.columns.stop)  # several parts: one block
-        kept = job.columns[:, here] - part.columns.start
+        here = (columns[0] >= part.columns.start) & (columns[0] < part.columns.stop)  # several parts: one block
+        kept = columns[:, here] - part.columns.start
         weights = weights.gather(2, kept[:, None].expand(-1, weights.shape[1], -1))
         solutions.append(solve(facts.kept(kept), weights, nothing, settings.ridge, settings.rescale))
         bias = bias + solutions[-1].bias
         variance += float(facts.target_variance.sum())
-    _write(narrowed, job, torch.cat([solution.matrix for solution in solutions], dim=2), bias)
-    before, after = (sum(float(getattr(s, name).sum()) for s in solutions) for name in ("before", "after"))
-    return _repair(job, before, after, variance, statistics.samples, solutions)
+    before, after = (sum(float(getattr(s, name).sum()) for s in solutions) / max(variance, 1e-300) for name in ("before", "after"))
+    return Fit(torch.cat([s.matrix for s in solutions], dim=2), bias, before, after, max(s.ridge for s in solutions))
 
 
 def fit_side_by_side(
@@ -122,7 +154,7 @@ def fit_side_by_side(
 
 
 def _fit(graph: fx.GraphModule, job: Job, original: Prefix, own: Prefix, settings: Compensation, seed: int) -> Repair:
-    samples = _Samples(graph, job, original, own, settings, seed)
+    samples = Samples(graph, job, original, own, settings, seed)
     matrix = job.product.matrix()
     bias = job.product.bias.reshape(matrix.shape[:2])
     solutions: list[Solution] = []
@@ -139,11 +171,12 @@ def _fit(graph: fx.GraphModule, job: Job, original: Prefix, own: Prefix, setting
         solutions.append(solve(facts, matrix[:, :, part], bias, settings.ridge, settings.rescale))
         matrix[:, :, part], bias = solutions[-1].matrix, solutions[-1].bias
         count, variance = moments.count, variance or float(moments.target_variance.sum())
-    _write(own.graph, job, matrix, bias)
-    return _repair(job, float(solutions[0].before.sum()), float(solutions[-1].after.sum()), variance, count, solutions)
+    write(own.graph, job.reader, job.product, matrix, bias.flatten())
+    before, after = (float(error.sum()) / max(variance, 1e-300) for error in (solutions[0].before, solutions[-1].after))
+    return Repair(job.reader.layer, before, after, count, len(parts), max(s.ridge for s in solutions))
 
 
-class _Samples:
+class Samples:
     """What a layer of the narrowed network reads and what it should give, batch by batch."""
 
     def __init__(self, graph: fx.GraphModule, job: Job, original: Prefix, own: Prefix, settings: Compensation, seed: int) -> None:
@@ -171,15 +204,11 @@ class _Samples:
         return job.product.patches(x, at), y.reshape(len(y), job.product.blocks, -1)
 
 
-def _write(graph: fx.GraphModule, job: Job, matrix: Tensor, bias: Tensor) -> None:
-    norm = norm_of(graph, job.reader.norm)
-    if norm is None or job.product.has_bias:
-        job.product.write(matrix, bias.flatten())
+def write(graph: fx.GraphModule, reader: Reader, product: Product, matrix: Tensor, bias: Tensor) -> None:
+    """Store weights and bias (outputs,); a batch norm behind a layer without a bias takes it, so that no parameter is added."""
+    norm = norm_of(graph, reader.norm)
+    if norm is None or product.has_bias:
+        product.write(matrix, bias)
         return
-    job.product.write(matrix, None)  # no new parameter: norm(y + b) is the norm with the mean m - b
-    cast(Tensor, norm.running_mean).sub_(bias.flatten())
-
-
-def _repair(job: Job, before: float, after: float, variance: float, samples: int, solutions: Sequence[Solution]) -> Repair:
-    variance = max(variance, 1e-300)
-    return Repair(job.reader.layer, before / variance, after / variance, samples, len(solutions), max(s.ridge for s in solutions))
+    product.write(matrix, None)
+    cast(Tensor, norm.running_mean).sub_(bias)  # norm(y + b) is the norm with the mean m - b

@@ -9,7 +9,7 @@ import os
 import tempfile
 import weakref
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -59,12 +59,7 @@ class Prefix:
     def __init__(self, graph: fx.GraphModule, calibration: Calibration, shelf: Shelf) -> None:
         self.graph = graph
         self._shelf = shelf
-        self._nodes = list(graph.graph.nodes)
-        self._position = {node.name: k for k, node in enumerate(self._nodes)}
-        self._last_use: dict[int, list[fx.Node]] = {}
-        for node in self._nodes:
-            last = max((self._position[user.name] for user in node.users), default=self._position[node.name])
-            self._last_use.setdefault(last, []).append(node)
+        self._index(graph)
         self._cursor = 0
         self._interpreter = fx.Interpreter(graph, garbage_collect_values=False)
         device = next((p.device for p in graph.parameters()), torch.device("cpu"))
@@ -73,15 +68,41 @@ class Prefix:
             dict(zip(inputs, (x.to(device) for x in batch), strict=True)) for batch in calibration.batches
         ]
 
+    def _index(self, graph: fx.GraphModule) -> None:
+        self._nodes = list(graph.graph.nodes)
+        self._position = {node.name: k for k, node in enumerate(self._nodes)}
+        self._last_use: dict[int, list[fx.Node]] = {}
+        for node in self._nodes:
+            last = max((self._position[user.name] for user in node.users), default=self._position[node.name])
+            self._last_use.setdefault(last, []).append(node)
+
     def __len__(self) -> int:
         """How many batches there are."""
         return len(self._environments)
 
-    def fork(self) -> Self:
-        """A second runner that starts here; this one does not notice what the other does."""
-        twin = object.__new__(type(self))
+    def fork(self, graph: fx.GraphModule | None = None) -> "Prefix":
+        """A second runner that starts here; this one does not notice what the other does.
+
+        Args:
+            graph: A graph to go on with, whose nodes have the names of this one's; parameters that this one has
+                fetched already are fetched anew.
+        """
+        twin = object.__new__(Prefix)
         twin.__dict__ = {**vars(self), "_environments": [dict(own) for own in self._environments]}
+        if graph is None or graph is self.graph:
+            return twin
+        twin.graph, twin._interpreter = graph, fx.Interpreter(graph, garbage_collect_values=False)
+        twin._index(graph)
+        nodes = {node.name: node for node in twin._nodes}
+        twin._environments = [{nodes[node.name]: value for node, value in own.items()} for own in self._environments]
+        for environment in twin._environments:
+            for node in [node for node in environment if node.op == "get_attr"]:
+                environment[node] = twin._interpreter.run_node(node)
         return twin
+
+    def passed(self, name: str) -> bool:
+        """Whether a node has run."""
+        return self._position[name] < self._cursor
 
     def before(self, name: str) -> None:
         """Run every batch up to a node, which does not run yet; nothing happens where that is done already."""

@@ -9,7 +9,7 @@ flipped, of its input with zeros between the pixels.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias, cast
 
 import torch
@@ -143,6 +143,22 @@ def sample(grid: Sequence[int], count: int, generator: torch.Generator) -> Tenso
 def is_product(graph: fx.GraphModule, node: fx.Node) -> bool:
     """Whether a node calls a layer that `Product` takes."""
     return node.op == "call_module" and isinstance(graph.get_submodule(str(node.target)), Conv | nn.Linear)
+
+
+def take_state(graph: fx.GraphModule, tensors: Mapping[str, Tensor]) -> None:
+    """Load a `state_dict`, the biases that compensation gave to layers without one among it.
+
+    Raises:
+        RuntimeError: It is that of another network.
+    """
+    own = graph.state_dict()
+    for name in tensors:
+        layer, _, leaf = name.rpartition(".")
+        if name not in own and leaf == "bias" and f"{layer}.weight" in own:
+            module = graph.get_submodule(layer)
+            if isinstance(module, Conv | nn.Linear):
+                module.bias = nn.Parameter(tensors[name].to(module.weight))
+    graph.load_state_dict(dict(tensors))
 
 
 def _padded(x: Tensor, conv: Conv) -> Tensor:

@@ -29,11 +29,14 @@ class Reading:
         covariance: Of everything it reads, (features, features), float64.
         matrix: Its weights, rows scaled by how much an error of that output counts, (outputs, features).
         columns: (units, columns per unit): the features that belong to each unit; -1 where a unit has fewer.
+        cross: Cov(y, x) of the target, its rows scaled likewise, where that is not what the layer itself gives
+            (`matrix @ covariance`); the loss is then counted from what the features can tell of the target.
     """
 
     covariance: Tensor
     matrix: Tensor
     columns: Tensor
+    cross: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ class _State:
         self._t = covariance.new_zeros(count + 1, count + 1)
         self._t[:count, :count] = covariance
         self._r = covariance.new_zeros(len(reading.matrix), count + 1)
-        self._r[:, :count] = reading.matrix @ covariance
+        self._r[:, :count] = reading.matrix @ covariance if reading.cross is None else reading.cross
         self._t.diagonal().add_(floor)
         self._columns = torch.where(reading.columns < 0, count, reading.columns).to(covariance.device)
         absent = self._columns == count

@@ -25,11 +25,11 @@ from compressor.run import versions
 from compressor.store import load_weights, write_json
 
 CASES = (
-    ("l1 global sum", compressor.Magnitude("l1", "global", "sum"), compressor.Budget(macs=0.5)),
-    ("l1 global sum", compressor.Magnitude("l1", "global", "sum"), compressor.Budget(latency=0.5)),
-    ("l1 global mean", compressor.Magnitude("l1", "global", "mean"), compressor.Budget(macs=0.5)),
-    ("l1 uniform", compressor.Magnitude("l1", "uniform"), compressor.Budget(macs=0.5)),
-    ("l1 uniform", compressor.Magnitude("l1", "uniform"), compressor.Budget(latency=0.5)),
+    ("l1 global sum", compressor.Magnitude("l1", "global", "sum", compensation=None), compressor.Budget(macs=0.5)),
+    ("l1 global sum", compressor.Magnitude("l1", "global", "sum", compensation=None), compressor.Budget(latency=0.5)),
+    ("l1 global mean", compressor.Magnitude("l1", "global", "mean", compensation=None), compressor.Budget(macs=0.5)),
+    ("l1 uniform", compressor.Magnitude("l1", "uniform", compensation=None), compressor.Budget(macs=0.5)),
+    ("l1 uniform", compressor.Magnitude("l1", "uniform", compensation=None), compressor.Budget(latency=0.5)),
 )
 
 

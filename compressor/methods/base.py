@@ -1,13 +1,16 @@
 """What a compression method is given, and what it gives back."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
 
+from compressor.passes.calibration import Calibration
 from compressor.passes.channels import ChannelGraph
+from compressor.passes.compensation import Compensation
 from compressor.plan import Plan, Structure
+from compressor.progress import Progress
 from compressor.target import Target
 from compressor.trial import Trial
 
@@ -24,6 +27,9 @@ class Problem:
         measure: Builds and times the network of a plan beside the original; results are kept by the run.
         train: Batches `(inputs, labels)` of training data, for methods that need gradients or statistics.
         seed: For whatever is random.
+        validate: Batches `(inputs, labels)` of a hold-out of the training data, for methods that look at accuracies.
+        calibration: Images without labels, for statistics; None where there are none.
+        progress: Where to say what is being done.
     """
 
     channels: ChannelGraph
@@ -32,6 +38,9 @@ class Problem:
     measure: Callable[[Plan], Trial]
     train: Iterable[tuple[Tensor, Tensor]] | None
     seed: int
+    validate: Iterable[tuple[Tensor, Tensor]] = ()
+    calibration: Calibration | None = None
+    progress: Progress = field(default_factory=Progress)
 
     def costs(self, structure: Structure) -> dict[str, float]:
         """Exact MACs, parameters and memory of a structure."""
@@ -45,6 +54,10 @@ class Method(Protocol):
     @property
     def name(self) -> str:
         """As the command knows it."""
+
+    @property
+    def compensation(self) -> Compensation | None:
+        """How the network is repaired after removal; None for not at all."""
 
     def plan(self, problem: Problem) -> Plan:
         """Decide what stays.

@@ -16,8 +16,7 @@ measuring engines.
 """
 
 import itertools
-import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -26,14 +25,11 @@ from numpy.typing import NDArray
 from compressor.errors import BudgetError
 from compressor.gradients import mean_gradients
 from compressor.methods.base import Problem
+from compressor.methods.paths import fitting, resolve
+from compressor.passes.compensation import Compensation
 from compressor.passes.criteria import CRITERIA, Scores, Scoring, select
 from compressor.plan import Plan
 from compressor.space import widths
-
-logger = logging.getLogger(__name__)
-
-_CLOSE = 0.97  # a measured latency from here up to the budget ends the bisection
-_AIM = 0.985  # of the latency budget: what the search accepts, so that the final measurement holds too
 
 
 @dataclass(frozen=True)
@@ -44,6 +40,7 @@ class Magnitude:
         criterion: Name of a criterion (`compressor.passes.criteria.CRITERIA`).
         scope: `uniform` or `global`.
         aggregate: How scores of tied filters become one: `mean`, `sum` or `max`.
+        compensation: How the network is repaired after removal; None for not at all.
 
     Raises:
         BudgetError: A setting is none of these.
@@ -52,6 +49,7 @@ class Magnitude:
     criterion: str = "l1"
     scope: Literal["uniform", "global"] = "global"
     aggregate: Literal["mean", "sum", "max"] = "sum"
+    compensation: Compensation | None = field(default_factory=Compensation)
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -91,13 +89,7 @@ class Magnitude:
         """
         scores = self.scores(problem)
         path = _path(problem, scores, self.scope)
-        first = _first_within(problem, path)
-        if "latency" in problem.limits:
-            index = _bisect_latency(problem, scores, path, first)
-            widths_found = path[index]
-        else:
-            widths_found = _give_back(problem, path, first)
-        return _resolve(problem, scores, widths_found)
+        return resolve(problem, scores, fitting(problem, scores, path))
 
 
 def _path(problem: Problem, scores: dict[str, Scores], scope: str) -> NDArray[np.int64]:
@@ -122,87 +114,3 @@ def _path(problem: Problem, scores: dict[str, Scores], scope: str) -> NDArray[np
         rows.append(list(rows[-1]))
         rows[-1][k] = width
     return np.array(rows, dtype=np.int64)
-
-
-def _within(problem: Problem, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which structures meet the budgets that can be computed."""
-    costs = problem.channels.costs(rows)
-    found = {"macs": costs.macs, "params": costs.params, "memory": costs.memory_bytes}
-    good = np.ones(len(rows), dtype=bool)
-    for name, limit in problem.limits.items():
-        if name in found:
-            good &= found[name] <= limit
-    return good
-
-
-def _first_within(problem: Problem, path: NDArray[np.int64]) -> int:
-    good = _within(problem, path)
-    if good.any():
-        return int(np.argmax(good))
-    smallest = problem.channels.costs(path[-1:])
-    closest = {"macs": smallest.macs[0], "params": smallest.params[0], "memory": smallest.memory_bytes[0]}
-    wanted = {name: limit for name, limit in problem.limits.items() if name in closest}
-    said = ", ".join(f"{name} {closest[name]:,} (asked: {limit:,.0f})" for name, limit in wanted.items())
-    raise BudgetError(
-        f"the budget cannot be met: the smallest legal network has {said}; "
-        "widths are multiples of the target's `align`, a smaller one allows narrower layers"
-    )
-
-
-def _give_back(problem: Problem, path: NDArray[np.int64], first: int) -> NDArray[np.int64]:
-    """Undo notches, the latest first, as long as the budget still holds."""
-    current: NDArray[np.int64] = path[first].copy()
-    for index in range(first, 0, -1):
-        group = int(np.argmax(path[index - 1] != path[index]))
-        if path[index][group] == current[group]:
-            wider = current.copy()
-            wider[group] = path[index - 1][group]
-            if _within(problem, wider[None])[0]:
-                current = wider
-    return current
-
-
-def _bisect_latency(problem: Problem, scores: dict[str, Scores], path: NDArray[np.int64], first: int) -> int:
-    """First structure on the path whose measured latency is within the budget.
-
-    Latency is guessed to fall with MACs between the two measured neighbours, which needs fewer engines
-    than halving the interval.
-    """
-    limit = problem.limits["latency"]
-    macs = problem.channels.costs(path).macs.astype(float)
-
-    def ratio_at(index: int) -> float:
-        found = problem.measure(_resolve(problem, scores, path[index])).ratio
-        logger.info("magnitude: notch %d of %d takes %.3f of the original, budget %.3f", index, len(path) - 1, found, limit)
-        return found
-
-    low, low_ratio = first, ratio_at(first) if first > 0 else 1.0
-    if low_ratio <= limit:
-        return first
-    high = len(path) - 1
-    high_ratio = ratio_at(high)
-    if high_ratio > limit:
-        raise BudgetError(
-            f"the latency budget cannot be met: the smallest legal network takes {high_ratio:.3f} of the original's "
-            f"latency, asked for is {limit:.3f}; a smaller `align` of the target allows narrower layers"
-        )
-    while high - low > 1 and not _CLOSE * limit <= high_ratio <= _AIM * limit:
-        wanted = 0.5 * (_CLOSE + _AIM) * limit
-        share = float(np.clip((low_ratio - wanted) / max(low_ratio - high_ratio, 1e-12), 0.1, 0.9))
-        goal = macs[low] + share * (macs[high] - macs[low])
-        middle = int(np.clip(np.searchsorted(-macs, -goal), low + 1, high - 1))
-        found = ratio_at(middle)
-        if found <= _AIM * limit:
-            high, high_ratio = middle, found
-        else:
-            low, low_ratio = middle, found
-    return high
-
-
-def _resolve(problem: Problem, scores: dict[str, Scores], row: NDArray[np.int64]) -> Plan:
-    """The plan that keeps the best-scored channels of a structure."""
-    kept = {}
-    for group, width in zip(problem.channels.groups, row.tolist(), strict=True):
-        if width < group.size:
-            kept[group.name] = select(group, scores[group.name], width)
-    return Plan.keep(kept, problem.channels.digest)

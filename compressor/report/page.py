@@ -25,6 +25,7 @@ _PAGE = Template("""<!doctype html>
 <h2>Accuracy against measured latency</h2>$scatter
 <h2>Channels per group</h2>$widths
 <h2>Cost per layer</h2><div class="wide">$layers</div>
+$repairs
 $frozen
 <h2>Target and versions</h2>$environment
 </body></html>
@@ -56,6 +57,7 @@ def write_report(result: Result, channels: ChannelGraph, trials: Sequence[str]) 
         scatter=accuracy_against_latency(result, _tried(trials)),
         widths=widths_per_group(result),
         layers=_layers(result, channels),
+        repairs=_repairs(result),
         frozen=_frozen(result),
         environment=_environment(result.compressed.target),
     )
@@ -103,6 +105,18 @@ def _layers(result: Result, channels: ChannelGraph) -> str:
         for layer, macs in before.items()
     ]
     return table(("layer", "MACs before", "after", "ratio"), rows)
+
+
+def _repairs(result: Result) -> str:
+    if not result.repairs:
+        return ""
+    rows = []
+    for repair in result.repairs:
+        note = f"fitted in {repair.parts} parts, for memory" if repair.parts > 1 else ""
+        rows.append([escape(repair.layer), f"{repair.before:.4f}", f"{repair.after:.4f}", f"{repair.samples:,}", note])
+    header = ("layer", "error before", "error after", "patches", "")
+    text = "<p>Mean square error of each layer's output against the original's, as a share of its variance.</p>"
+    return f'<h2>Compensation</h2>{text}<div class="wide">{table(header, rows)}</div>'
 
 
 def _frozen(result: Result) -> str:
