@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_RIDGES = 6  # how often the ridge is raised tenfold where the covariance is not positive definite
+_LEAST_RIDGE = 1e-12
+_RIDGES = 8  # how often the ridge is raised tenfold where the covariance is not positive definite
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ def solve(facts: Facts, matrix: Tensor, bias: Tensor, ridge: float = 1e-6, resca
     identity = torch.eye(facts.covariance.shape[1], dtype=torch.float64, device=scale.device)
     before = error_of(facts, matrix, bias)
     for step in range(_RIDGES):
-        amount = (ridge * 10**step * scale)[:, None, None]
+        share = ridge if not step else max(ridge, _LEAST_RIDGE) * 10.0**step
+        amount = (share * scale)[:, None, None]
         factor, info = torch.linalg.cholesky_ex(facts.covariance + amount * identity)
         if not bool(info.any()):
             break
@@ -104,7 +106,7 @@ def solve(facts: Facts, matrix: Tensor, bias: Tensor, ridge: float = 1e-6, resca
         made = (found @ facts.covariance * found).sum(2)
         found = found * torch.where(made > 0, (facts.target_variance / made.clamp_min(1e-300)).clamp_min(0).sqrt(), 1.0)[:, :, None]
     own = facts.target_mean - (found @ facts.mean[:, :, None])[:, :, 0]
-    return Solution(found, own, before, error_of(facts, found, own), ridge * 10**step)
+    return Solution(found, own, before, error_of(facts, found, own), share)
 
 
 def error_of(facts: Facts, matrix: Tensor, bias: Tensor) -> Tensor:

@@ -51,13 +51,18 @@ class Statistics:
 
 
 def parts_of(product: Product, memory_bytes: int) -> tuple[slice, ...]:
-    """Ranges of a layer's columns, each of whole channels, whose covariances fit into the memory one at a time."""
-    channels = product.inputs // product.blocks
+    """Ranges of a layer's columns, of whole channels, whose covariances fit into the memory; grouped layers are not cut."""
+    channels = product.inputs if product.blocks == 1 else 1
     count = 1
-    while count < channels and matrix_bytes(product, -(-channels // count) * product.kernel) > memory_bytes:
+    while count < channels and _needed(product, -(-channels // count) * product.kernel, count) > memory_bytes:
         count += 1
-    size = -(-channels // count) * product.kernel
+    size = -(-channels // count) * product.kernel if product.blocks == 1 else product.columns
     return tuple(slice(start, min(start + size, product.columns)) for start in range(0, product.columns, size))
+
+
+def _needed(product: Product, columns: int, parts: int) -> int:
+    """All parts are kept while they are collected, and one at a time is factored."""
+    return max(matrix_bytes(product, columns), parts * matrix_bytes(product, columns) // 4)
 
 
 def matrix_bytes(product: Product, columns: int) -> int:

@@ -127,7 +127,7 @@ WRONG = {
     "no budget": (["compress", "net.py:build", "--input", "1x3x8x8", "--data", "digits", "--out", "x"], "at least one of latency"),
     "budget that cannot be met": (compress("--macs", "10k", out="tiny"), "the smallest legal network has macs"),
     "no such data": (compress(*["--data", "mnist"]), "no such data: 'mnist'"),
-    "no such method": (compress("--method", "magic"), "known methods are magnitude"),
+    "no such method": (compress("--method", "magic"), "known methods are cap, magnitude"),
     "no such criterion": (compress("--criterion", "l3"), "known are l1"),
     "no such back end": (compress("--backend", "tpu"), "known back ends are fake, onnxruntime"),
     "folder in use": (compress(out="."), "holds no run; choose another output folder"),

@@ -127,11 +127,25 @@ class CaP:
     # by loss curves
 
     def _allocated(self, problem: Problem, calibration: Calibration) -> Plan:
-        channels, settings = problem.channels, self.compensation or Compensation()
         problem.progress.stage("statistics, ranking and sensitivity of every group")
         used, spared = _divide(calibration, self.probes)
-        curves = loss_curves(channels, used, settings, self.probes if self.weights != "plain" else 0, problem.seed)
-        curves = {name: curve for name, curve in curves.items() if self.streams or not is_stream(channels, name)}
+        settings = self.compensation or Compensation()
+        curves = loss_curves(problem.channels, used, settings, self.probes if self.weights != "plain" else 0, problem.seed)
+        return self.allocate(problem, curves, used, spared)
+
+    def allocate(self, problem: Problem, curves: Mapping[str, Curve], used: Calibration, spared: Calibration) -> Plan:
+        """Widths by the loss curves.
+
+        Args:
+            problem: With the budget.
+            curves: Of every group that may be pruned.
+            used: Images to compensate on, where several weightings are compared.
+            spared: Images to compare them by.
+
+        Raises:
+            BudgetError: The budget cannot be met; the closest that can is said.
+        """
+        curves = {name: curve for name, curve in curves.items() if self.streams or not is_stream(problem.channels, name)}
         if not curves:
             raise BudgetError("CaP: no group of this network can be compensated; `--method magnitude` needs no repair")
         cost = self._cost(problem)

@@ -88,12 +88,18 @@ class Magnitude:
             DataError: The criterion needs data that is not there.
         """
         scores = self.scores(problem)
-        path = _path(problem, scores, self.scope)
+        path = path_by_scores(problem, scores, self.scope)
         return resolve(problem, scores, fitting(problem, scores, path))
 
 
-def _path(problem: Problem, scores: dict[str, Scores], scope: str) -> NDArray[np.int64]:
-    """(structures, groups): widths from the whole network down, one notch at a time."""
+def path_by_scores(problem: Problem, scores: dict[str, Scores], scope: str) -> NDArray[np.int64]:
+    """Widths from the whole network down, one notch at a time, (structures, groups).
+
+    Args:
+        problem: The network and the target's widths.
+        scores: Group name -> score per unit.
+        scope: `uniform` or `global`; see the module.
+    """
     groups = problem.channels.groups
     notches: list[tuple[float, int, int, int]] = []
     for k, group in enumerate(groups):

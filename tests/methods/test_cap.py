@@ -1,0 +1,255 @@
+"""CaP: budgets and floors hold, the search is what the paper says, and bad input is told."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+import compressor
+from compressor import Budget, CaP, Compensation, FineTune, Target
+from compressor.errors import BudgetError, DataError
+from compressor.evaluate import evaluate
+from compressor.methods import Problem
+from compressor.methods.bottom_up import BottomUp, Holdout, _State
+from compressor.methods.cap import is_stream
+from compressor.methods.paths import steepest
+from compressor.passes.calibration import Calibration
+from compressor.passes.compensate import Compensate
+from compressor.passes.losses import loss_curves, rankable
+from compressor.progress import Progress
+from compressor.train import train
+
+SMALL = Compensation(images=300, positions=16)
+
+
+class Net(nn.Module):
+    """A residual network for 8x8 digits."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.bn = nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(16, 24, 3, padding=1, bias=False), nn.BatchNorm2d(24), nn.ReLU(),
+                nn.Conv2d(24, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16),
+            ) for _ in range(2)
+        )  # fmt: skip
+        self.last = nn.Conv2d(16, 32, 3, stride=2)
+        self.fc = nn.Linear(32, 10)
+
+    def forward(self, x):
+        x = torch.relu(self.bn(self.stem(x)))
+        for block in self.blocks:
+            x = torch.relu(x + block(x))
+        return self.fc(torch.relu(self.last(x)).mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def digits():
+    found = load_digits()
+    x = torch.from_numpy(found.images).float()[:, None] / 8 - 1
+    y = torch.from_numpy(found.target)
+    return {"train": (x[:1000], y[:1000]), "holdout": (x[1000:1400], y[1000:1400]), "test": (x[1400:], y[1400:])}
+
+
+def pairs(data):
+    return list(zip(*(part.split(50) for part in data), strict=True))
+
+
+@pytest.fixture(scope="module")
+def net(digits):
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    model = Net()
+    train(model, pairs(digits["train"]), FineTune(epochs=6, learning_rate=0.05, distillation=0.0))
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def problem(net, digits):
+    graph = compressor.trace(net, (torch.zeros(1, 1, 8, 8),)).eval()
+    channels = compressor.analyze(graph)
+    calibration = Calibration.read([x for x, _ in pairs(digits["train"])], graph, 300)
+    full = float(channels.costs(channels.widths([channels.full])).macs[0])
+    return Problem(channels, {"macs": 0.5 * full}, Target("fake", align=2), None, None, 0, pairs(digits["holdout"]), calibration)
+
+
+def repaired(problem, plan, settings=SMALL):
+    graph = compressor.apply(plan, problem.channels.graph, channels=problem.channels).eval()
+    return Compensate(problem.channels, plan, problem.calibration, settings).run(graph).graph
+
+
+def share(problem, graph):
+    return evaluate(graph, problem.validate).percent / 100
+
+
+@pytest.mark.parametrize("weights", ["plain", "mixed", "sensitivity", "best"])
+def test_the_budget_holds_and_beats_the_plain_criterion(problem, weights):
+    plan = CaP(weights=weights, compensation=SMALL, probes=60).plan(problem)
+    costs = problem.costs(problem.channels.structure(plan))
+    assert 0.9 * problem.limits["macs"] < costs["macs"] <= problem.limits["macs"]
+    plain = compressor.Magnitude("l1", "global").plan(problem)
+    bare = compressor.apply(plain, problem.channels.graph, channels=problem.channels).eval()
+    assert share(problem, repaired(problem, plan)) > share(problem, bare) + 0.1
+    assert share(problem, problem.channels.graph) > 0.95
+
+
+def test_several_budgets_hold_at_once(problem):
+    full = problem.costs(problem.channels.full)
+    limits = {"macs": 0.7 * full["macs"], "params": 0.4 * full["params"], "memory": 0.6 * full["memory"]}
+    plan = CaP(weights="plain", compensation=SMALL).plan(replace(problem, limits=limits))
+    costs = problem.costs(problem.channels.structure(plan))
+    assert all(costs[name] <= limit for name, limit in limits.items())
+
+
+def test_streams_are_pruned_only_if_they_may_be(problem):
+    names = {group.name for group in problem.channels.free}
+    assert {name for name in names if is_stream(problem.channels, name)} == {"stem"}
+    tight = replace(problem, limits={"macs": 0.2 * problem.limits["macs"] * 2})
+    assert "stem" in dict(CaP(weights="plain", compensation=SMALL).plan(tight).kept)
+    assert "stem" not in dict(CaP(weights="plain", compensation=SMALL, streams=False).plan(tight).kept)
+
+
+def test_the_curve_predicts_what_compensation_leaves(problem):
+    curves = loss_curves(problem.channels, problem.calibration, SMALL, probes=0, norms=False)
+    group = next(g for g in problem.channels.free if g.name == "blocks.0.0")
+    ranking = curves[group.name].ranking
+    plan = compressor.Plan.keep({group.name: ranking.order[:10].tolist()})
+    settings = replace(SMALL, features="original", layers="readers", shortcuts=False)
+    graph = compressor.apply(plan, problem.channels.graph, channels=problem.channels).eval()
+    repair = Compensate(problem.channels, plan, problem.calibration, settings).run(graph).repairs[0]
+    assert ranking.loss[10] / ranking.loss[0] == pytest.approx(repair.after, rel=1e-3)
+
+
+def test_the_steepest_path_takes_the_cheapest_loss_per_saving():
+    losses = {0: torch.tensor([9.0, 1.0, 0.0]).numpy(), 1: torch.tensor([4.0, 0.5, 0.0]).numpy()}
+    rows = steepest([3, 3], {0: [1, 2, 3], 1: [1, 2, 3]}, losses, lambda rows: (rows @ [4, 1]).astype(float))
+    assert rows.tolist() == [[3, 3], [2, 3], [2, 2], [1, 2], [1, 1]]
+
+
+@pytest.mark.parametrize("recollect", [False, True])
+def test_the_floor_holds_on_the_holdout_after_real_removal(problem, recollect):
+    published = Compensation.published(images=300, positions=16)
+    method = CaP(floor=0.85, recollect=recollect, compensation=SMALL if recollect else published)
+    plan = method.plan(replace(problem, limits={}))
+    costs, full = (problem.costs(problem.channels.structure(p)) for p in (plan, compressor.Plan.keep({})))
+    assert costs["macs"] < 0.8 * full["macs"]
+    assert share(problem, repaired(problem, plan, method.compensation)) >= (0.85 if not recollect else 0.83)
+
+
+def test_masked_in_the_search_is_removed_in_the_network(problem):
+    """The network that the search evaluates and the one that comes out agree image by image."""
+    settings = Compensation.published(images=300, positions=16)
+    names = tuple(rankable(problem.channels)[0])
+    inputs = Calibration.read([x for x, _ in problem.validate], problem.channels.graph, 400)
+    holdout = Holdout(inputs, tuple(y for _, y in problem.validate))
+    state = _State(BottomUp(problem, problem.calibration, holdout, settings, 3, 0.9, False, names))
+    for name in state.order():
+        state.decide(name, 0.5)
+    graph = repaired(problem, state.plan(), settings)
+    with torch.no_grad():
+        x = problem.validate[0][0]
+        assert torch.allclose(state.work(x), graph(x), atol=2e-3)
+        assert not torch.allclose(problem.channels.graph(x), graph(x), atol=0.1)
+
+
+class Log(Progress):
+    def __init__(self):
+        self.lines = []
+
+    def stage(self, text):
+        self.lines.append(text)
+
+
+def test_the_tolerated_accuracy_falls_linearly_over_the_groups(problem):
+    log = Log()
+    CaP(floor=0.8, steps=2, compensation=SMALL).plan(replace(problem, limits={}, progress=log))
+    said = [float(line.split("at least ")[1].split(" ")[0]) for line in log.lines if "at least" in line]
+    original = 100 * share(problem, problem.channels.graph)
+    count = len(rankable(problem.channels)[0])
+    assert said == pytest.approx([original - (k + 1) * (original - 80) / count for k in range(count)], abs=0.01)
+
+
+def test_bottom_up_meets_a_budget_by_the_highest_floor(problem):
+    plan = CaP(search="bottom-up", steps=2, compensation=SMALL).plan(problem)
+    assert problem.costs(problem.channels.structure(plan))["macs"] <= problem.limits["macs"]
+
+
+def test_the_same_seed_gives_the_same_plan(problem):
+    method = CaP(compensation=SMALL, probes=60)
+    assert method.plan(problem) == method.plan(problem)
+
+
+WRONG = {
+    "an impossible budget": (
+        {"limits": {"macs": 10.0}}, CaP(weights="plain", compensation=SMALL), BudgetError, "smallest legal network",
+    ),
+    "no images": ({"calibration": None}, CaP(), DataError, "CaP needs images"),
+    "no hold-out": ({"validate": []}, CaP(floor=0.9), DataError, "labelled images of a hold-out"),
+    "a floor above the original": ({}, CaP(floor=1.0), BudgetError, "the original itself is right on"),
+    "a floor that the budget does not allow": (
+        {"limits": {"macs": 1e5}}, CaP(floor=0.96, steps=1, compensation=SMALL), BudgetError, "cannot be met with 0.96",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_cannot_be_done_is_told(problem, case):
+    changes, method, kind, message = WRONG[case]
+    with pytest.raises(kind, match=message):
+        method.plan(replace(problem, **changes))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("floor", 92), ("search", "top-down"), ("weights", "heavy"), ("steps", 0), ("most", 2)]
+)
+def test_settings_out_of_range_are_refused(name, value):
+    with pytest.raises(BudgetError, match=name):
+        CaP(**{name: value})
+
+
+def test_compress_with_a_floor_needs_no_budget_and_goes_on_after_a_kill(net, digits, tmp_path):
+    def run(out, progress=None):
+        return compressor.compress(
+            net, (torch.zeros(1, 1, 8, 8),), validate=pairs(digits["holdout"]), calibrate=pairs(digits["train"]),
+            target=Target("fake"), method=CaP(floor=0.9, steps=2, compensation=SMALL), out=out, progress=progress,
+        )  # fmt: skip
+
+    class Stop(Progress):
+        def stage(self, text):
+            if text == "compensate" or text.startswith("accuracy: compensated"):
+                raise KeyboardInterrupt(text)
+
+    whole = run(tmp_path / "whole")
+    assert [step.name for step in whole.steps] == ["original", "channels removed", "compensated"]
+    assert whole.steps[-1].accuracy >= 88
+    assert whole.repairs
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "killed", Stop())
+    again = run(tmp_path / "killed")
+    assert again.plan == whole.plan
+    for name, tensor in whole.graph.state_dict().items():
+        assert torch.equal(tensor, again.graph.state_dict()[name]), name
+    loaded = compressor.load(tmp_path / "whole", Net())
+    with torch.no_grad():
+        assert torch.allclose(loaded(digits["test"][0]), whole.graph(digits["test"][0]), atol=1e-5)
+
+
+def test_compress_without_any_label_tells_the_agreement_with_the_original(net, digits, tmp_path):
+    result = compressor.compress(
+        net, (torch.zeros(1, 1, 8, 8),), calibrate=digits["train"][0].split(50), budget=Budget(macs=0.6),
+        target=Target("fake", align=2), method=CaP(weights="plain", compensation=SMALL), out=tmp_path / "run",
+    )  # fmt: skip
+    assert result.steps[0].accuracy == 100.0
+    assert result.steps[-1].accuracy > result.steps[1].accuracy
+    assert "Compensation" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_compress_asks_for_a_budget_or_a_floor(net, digits, tmp_path):
+    with pytest.raises(BudgetError, match="nothing says how far to go"):
+        compressor.compress(net, (torch.zeros(1, 1, 8, 8),), validate=pairs(digits["holdout"]), out=tmp_path / "run")
+    with pytest.raises(DataError, match="there are no images"):
+        compressor.compress(net, (torch.zeros(1, 1, 8, 8),), budget=Budget(macs=0.5), out=tmp_path / "run")
