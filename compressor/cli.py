@@ -105,7 +105,9 @@ def compress(
         float | None, typer.Option(help="Of cap: lowest share of right answers on the hold-out, such as 0.92; no budget is needed.")
     ] = None,
     search: Annotated[str, typer.Option(help="Of cap: allocation by loss curves, or bottom-up.")] = "allocation",
-    streams: Annotated[bool, typer.Option("--streams/--no-streams", help="Of cap: prune residual streams as well.")] = True,
+    streams: Annotated[
+        str, typer.Option(help="Of cap: residual streams are pruned (group), left alone (inside), read in part (gather), or best.")
+    ] = "group",
     compensate: Annotated[
         bool, typer.Option("--compensate/--no-compensate", help="Repair the network in closed form after removal.")
     ] = True,

@@ -273,16 +273,16 @@ class Compression:
         return before, self._accuracy("test, result", graph, self._test)
 
     def _steps(self, plan: Plan, accuracies: Mapping[str, float]) -> tuple[Step, ...]:
-        found = self._channels.costs(self._channels.widths([self._channels.full, self._channels.structure(plan)]))
+        before, after = (self._channels.costs_of(s) for s in (self._channels.full, self._channels.structure(plan)))
         steps = []
         for name, accuracy in accuracies.items():
-            k = 0 if name == "original" else 1
-            steps.append(Step(name, accuracy, int(found.macs[k]), int(found.params[k]), int(found.memory_bytes[k])))
+            found = before if name == "original" else after
+            steps.append(Step(name, accuracy, int(found.macs[0]), int(found.params[0]), int(found.memory_bytes[0])))
         return tuple(steps)
 
     def _found(self, plan: Plan, original: Measurement, compressed: Measurement) -> dict[str, tuple[float, float]]:
         limits = self._budget.limits({**self._full_costs(), "latency": original.median_ms}) if self._budget else {}
-        costs = self._channels.costs(self._channels.widths([self._channels.structure(plan)]))
+        costs = self._channels.costs_of(self._channels.structure(plan))
         found = {
             "latency": compressed.median_ms,
             "macs": float(costs.macs[0]),

@@ -30,19 +30,22 @@ class Structure:
     Attributes:
         widths: `(group name, number of channels that stay)`, in the order of the channel graph.
         ranks: `(layer name, rank)` of factorized convolutions.
+        reads: `(layer name, number of inputs)` of layers that read a part of a stream through a gather.
     """
 
     widths: tuple[tuple[str, int], ...]
     ranks: tuple[tuple[str, int], ...] = ()
+    reads: tuple[tuple[str, int], ...] = ()
 
     @property
     def digest(self) -> str:
         """A name for this structure that survives processes and machines."""
-        return digest_of([sorted(self.widths), sorted(self.ranks)])
+        return digest_of([sorted(self.widths), sorted(self.ranks), *([sorted(self.reads)] if self.reads else [])])
 
     def to_json(self) -> str:
         """The structure as a JSON text; `from_json` gives an equal value back."""
-        return json.dumps({"schema": SCHEMA, "widths": dict(self.widths), "ranks": dict(self.ranks)})
+        data = {"schema": SCHEMA, "widths": dict(self.widths), "ranks": dict(self.ranks)}
+        return json.dumps({**data, "reads": dict(self.reads)} if self.reads else data)
 
     @classmethod
     def from_json(cls, text: str) -> "Structure":
@@ -52,7 +55,7 @@ class Structure:
             PlanError: The text is not such a JSON; the field is named.
         """
         data = _object(text, "structure")
-        return cls(_counts(data, "widths"), _counts(data, "ranks"))
+        return cls(_counts(data, "widths"), _counts(data, "ranks"), _counts(data, "reads") if "reads" in data else ())
 
 
 @dataclass(frozen=True)
@@ -65,33 +68,43 @@ class Plan:
     Attributes:
         kept: `(group name, kept indices)`, sorted by name.
         model: Digest of the architecture it was made for; empty when made by hand.
+        reads: `(layer name, input channels that it goes on reading)`, counted on the original network, of layers that
+            read a part of a stream through a gather, sorted by name.
     """
 
     kept: tuple[tuple[str, tuple[int, ...]], ...]
     model: str = field(default="")
+    reads: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     @classmethod
-    def keep(cls, kept: Mapping[str, Iterable[int]], model: str = "") -> "Plan":
+    def keep(cls, kept: Mapping[str, Iterable[int]], model: str = "", reads: Mapping[str, Iterable[int]] | None = None) -> "Plan":
         """Make a plan by hand.
 
         Args:
             kept: For every group to be narrowed, the indices of its channels that stay.
             model: Digest of the architecture (`ChannelGraph.digest`); without it any graph that has
                 these groups is accepted.
+            reads: For layers that are to read a part of a stream, which of their input channels.
 
         Raises:
             PlanError: An index is not a non-negative integer, is given twice, or a group would be empty.
         """
-        return cls(tuple(sorted((name, _indices(name, list(kept[name]))) for name in kept)), model)
+        chosen = reads or {}
+        return cls(
+            tuple(sorted((name, _indices(name, list(kept[name]))) for name in kept)),
+            model,
+            tuple(sorted((name, _indices(name, list(chosen[name]))) for name in chosen)),
+        )
 
     @property
     def digest(self) -> str:
         """A name for this plan that survives processes and machines."""
-        return digest_of([self.kept, self.model])
+        return digest_of([self.kept, self.model, *([self.reads] if self.reads else [])])
 
     def to_json(self) -> str:
         """The plan as a JSON text; `from_json` gives an equal value back."""
-        return json.dumps({"schema": SCHEMA, "model": self.model, "keep": dict(self.kept)}, indent=1)
+        data = {"schema": SCHEMA, "model": self.model, "keep": dict(self.kept)}
+        return json.dumps({**data, "reads": dict(self.reads)} if self.reads else data, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> "Plan":
@@ -104,13 +117,7 @@ class Plan:
         model = data.get("model")
         if not isinstance(model, str):
             raise PlanError(f"plan: field `model` must be a text, found {model!r}")
-        keep = data.get("keep")
-        if not isinstance(keep, dict):
-            raise PlanError(f"plan: field `keep` must be an object of index lists, found {type(keep).__name__}")
-        for name, indices in keep.items():
-            if not isinstance(indices, list):
-                raise PlanError(f"plan: field `keep[{name!r}]` must be a list of indices, found {indices!r}")
-        return cls.keep(keep, model)
+        return cls.keep(_lists(data, "keep"), model, _lists(data, "reads") if "reads" in data else None)
 
     @classmethod
     def load(cls, path: str | Path) -> "Plan":
@@ -127,6 +134,16 @@ class Plan:
             return cls.from_json(text)
         except PlanError as error:
             raise PlanError(f"{path}: {error}") from error
+
+
+def _lists(data: dict[str, object], key: str) -> dict[str, list[int]]:
+    found = data.get(key)
+    if not isinstance(found, dict):
+        raise PlanError(f"plan: field `{key}` must be an object of index lists, found {type(found).__name__}")
+    for name, indices in found.items():
+        if not isinstance(indices, list):
+            raise PlanError(f"plan: field `{key}[{name!r}]` must be a list of indices, found {indices!r}")
+    return found
 
 
 def _indices(name: str, indices: list[object]) -> tuple[int, ...]:

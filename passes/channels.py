@@ -8,10 +8,10 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import fx
+from torch import fx, nn
 
 from compressor.errors import PlanError
-from compressor.passes.costs import CostModel
+from compressor.passes.costs import CostModel, Costs
 from compressor.passes.groups import ChannelGroup, Grouping, make_groups
 from compressor.passes.labels import IntArray
 from compressor.passes.shapes import shapes_of
@@ -94,12 +94,40 @@ class ChannelGraph:
     def structure(self, plan: Plan) -> Structure:
         """How many units of each group a plan keeps."""
         kept = dict(plan.kept)
-        return Structure(tuple((g.name, len(kept[g.name]) if g.name in kept else g.size) for g in self.groups))
+        widths = tuple((g.name, len(kept[g.name]) if g.name in kept else g.size) for g in self.groups)
+        return Structure(widths, reads=tuple((layer, len(inputs)) for layer, inputs in plan.reads))
 
     def widths(self, structures: Sequence[Structure]) -> NDArray[np.int64]:
         """Structures as rows for `costs`."""
         rows = [dict(structure.widths) for structure in structures]
         return np.array([[row.get(g.name, g.size) for g in self.groups] for row in rows], dtype=np.int64)
+
+    def costs_of(self, structure: Structure) -> Costs:
+        """Costs of one structure, the layers that read a part of a stream among it; arrays of one entry.
+
+        Raises:
+            PlanError: A layer that reads a part is not there.
+        """
+        row = self.widths([structure])
+        found = self.costs(row)
+        macs, elements = (0, 0) if not structure.reads else self._spared(structure, row)
+        spared_bytes = elements * 4 - 8 * sum(count for _, count in structure.reads)  # the gather's index is stored
+        return Costs(found.macs - macs, found.params - elements, found.memory_bytes - spared_bytes)
+
+    def _spared(self, structure: Structure, row: NDArray[np.int64]) -> tuple[int, int]:
+        by_layer = self.costs.by_layer(row[0].tolist())
+        modules = dict(self.graph.named_modules())
+        macs = elements = 0
+        for layer, count in structure.reads:
+            if layer not in by_layer or layer not in modules:
+                raise PlanError(f"there is no layer `{layer}` that could read a part of its inputs")
+            sizes = [self.costs.axis_length(f"{layer}.weight", axis, row) for axis in (0, 1)]
+            inputs = sizes[0 if isinstance(modules[layer], nn.modules.conv._ConvTransposeNd) else 1]
+            weight = math.prod(sizes) * math.prod(self.graph.get_parameter(f"{layer}.weight").shape[2:])
+            spared = max(inputs - count, 0)
+            macs += by_layer[layer] * spared // inputs
+            elements += weight * spared // inputs
+        return macs, elements
 
     def nearest(self, wanted: Mapping[str, float]) -> Structure:
         """The legal structure nearest to wanted widths.

@@ -75,14 +75,14 @@ class Compensate:
     def run(self, gm: fx.GraphModule) -> Compensated:
         """The same, with what was done to each layer."""
         masks = self._channels.kept_masks(self._plan)
-        if all(mask.all() for mask in masks):
+        if all(mask.all() for mask in masks) and not self._plan.reads:
             return Compensated(gm)
         settings, result = self._settings, quiet_deepcopy(gm)
         modes = {module: module.training for graph in (self._channels.graph, result) for module in graph.modules()}
         try:
             for graph in (self._channels.graph, result):
                 graph.eval()
-            jobs = jobs_of(self._channels, masks, result)
+            jobs = jobs_of(self._channels, masks, result, self._plan)
             first = next((k for k, job in enumerate(jobs) if job.loses), len(jobs))  # in front of it all is as it was
             jobs = [job for job in jobs[first:] if job.loses or settings.layers == "all"]
             fit = fit_on_original if settings.features == "original" else fit_side_by_side

@@ -51,6 +51,7 @@ class CostModel:
         self._tensors: list[tuple[int, list[int], int, bool]] = []
         self._axes: dict[tuple[str, int], int] = {}
         parameters = dict(gm.named_parameters())
+        self._shapes = {name: tuple(tensor.shape) for name, tensor in parameters.items()}
         for name, tensor in {**parameters, **dict(gm.named_buffers())}.items():
             constant, forms = 1, []
             for axis, size in enumerate(tensor.shape):
@@ -92,6 +93,10 @@ class CostModel:
                 params += elements
         return Costs(self.macs_by_term(lengths).sum(axis=1), params, memory)
 
+    def by_term(self, widths: NDArray[np.int64]) -> NDArray[np.int64]:
+        """MACs of structures, term by term, (structures, terms); `layers` says whose each term is."""
+        return self.macs_by_term(self._lengths(np.asarray(widths, dtype=np.int64)))
+
     def by_layer(self, widths: Sequence[int]) -> dict[str, int]:
         """MACs per layer of one structure."""
         terms = self.macs_by_term(self._lengths(np.asarray([widths], dtype=np.int64)))[0]
@@ -114,6 +119,12 @@ class CostModel:
             KeyError: No structure changes this axis.
         """
         return self._lengths(np.asarray(widths, dtype=np.int64))[:, [self._axes[name] for name in names]]
+
+    def axis_length(self, name: str, axis: int, widths: NDArray[np.int64]) -> int:
+        """Length of one parameter's axis in one structure, (1, groups), whether it can change or not."""
+        if (name, axis) in self._axes:
+            return int(self.axis_lengths([(name, axis)], widths)[0, 0])
+        return self._shapes[name][axis]
 
     def _lengths(self, widths: NDArray[np.int64]) -> NDArray[np.int64]:
         granularity = np.array([group.granularity for group in self._grouping.groups], dtype=np.int64)

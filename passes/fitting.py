@@ -15,10 +15,11 @@ from compressor.passes.compensation import Compensation, Repair
 from compressor.passes.moments import Moments
 from compressor.passes.prefix import Prefix, Shelf
 from compressor.passes.products import Product, sample
-from compressor.passes.readers import Reader, affine, kept_channels, norm_of, readers_of
+from compressor.passes.readers import Reader, affine, inputs_read, kept_channels, norm_of, readers_of
 from compressor.passes.regression import Facts, Solution, solve
 from compressor.passes.shapes import shapes_of
 from compressor.passes.statistics import Statistics, check_finite, collect, generator_of, parts_of
+from compressor.plan import Plan
 
 _NEGLIGIBLE = 1e-3  # of the largest scale of a norm: an output scaled by less cannot make up for a shortcut
 
@@ -48,15 +49,25 @@ class Job:
     loses: bool
 
 
-def jobs_of(channels: ChannelGraph, masks: Sequence[NDArray[np.bool_]], narrowed: fx.GraphModule) -> list[Job]:
-    """Every layer of the narrowed network that can be fitted, in the order of the graph."""
+def jobs_of(
+    channels: ChannelGraph, masks: Sequence[NDArray[np.bool_]], narrowed: fx.GraphModule, plan: Plan | None = None
+) -> list[Job]:
+    """Every layer of the narrowed network that can be fitted, in the order of the graph.
+
+    Args:
+        channels: The analysis of the original network.
+        masks: What stays of each group.
+        narrowed: The narrowed network.
+        plan: It was narrowed by, where layers read a part of a stream.
+    """
+    reads = inputs_read(channels, plan, masks) if plan is not None else {}
     nodes = {node.name: node for node in narrowed.graph.nodes}
     jobs = []
     for reader in readers_of(channels).values():
         if reader.node not in nodes:
             continue
         whole, product = Product(channels.graph.get_submodule(reader.layer)), Product(narrowed.get_submodule(reader.layer))
-        inputs = kept_channels(reader.inputs, masks, channels, whole.inputs)
+        inputs = reads.get(reader.node, kept_channels(reader.inputs, masks, channels, whole.inputs))
         rows = torch.from_numpy(np.flatnonzero(kept_channels(reader.outputs, masks, channels, whole.outputs)))
         stays = inputs.repeat(whole.kernel).reshape(whole.blocks, -1)
         columns = [torch.from_numpy(np.flatnonzero(own)) for own in stays if own.any()]  # a depthwise block goes as a whole

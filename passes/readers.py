@@ -16,11 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
+from compressor.errors import PlanError
 from compressor.passes.channels import ChannelGraph
 from compressor.passes.groups import ChannelGroup
 from compressor.passes.labels import IntArray
 from compressor.passes.products import Product, is_product
 from compressor.passes.shapes import shapes_of
+from compressor.plan import Plan
 
 _Norm = nn.modules.batchnorm._BatchNorm
 _ADD = torch.ops.aten.add.Tensor
@@ -134,6 +136,33 @@ def kept_channels(
 ) -> NDArray[np.bool_]:
     """Mask over a layer's channels: which of them stay."""
     return np.ones(size, dtype=bool) if labels is None else channels.kept_labels(labels, list(kept))
+
+
+def inputs_read(channels: ChannelGraph, plan: Plan, masks: Sequence[NDArray[np.bool_]]) -> dict[str, NDArray[np.bool_]]:
+    """Node -> mask over a layer's original input channels, for the layers that a plan lets read a part of what stays.
+
+    Raises:
+        PlanError: A layer is not there, cannot read through a gather, or would read nothing; it is named.
+    """
+    if not plan.reads:
+        return {}
+    by_layer = {reader.layer: reader for reader in readers_of(channels).values()}
+    found = {}
+    for layer, indices in plan.reads:
+        reader = by_layer.get(layer)
+        product = Product(channels.graph.get_submodule(layer)) if reader else None
+        if reader is None or product is None or product.blocks > 1:
+            raise PlanError(f"`{layer}` cannot read a part of its inputs: it is no layer, or grouped, or called several times")
+
+        if indices[-1] >= product.inputs:
+            raise PlanError(f"`{layer}` has {product.inputs} input channels, the plan reads channel {indices[-1]}")
+        chosen = np.zeros(product.inputs, dtype=bool)
+        chosen[list(indices)] = True
+        chosen &= kept_channels(reader.inputs, masks, channels, product.inputs)
+        if not chosen.any():
+            raise PlanError(f"the plan leaves `{layer}` nothing to read: it removes all of the channels that it reads")
+        found[reader.node] = chosen
+    return found
 
 
 def columns_of(reader: Reader, group: ChannelGroup, channels: ChannelGraph, product: Product) -> dict[int, Tensor]:

@@ -18,7 +18,9 @@ from torch import Tensor, fx, nn
 from compressor.errors import PassError
 from compressor.passes.base import PassResult
 from compressor.passes.channels import ChannelGraph, analyze
+from compressor.passes.gather_inputs import gather_inputs
 from compressor.passes.labels import IntArray, Slot
+from compressor.passes.readers import inputs_read, kept_channels, readers_of
 from compressor.passes.rules import EDITS, Change, key_of
 from compressor.passes.shapes import VALUE
 from compressor.plan import Plan
@@ -57,11 +59,23 @@ class RemoveChannels:
         new = _assemble(gm, graph, _narrowed(gm, channels, kept_of))
         for node in list(graph.nodes):
             _edit(new, node, channels, kept_of)
+        self._gather(new, channels, masks)
         graph.lint()
         new.recompile()
-        modified = not all(mask.all() for mask in masks)
+        modified = not all(mask.all() for mask in masks) or bool(self._plan.reads)
         logger.info("RemoveChannels: %d of %d channels stay", sum(int(m.sum()) for m in masks), sum(len(m) for m in masks))
         return PassResult(new, modified)
+
+    def _gather(self, new: fx.GraphModule, channels: ChannelGraph, masks: list[NDArray[np.bool_]]) -> None:
+        """Let layers read a part of what stays, where the plan says so."""
+        readers = readers_of(channels) if self._plan.reads else {}
+        chosen = {}
+        for node, reads in inputs_read(channels, self._plan, masks).items():
+            stays = kept_channels(readers[node].inputs, masks, channels, len(reads))
+            if not reads[stays].all():
+                chosen[node] = np.flatnonzero(reads[stays])
+        if chosen:
+            gather_inputs(new, chosen)
 
 
 def _copy_graph(graph: fx.Graph) -> fx.Graph:

@@ -21,6 +21,8 @@ from torch import Tensor, fx, nn
 from compressor.errors import PassError
 from compressor.passes.channels import ChannelGraph
 from compressor.passes.labels import IntArray, Value
+from compressor.passes.products import Product
+from compressor.passes.readers import inputs_read
 from compressor.passes.remove_channels import fit
 from compressor.passes.trace import BATCH, DYNAMIC, example_inputs_of, outputs_of
 from compressor.plan import Plan
@@ -58,10 +60,11 @@ class Verification:
 class _Masked(fx.Interpreter):
     """Runs the original graph with removed channels set to zero wherever they are read."""
 
-    def __init__(self, channels: ChannelGraph, masks: list[NDArray[np.bool_]]) -> None:
+    def __init__(self, channels: ChannelGraph, masks: list[NDArray[np.bool_]], plan: Plan) -> None:
         super().__init__(channels.graph)
         self._channels = channels
         self._kept_of = channels.keeper(masks)
+        self._parts = inputs_read(channels, plan, masks)
 
     def run_node(self, n: fx.Node) -> Any:
         """Mask the tensor arguments of ops that contract channels; run those that count channels on what stays."""
@@ -76,7 +79,15 @@ class _Masked(fx.Interpreter):
             self._mask_any(a, value) if k < count else a
             for k, (a, value) in enumerate(zip(args, call.arguments.values(), strict=False))
         )
+        if n.name in self._parts:
+            args = (self._part(args[0], n), *args[1:])
         return getattr(self, n.op)(n.target, args, kwargs)
+
+    def _part(self, x: Tensor, node: fx.Node) -> Tensor:
+        """Zeros where a layer that reads a part of a stream does not look."""
+        mask = torch.from_numpy(self._parts[node.name]).to(x.device)
+        axis = Product(self._channels.graph.get_submodule(str(node.target))).channel_axis % x.dim()
+        return x * mask.view([-1 if k == axis else 1 for k in range(x.dim())])
 
     def _mask_any(self, argument: Any, value: object) -> Any:
         if isinstance(value, Value):
@@ -160,7 +171,7 @@ def run_masked(channels: ChannelGraph, plan: Plan, inputs: Sequence[Tensor]) -> 
     try:
         with torch.no_grad():
             arguments = graph.graph.process_inputs(*inputs)
-            interpreter = _Masked(channels, channels.kept_masks(plan))
+            interpreter = _Masked(channels, channels.kept_masks(plan), plan)
             return outputs_of(interpreter.run(*arguments, enable_io_processing=False))
     finally:
         graph.train(training)

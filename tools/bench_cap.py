@@ -31,7 +31,7 @@ from compressor.evaluate import evaluate, recalibrate
 from compressor.loading import load_callable
 from compressor.methods import CaP, Magnitude, Problem
 from compressor.methods.magnitude import path_by_scores
-from compressor.methods.paths import fitting, resolve
+from compressor.methods.paths import Widths, fitting
 from compressor.passes.calibration import Calibration
 from compressor.passes.compensate import Compensate
 from compressor.passes.compensation import Compensation
@@ -120,7 +120,7 @@ class Bench:
                 scores = {group: curve.ranking.scores for group, curve in curves.items()}
                 for group in self.channels.free:
                     scores.setdefault(group.name, torch.arange(group.size, 0, -1).double().numpy())
-                plan = resolve(problem, scores, fitting(problem, scores, path_by_scores(problem, scores, "uniform")))
+                plan = fitting(Widths(problem, scores), path_by_scores(problem, scores, "uniform"))
             else:
                 plan = CaP(weights=weights, compensation=compensation).allocate(problem, curves, used, spared)
             graph, found = self.narrowed(plan)

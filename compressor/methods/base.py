@@ -44,7 +44,7 @@ class Problem:
 
     def costs(self, structure: Structure) -> dict[str, float]:
         """Exact MACs, parameters and memory of a structure."""
-        found = self.channels.costs(self.channels.widths([structure]))
+        found = self.channels.costs_of(structure)
         return {"macs": float(found.macs[0]), "params": float(found.params[0]), "memory": float(found.memory_bytes[0])}
 
 

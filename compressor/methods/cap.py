@@ -28,15 +28,25 @@ from compressor.errors import BackendError, BudgetError, DataError
 from compressor.evaluate import pair_of
 from compressor.methods.base import Problem
 from compressor.methods.bottom_up import BottomUp, Holdout
-from compressor.methods.paths import Rows, fitting, resolve, steepest
+from compressor.methods.paths import Rows, fitting, steepest
+from compressor.methods.streams import (
+    POLICIES,
+    WidthsAndReads,
+    inputs_ranking,
+    is_stream,
+    paying,
+    widths_of_inputs,
+)
 from compressor.passes.calibration import Calibration
 from compressor.passes.channels import ChannelGraph
 from compressor.passes.compensate import Compensate
 from compressor.passes.compensation import Compensation
 from compressor.passes.losses import Curve, divergence, log_probabilities, loss_curves, rankable
 from compressor.passes.prefix import Prefix, Shelf
+from compressor.passes.readers import Reader
 from compressor.passes.remove_channels import RemoveChannels
 from compressor.plan import Plan
+from compressor.runtime.latency_model import LatencyModel
 from compressor.runtime.model_training import train_latency_model
 from compressor.space import widths
 
@@ -58,7 +68,8 @@ class CaP:
         recollect: Whether the bottom-up search collects statistics anew behind what it has decided; as published, it
             does not.
         weights: How the losses of groups compare: `plain`, `mixed`, `sensitivity` or `best`.
-        streams: Whether channels that several layers add to (residual streams) are pruned, or only those inside blocks.
+        streams: What becomes of residual streams (`streams.py`): pruned as a `group`, left alone (`inside`), read in part
+            through a `gather` where that was measured to pay, or `best`: all three are tried like the weightings.
         holdout: Images of the hold-out that the bottom-up search looks at.
         probes: Images that sensitivities are measured on.
         engines: Engines that the latency model is fitted to, where the budget is a latency.
@@ -74,7 +85,7 @@ class CaP:
     most: float = 0.9
     recollect: bool = True
     weights: Literal["best", "plain", "mixed", "sensitivity"] = "best"
-    streams: bool = True
+    streams: Literal["group", "inside", "gather", "best"] = "group"
     holdout: int = 1000
     probes: int = 256
     engines: int = 24
@@ -84,7 +95,11 @@ class CaP:
         """Check the settings."""
         if self.floor is not None and not 0 < self.floor <= 1:
             raise BudgetError(f"CaP(floor={self.floor}): a share of right answers, above 0 and at most 1, such as 0.92")
-        for name, known in (("search", ("allocation", "bottom-up")), ("weights", ("best", *_POWERS))):
+        for name, known in (
+            ("search", ("allocation", "bottom-up")),
+            ("weights", ("best", *_POWERS)),
+            ("streams", ("best", *POLICIES)),
+        ):
             if getattr(self, name) not in known:
                 raise BudgetError(f"CaP({name}={getattr(self, name)!r}): known are {', '.join(known)}")
         for name, least, highest in (
@@ -145,34 +160,39 @@ class CaP:
         Raises:
             BudgetError: The budget cannot be met; the closest that can is said.
         """
-        curves = {name: curve for name, curve in curves.items() if self.streams or not is_stream(problem.channels, name)}
         if not curves:
             raise BudgetError("CaP: no group of this network can be compensated; `--method magnitude` needs no repair")
-        cost = self._cost(problem)
-        scores = {name: curve.ranking.scores for name, curve in curves.items()}
-        names = list(_POWERS) if self.weights == "best" else [self.weights]
-        paths = {name: _path(problem, curves, _POWERS[name], cost) for name in names}
-        best = names[0]
-        if len(names) > 1:
-            found = {name: self._distance(problem, _candidate(problem, scores, path), used, spared) for name, path in paths.items()}
+        latency = self._latency(problem)
+        candidates = {}
+        for streams in POLICIES if self.streams == "best" else (self.streams,):
+            policy = _Policy(problem, curves, streams, latency)
+            if streams == "gather" and self.streams == "best" and not policy.readers:
+                continue  # no gather pays: the same as `inside`
+            for weights in _POWERS if self.weights == "best" else (self.weights,):
+                candidates[f"streams {streams}, weights {weights}"] = (policy, _POWERS[weights])
+        best = next(iter(candidates))
+        if len(candidates) > 1:
+            found = {
+                name: self._distance(problem, policy.near(power), used, spared) for name, (policy, power) in candidates.items()
+            }
             best = min(found, key=found.__getitem__)
-            logger.info("CaP: weights %s", ", ".join(f"{name} {value:.4f}" for name, value in found.items()))
-            problem.progress.stage(f"losses of groups compared by weights `{best}` keep the outputs nearest")
-        return resolve(problem, scores, fitting(problem, scores, paths[best]))
+            logger.info("CaP: %s", ", ".join(f"{name} {value:.4f}" for name, value in found.items()))
+        problem.progress.stage(f"widths by loss curves: {best}")
+        policy, power = candidates[best]
+        return policy.decide(power)
 
-    def _cost(self, problem: Problem) -> "_Cost":
+    def _latency(self, problem: Problem) -> LatencyModel | None:
         if "latency" not in problem.limits:
-            return _Cost(problem)
+            return None
         problem.progress.stage(f"latency model: {self.engines} engines")
         legal = [widths(group, problem.target.align) for group in problem.channels.groups]
         try:
-            model = train_latency_model(
+            return train_latency_model(
                 problem.channels, legal, problem.target, self.engines, problem.seed, progress=problem.progress
             )
         except BackendError as error:
             logger.warning("CaP: no latency model for this target (%s); notches are chosen by MACs, then measured", error)
-            return _Cost(problem)
-        return _Cost(problem, model.predict)
+            return None
 
     def _distance(self, problem: Problem, plan: Plan, used: Calibration, spared: Calibration) -> float:
         """How far the outputs of a plan's repaired network are from the original's, on images that took no part."""
@@ -190,7 +210,7 @@ class CaP:
     def _bottom_up(self, problem: Problem) -> Plan:
         assert problem.calibration is not None
         ranked, _ = rankable(problem.channels)
-        names = tuple(name for name in ranked if self.streams or not is_stream(problem.channels, name))
+        names = tuple(name for name in ranked if self.streams == "group" or not is_stream(problem.channels, name))
         search = BottomUp(
             problem,
             problem.calibration,
@@ -224,51 +244,65 @@ class CaP:
         return best
 
 
-class _Cost:
-    """What a notch saves is counted in: the budgets that are not met yet, each as a share of its limit."""
+class _Policy:
+    """The structures that a policy for streams allows, with their losses and costs."""
 
-    def __init__(self, problem: Problem, latency: object = None) -> None:
-        self._problem, self._latency = problem, latency
+    def __init__(self, problem: Problem, curves: Mapping[str, Curve], streams: str, latency: LatencyModel | None) -> None:
+        channels = problem.channels
+        self.problem, self._latency = problem, latency
+        self._curves = {name: c for name, c in curves.items() if streams == "group" or not is_stream(channels, name)}
+        self._scores = {name: curve.ranking.scores for name, curve in self._curves.items()}
+        self.readers = [r for r in paying(problem) if _stream_of(channels, r) in curves] if streams == "gather" else []
+        self._rankings, self._stream = {}, {}
+        for reader in self.readers:
+            stream = curves[_stream_of(channels, reader)]
+            own = stream.by_reader.get(reader.node, stream.ranking)
+            self._rankings[reader.node], self._stream[reader.node] = inputs_ranking(channels, reader, own), stream
 
-    def __call__(self, rows: Rows) -> NDArray[np.float64]:
-        """Of structures; see `steepest`."""
-        costs = self._problem.channels.costs(rows)
-        found = {"macs": costs.macs, "params": costs.params, "memory": costs.memory_bytes}
-        if callable(self._latency):
-            return np.asarray(self._latency(rows), dtype=np.float64)
-        limits = {name: limit for name, limit in self._problem.limits.items() if name in found}
-        missed = {name: limit for name, limit in limits.items() if found[name][0] > limit} or limits
-        if not missed:
-            return np.asarray(costs.macs, dtype=np.float64)
+    def decide(self, power: float) -> Plan:
+        """The plan that meets the budget, losses weighted by a power of the sensitivity."""
+        return self._fitting(self.problem, power)
+
+    def near(self, power: float) -> Plan:
+        """A plan near the budget, without measuring anything: a latency counts as its share of the MACs."""
+        limits = dict(self.problem.limits)
+        if "latency" in limits:
+            channels = self.problem.channels
+            full = float(channels.costs_of(channels.full).macs[0])
+            limits["macs"] = min(limits.get("macs", full), limits.pop("latency") * full)
+        return self._fitting(replace(self.problem, limits=limits), power)
+
+    def _fitting(self, problem: Problem, power: float) -> Plan:
+        space = WidthsAndReads(problem, self._scores, self.readers, self._rankings)
+        align = problem.target.align
+        options, losses = {}, {}
+        for k, group in enumerate(problem.channels.groups):
+            if group.name in self._curves:
+                curve = self._curves[group.name]
+                options[k] = list(widths(group, align))
+                losses[k] = curve.ranking.loss[options[k]] * max(curve.sensitivity, 1e-12) ** power
+        for k, reader in enumerate(self.readers, len(problem.channels.groups)):
+            ranking = self._rankings[reader.node]
+            options[k] = widths_of_inputs(len(ranking.order), align)
+            losses[k] = ranking.loss[options[k]] * max(self._stream[reader.node].sensitivity, 1e-12) ** power
+        start = [group.size for group in problem.channels.groups] + space.inputs
+        return fitting(space, steepest(start, options, losses, lambda rows: self._saved_in(space, rows)))
+
+    def _saved_in(self, space: WidthsAndReads, rows: Rows) -> NDArray[np.float64]:
+        """What a notch saves is counted in: milliseconds, or the budgets that are not met yet, as shares of their limits."""
+        found, groups = space.costs(rows), len(space.problem.channels.groups)
+        if self._latency is not None:
+            plain = self._latency.predict(rows[:, :groups])
+            macs = space.problem.channels.costs(rows[:, :groups]).macs
+            return np.asarray(plain * found["macs"] / macs, dtype=np.float64)  # a gather saves in proportion, it was found to pay
+        limits = {name: limit for name, limit in space.problem.limits.items() if name in found}
+        missed = {name: limit for name, limit in limits.items() if found[name][0] > limit} or limits or {"macs": 1.0}
         return np.asarray(sum(found[name] / limit for name, limit in missed.items()), dtype=np.float64)
 
 
-def is_stream(channels: ChannelGraph, name: str) -> bool:
-    """Whether several layers that mix channels make a group: the channels of a residual stream."""
-    group = next(g for g in channels.groups if g.name == name)
-    graph = channels.graph
-    modules = [graph.get_submodule(layer) for layer in group.layers if layer in dict(graph.named_modules())]
-    return len([m for m in modules if getattr(m, "groups", 1) == 1]) > 1
-
-
-def _path(problem: Problem, curves: Mapping[str, Curve], power: float, cost: _Cost) -> Rows:
-    options, losses = {}, {}
-    for k, group in enumerate(problem.channels.groups):
-        if group.name in curves:
-            curve = curves[group.name]
-            options[k] = widths(group, problem.target.align)
-            losses[k] = curve.ranking.loss[list(options[k])] * max(curve.sensitivity, 1e-12) ** power
-    return steepest([group.size for group in problem.channels.groups], options, losses, cost)
-
-
-def _candidate(problem: Problem, scores: Mapping[str, NDArray[np.float64]], path: Rows) -> Plan:
-    """A structure of a path near the budget, without measuring anything: a latency counts as its share of the MACs."""
-    limits = dict(problem.limits)
-    if "latency" in limits:
-        full = float(problem.channels.costs(path[:1]).macs[0])
-        limits["macs"] = min(limits.get("macs", full), limits.pop("latency") * full)
-    near = replace(problem, limits=limits)
-    return resolve(near, scores, fitting(near, scores, path))
+def _stream_of(channels: ChannelGraph, reader: Reader) -> str:
+    assert reader.inputs is not None
+    return channels.groups[int(channels.grouping.group_of[reader.inputs[0]])].name
 
 
 def _divide(calibration: Calibration, spare: int) -> tuple[Calibration, Calibration]:

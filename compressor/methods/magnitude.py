@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from compressor.errors import BudgetError
 from compressor.gradients import mean_gradients
 from compressor.methods.base import Problem
-from compressor.methods.paths import fitting, resolve
+from compressor.methods.paths import Widths, fitting
 from compressor.passes.compensation import Compensation
 from compressor.passes.criteria import CRITERIA, Scores, Scoring, select
 from compressor.plan import Plan
@@ -89,7 +89,7 @@ class Magnitude:
         """
         scores = self.scores(problem)
         path = path_by_scores(problem, scores, self.scope)
-        return resolve(problem, scores, fitting(problem, scores, path))
+        return fitting(Widths(problem, scores), path)
 
 
 def path_by_scores(problem: Problem, scores: dict[str, Scores], scope: str) -> NDArray[np.int64]:

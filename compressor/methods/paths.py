@@ -54,50 +54,72 @@ def steepest(
         rows.append(trial[1 + candidates.index((k, n))])
 
 
-def within(problem: Problem, rows: Rows) -> NDArray[np.bool_]:
-    """Which structures meet the budgets that can be computed."""
-    costs = problem.channels.costs(rows)
-    found = {"macs": costs.macs, "params": costs.params, "memory": costs.memory_bytes}
-    good = np.ones(len(rows), dtype=bool)
-    for name, limit in problem.limits.items():
-        if name in found:
-            good &= found[name] <= limit
-    return good
+class Widths:
+    """Structures as rows of widths, one column per group, and the channels that scores keep of them.
+
+    Args:
+        problem: The network and its limits.
+        scores: Group name -> score per unit.
+    """
+
+    def __init__(self, problem: Problem, scores: Mapping[str, Scores]) -> None:
+        self.problem = problem
+        self._scores = scores
+
+    def costs(self, rows: Rows) -> dict[str, NDArray[np.float64]]:
+        """MACs, parameters and bytes of structures."""
+        found = self.problem.channels.costs(rows)
+        return {"macs": found.macs.astype(float), "params": found.params.astype(float), "memory": found.memory_bytes.astype(float)}
+
+    def plan(self, row: Rows) -> Plan:
+        """The plan that keeps the best-scored channels of a structure."""
+        kept = {}
+        for group, width in zip(self.problem.channels.groups, row.tolist(), strict=True):
+            if width < group.size:
+                kept[group.name] = select(group, self._scores[group.name], width)
+        return Plan.keep(kept, self.problem.channels.digest)
+
+    def within(self, rows: Rows) -> NDArray[np.bool_]:
+        """Which structures meet the budgets that can be computed."""
+        good = np.ones(len(rows), dtype=bool)
+        for name, found in self.costs(rows).items():
+            good &= found <= self.problem.limits.get(name, np.inf)
+        return good
 
 
-def first_within(problem: Problem, path: Rows) -> int:
+def first_within(space: Widths, path: Rows) -> int:
     """Index of the first structure on a path that meets the budgets that can be computed.
 
     Raises:
         BudgetError: None does; the closest is said.
     """
-    good = within(problem, path)
+    good = space.within(path)
     if good.any():
         return int(np.argmax(good))
-    smallest = problem.channels.costs(path[-1:])
-    closest = {"macs": smallest.macs[0], "params": smallest.params[0], "memory": smallest.memory_bytes[0]}
-    wanted = {name: limit for name, limit in problem.limits.items() if name in closest}
-    said = ", ".join(f"{name} {closest[name]:,} (asked: {limit:,.0f})" for name, limit in wanted.items())
+    limits = space.problem.limits
+    said = ", ".join(
+        f"{name} {found[0]:,.0f} (asked: {limits[name]:,.0f})" for name, found in space.costs(path[-1:]).items() if name in limits
+    )
     raise BudgetError(
         f"the budget cannot be met: the smallest legal network has {said}; "
         "widths are multiples of the target's `align`, a smaller one allows narrower layers"
     )
 
 
-def give_back(problem: Problem, path: Rows, first: int) -> Rows:
-    """Undo notches, the latest first, as long as the budget still holds; (groups,)."""
+def give_back(space: Widths, path: Rows, first: int) -> Rows:
+    """Undo notches, the latest first, as long as the budget still holds; one row."""
     current: Rows = path[first].copy()
     for index in range(first, 0, -1):
-        group = int(np.argmax(path[index - 1] != path[index]))
-        if path[index][group] == current[group]:
+        column = int(np.argmax(path[index - 1] != path[index]))
+        if path[index][column] == current[column]:
             wider = current.copy()
-            wider[group] = path[index - 1][group]
-            if within(problem, wider[None])[0]:
+            wider[column] = path[index - 1][column]
+            if space.within(wider[None])[0]:
                 current = wider
     return current
 
 
-def bisect_latency(problem: Problem, scores: Mapping[str, Scores], path: Rows, first: int) -> int:
+def bisect_latency(space: Widths, path: Rows, first: int) -> int:
     """First structure on the path, from `first` on, whose measured latency is within the budget.
 
     Latency is guessed to fall with MACs between the two measured neighbours, which needs fewer engines
@@ -106,11 +128,11 @@ def bisect_latency(problem: Problem, scores: Mapping[str, Scores], path: Rows, f
     Raises:
         BudgetError: Even the last structure takes longer.
     """
-    limit = problem.limits["latency"]
-    macs = problem.channels.costs(path).macs.astype(float)
+    limit = space.problem.limits["latency"]
+    macs = space.costs(path)["macs"]
 
     def ratio_at(index: int) -> float:
-        found = problem.measure(resolve(problem, scores, path[index])).ratio
+        found = space.problem.measure(space.plan(path[index])).ratio
         logger.info("notch %d of %d takes %.3f of the original, budget %.3f", index, len(path) - 1, found, limit)
         return found
 
@@ -137,22 +159,13 @@ def bisect_latency(problem: Problem, scores: Mapping[str, Scores], path: Rows, f
     return high
 
 
-def fitting(problem: Problem, scores: Mapping[str, Scores], path: Rows) -> Rows:
-    """The structure of a path that meets every budget with the least taken away, (groups,).
+def fitting(space: Widths, path: Rows) -> Plan:
+    """The plan on a path that meets every budget with the least taken away.
 
     Raises:
         BudgetError: None does; the closest is said.
     """
-    first = first_within(problem, path)
-    if "latency" in problem.limits:
-        return np.asarray(path[bisect_latency(problem, scores, path, first)])
-    return give_back(problem, path, first)
-
-
-def resolve(problem: Problem, scores: Mapping[str, Scores], row: Rows) -> Plan:
-    """The plan that keeps the best-scored channels of a structure."""
-    kept = {}
-    for group, width in zip(problem.channels.groups, row.tolist(), strict=True):
-        if width < group.size:
-            kept[group.name] = select(group, scores[group.name], width)
-    return Plan.keep(kept, problem.channels.digest)
+    first = first_within(space, path)
+    if "latency" in space.problem.limits:
+        return space.plan(path[bisect_latency(space, path, first)])
+    return space.plan(give_back(space, path, first))

@@ -13,8 +13,8 @@ from compressor.errors import BudgetError, DataError
 from compressor.evaluate import evaluate
 from compressor.methods import Problem
 from compressor.methods.bottom_up import BottomUp, Holdout, _State
-from compressor.methods.cap import is_stream
 from compressor.methods.paths import steepest
+from compressor.methods.streams import is_stream
 from compressor.passes.calibration import Calibration
 from compressor.passes.compensate import Compensate
 from compressor.passes.losses import loss_curves, rankable
@@ -109,7 +109,7 @@ def test_streams_are_pruned_only_if_they_may_be(problem):
     assert {name for name in names if is_stream(problem.channels, name)} == {"stem"}
     tight = replace(problem, limits={"macs": 0.2 * problem.limits["macs"] * 2})
     assert "stem" in dict(CaP(weights="plain", compensation=SMALL).plan(tight).kept)
-    assert "stem" not in dict(CaP(weights="plain", compensation=SMALL, streams=False).plan(tight).kept)
+    assert "stem" not in dict(CaP(weights="plain", compensation=SMALL, streams="inside").plan(tight).kept)
 
 
 def test_the_curve_predicts_what_compensation_leaves(problem):
@@ -246,6 +246,22 @@ def test_compress_without_any_label_tells_the_agreement_with_the_original(net, d
     assert result.steps[0].accuracy == 100.0
     assert result.steps[-1].accuracy > result.steps[1].accuracy
     assert "Compensation" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_readers_of_a_stream_read_a_part_where_that_is_measured_to_pay(net, digits, tmp_path):
+    log = Log()
+    result = compressor.compress(
+        net, (torch.zeros(1, 1, 8, 8),), validate=pairs(digits["holdout"]), calibrate=pairs(digits["train"]),
+        budget=Budget(macs=0.5), target=Target("fake", align=2), out=tmp_path / "run", progress=log,
+        method=CaP(weights="plain", streams="gather", compensation=SMALL),
+    )  # fmt: skip
+    said = [line for line in log.lines if "through a gather" in line]
+    assert said
+    pays = {line.split(" readers")[0]: "not worth it" not in line for line in said}
+    assert bool(result.plan.reads) == any(pays.values())
+    assert result.met
+    assert result.error < 1e-4
+    assert result.steps[-1].accuracy > 60
 
 
 def test_compress_asks_for_a_budget_or_a_floor(net, digits, tmp_path):
