@@ -20,7 +20,7 @@ class Compensation:
         recalibrate: Whether batch norms are re-estimated afterwards.
         images: How many calibration images are read at most.
         positions: Of each image, sampled per layer.
-        memory_mb: For matrices; activations get twice as much before they go to files.
+        memory_mb: For activations before they go to files; matrices get half as much again.
 
     Raises:
         DataError: A setting is out of range.
@@ -34,7 +34,7 @@ class Compensation:
     recalibrate: bool = False
     images: int = 2000
     positions: int = 24
-    memory_mb: int = 1024
+    memory_mb: int = 2048
 
     def __post_init__(self) -> None:
         """Check the settings."""

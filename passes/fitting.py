@@ -1,6 +1,6 @@
 """Fitting the layers of a narrowed network to what the original gives: the work behind `Compensate`, which explains it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -88,7 +88,7 @@ def fit_on_original(
 ) -> list[Repair]:
     """Fit layers on what the original network shows them, all in one pass; `narrowed` is changed in place."""
     chosen = [job for job in jobs if job.product.blocks == job.whole.blocks]  # whole blocks that go take their outputs along
-    names, memory = [job.reader.node for job in chosen], settings.memory_mb << 18
+    names, memory = [job.reader.node for job in chosen], settings.memory_mb << 19
     found = collect(channels.graph, names, calibration, settings.positions, memory, seed)
     return [fit_on_statistics(narrowed, job, found[job.reader.node], settings) for job in chosen]
 
@@ -154,7 +154,7 @@ def fit_side_by_side(
     seed: int,
 ) -> list[Repair]:
     """Fit layer after layer on what the network as repaired so far shows it; `narrowed` is changed in place."""
-    shelf = Shelf(settings.memory_mb << 21)
+    shelf = Shelf(settings.memory_mb << 20)
     original, own = (Prefix(graph, calibration, shelf) for graph in (channels.graph, narrowed))
     repairs: list[Repair] = []
     for job in jobs:
@@ -170,14 +170,14 @@ def _fit(graph: fx.GraphModule, job: Job, original: Prefix, own: Prefix, setting
     bias = job.product.bias.reshape(matrix.shape[:2])
     solutions: list[Solution] = []
     count, variance = 0, 0.0
-    parts = parts_of(job.product, settings.memory_mb << 18)
+    parts = parts_of(job.product, settings.memory_mb << 19)
     for part in parts:  # block coordinate descent: each part makes up for what the others leave
         rest = matrix.clone()
         rest[:, :, part] = 0
         moments = Moments()
         for k in range(len(own)):
-            x, y = samples(k)
-            moments.add(x[:, :, part], y - torch.einsum("ngd,god->ngo", x.double(), rest) if len(parts) > 1 else y)
+            for x, y in samples(k):
+                moments.add(x[:, :, part], y - torch.einsum("ngd,god->ngo", x.double(), rest) if len(parts) > 1 else y)
         facts = Facts(moments.mean, moments.covariance, moments.target_mean, moments.target_variance, moments.cross)
         solutions.append(solve(facts, matrix[:, :, part], bias, settings.ridge, settings.rescale))
         matrix[:, :, part], bias = solutions[-1].matrix, solutions[-1].bias
@@ -193,6 +193,7 @@ class Samples:
     def __init__(self, graph: fx.GraphModule, job: Job, original: Prefix, own: Prefix, settings: Compensation, seed: int) -> None:
         self._job, self._original, self._own = job, original, own
         self._positions, self._seed = settings.positions, seed
+        self._memory = settings.memory_mb << 19
         norm, shortcut = job.reader.norm, job.reader.shortcut
         self._wanted = tuple(own[job.rows] for own in affine(graph, norm, job.whole.outputs))
         self._scale, self._shift = affine(own.graph, norm, len(job.rows))
@@ -200,8 +201,8 @@ class Samples:
         there = shortcut is not None and original.has(shortcut) and own.has(shortcut)
         self._shortcut = shortcut if settings.shortcuts and there else None
 
-    def __call__(self, batch: int) -> tuple[Tensor, Tensor]:
-        """Patches (samples, blocks, columns) and targets (samples, blocks, outputs per block)."""
+    def __call__(self, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Patches (samples, blocks, columns) and targets (samples, blocks, outputs per block), some images at a time."""
         job = self._job
         at = sample(job.grid, self._positions, generator_of(self._seed, batch))
         x = self._own.value(job.source, batch)
@@ -212,7 +213,10 @@ class Samples:
             before, after = (job.product.values(p.value(self._shortcut, batch), at) for p in (self._original, self._own))
             want += before[:, job.rows].double() - after.double()
         y = torch.where(self._sure, (want - self._shift) / self._scale, y)  # through the norm, backwards
-        return job.product.patches(x, at), y.reshape(len(y), job.product.blocks, -1)
+        targets = y.reshape(len(x), len(at), job.product.blocks, -1)
+        size = job.product.portion(len(at), self._memory)
+        for images, own in zip(torch.split(x, size), torch.split(targets, size), strict=True):
+            yield job.product.patches(images, at), own.flatten(0, 1)
 
 
 def write(graph: fx.GraphModule, reader: Reader, product: Product, matrix: Tensor, bias: Tensor) -> None:

@@ -138,15 +138,15 @@ def _portions(channels: ChannelGraph, readers: Mapping[str, Sequence[Reader]], m
     for name, own in readers.items():
         size = sum(matrix_bytes(product, product.columns) // 4 for product in (_product(channels, r) for r in own))
         if names and used + size > memory:
-            yield names, 4 * memory
+            yield names, memory
             names, used = [], 0
         if size > memory:  # one group with so many readers, or so large ones, that each is cut into parts
-            yield [name], 4 * memory // len(own)
+            yield [name], memory // len(own)
         else:
             names.append(name)
             used += size
     if names:
-        yield names, 4 * memory
+        yield names, memory
 
 
 def readings_of(

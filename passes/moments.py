@@ -11,10 +11,10 @@ class Moments:
     beside the squared mean then loses no digits, and a constant feature has a variance of exactly zero.
 
     Args:
-        chunk: How many samples are turned into float64 at a time.
+        chunk: How many numbers are turned into float64 at a time.
     """
 
-    def __init__(self, chunk: int = 1 << 14) -> None:
+    def __init__(self, chunk: int = 1 << 23) -> None:
         self._chunk = chunk
         self.count = 0
         self._shifts: list[Tensor] = []
@@ -28,8 +28,9 @@ class Moments:
             x: (samples, blocks, features).
             y: (samples, blocks, targets), always or never.
         """
-        for start in range(0, len(x), self._chunk):
-            end = start + self._chunk
+        rows = max(self._chunk // (x.shape[1] * x.shape[2]), 1)
+        for start in range(0, len(x), rows):
+            end = start + rows
             parts = [part[start:end].double().transpose(0, 1) for part in (x, y) if part is not None]
             if not self.count:
                 self._begin(parts)

@@ -117,6 +117,10 @@ class Product:
         cut = x.flatten(2)[:, :, flat.to(x.device)]  # (N, C, K, kernel)
         return cut.transpose(1, 2).reshape(-1, self.blocks, self.columns)
 
+    def portion(self, positions: int, memory_bytes: int) -> int:
+        """How many images may be cut into patches at a time, as float32 and as float64."""
+        return max(memory_bytes // (12 * positions * self.blocks * self.columns), 1)
+
     def values(self, y: Tensor, at: Tensor) -> Tensor:
         """The channels of a tensor shaped like the layer's output, (N * K, channels), at some positions."""
         if self.channel_axis == 1:

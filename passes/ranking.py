@@ -70,15 +70,17 @@ def rank(readings: Sequence[Reading], units: int) -> Ranking:
     left = torch.ones(units, dtype=torch.bool)
     total = sum(state.remaining() for state in states)
     order, loss = [], [total]
+    each = [state.gains() for state in states]
     for _ in range(units):
         gains = torch.zeros(units, dtype=torch.float64)
-        for state in states:
-            gains += state.gains()
+        for state, own in zip(states, each, strict=True):
+            gains[state.units] += own
         gains[~left] = -1
         chosen = int(gains.argmax())
         left[chosen] = False
-        for state in states:
-            state.pick(chosen)
+        for k, state in enumerate(states):
+            if state.pick(chosen):
+                each[k] = state.gains()
         order.append(chosen)
         loss.append(loss[-1] - max(float(gains[chosen]), 0.0))
     # rounding: the curve falls to zero, where every channel is kept
@@ -99,7 +101,9 @@ class _State:
         self._r = covariance.new_zeros(len(reading.matrix), count + 1)
         self._r[:, :count] = reading.matrix @ covariance if reading.cross is None else reading.cross
         self._t.diagonal().add_(floor)
-        self._columns = torch.where(reading.columns < 0, count, reading.columns).to(covariance.device)
+        self.units = (reading.columns >= 0).any(1).nonzero()[:, 0]  # that it reads at all
+        columns = reading.columns[self.units]
+        self._columns = torch.where(columns < 0, count, columns).to(covariance.device)
         absent = self._columns == count
         self._absent = (absent[:, :, None] | absent[:, None, :]) if bool(absent.any()) else None
         self._floor = floor
@@ -114,7 +118,9 @@ class _State:
         return float((self._r[:, :-1] * self._matrix).sum())
 
     def gains(self) -> Tensor:
-        """By how much picking each unit lowers J, (units,)."""
+        """By how much picking each of `units` lowers J."""
+        if not len(self.units):
+            return torch.zeros(0, dtype=torch.float64)
         if self._columns.shape[1] == 1:
             index = self._columns[:, 0]
             return (self._r[:, index].square().sum(0) / self._t.diagonal()[index]).cpu()
@@ -128,11 +134,16 @@ class _State:
         found = torch.linalg.solve_triangular(factor, rows, upper=False).square().sum((1, 2))
         return torch.where((info == 0) & found.isfinite(), found, 0.0).cpu()
 
-    def pick(self, unit: int) -> None:
-        index = self._columns[unit]
-        index = index[index < len(self._t) - 1]
-        if len(index):
-            self._take_out(index)
+    def pick(self, unit: int) -> bool:
+        """Take a unit out, where it is read; whether it is."""
+        here = self.units != unit
+        if bool(here.all()):
+            return False
+        index = self._columns[~here][0]
+        self._take_out(index[index < len(self._t) - 1])
+        self.units, self._columns = self.units[here], self._columns[here.to(self._columns.device)]
+        self._absent = self._absent[here.to(self._absent.device)] if self._absent is not None else None
+        return True
 
     def _take_out(self, index: Tensor) -> None:
         factor, info = torch.linalg.cholesky_ex(self._t[index][:, index])

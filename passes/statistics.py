@@ -133,9 +133,11 @@ def _one_pass(
             x = prefix.value(nodes[name].all_input_nodes[0].name, 0)
             check_finite(x, k, name)
             grid = product.grid(shapes_of(nodes[name])[0])
-            patches = product.patches(x, sample(grid, positions, generator_of(seed, k)))
-            for part, own in zip(columns[name], moments[name], strict=True):
-                own.add(patches[:, :, part])
+            at = sample(grid, positions, generator_of(seed, k))
+            for images in torch.split(x, product.portion(len(at), memory_bytes)):
+                patches = product.patches(images, at)
+                for part, own in zip(columns[name], moments[name], strict=True):
+                    own.add(patches[:, :, part])
     return {
         name: Statistics(own[0].count, tuple(Part(part, m.mean, m.covariance) for part, m in zip(columns[name], own, strict=True)))
         for name, own in moments.items()

@@ -6,7 +6,7 @@
 CIFAR-10: DIR is the official binary version; statistics come from training images, every decision from a hold-out of
 them, and `top1` is that of the 10,000 test images, looked at once per row. Another network: FUNCTION returns it without
 arguments, `--images` is a folder of images for statistics (no labels), `--test` one folder per class whose name begins
-with the index of the output; `--mean` and `--std` normalise.
+with the number of the class (`--offset` is added to it); `--mean` and `--std` normalise.
 
 Each row adds one option to the row before; `norms` says whether batch norms were recalibrated afterwards. Rows without
 `cap` in their method are the plain criteria. Prints a table and writes `tools/results/cap-NETWORK.json`.
@@ -59,7 +59,7 @@ class Bench:
             model = load_callable(args.model)()
             mean, std = (tuple(float(v) for v in text.split(",")) for text in (args.mean, args.std))
             self.images = load_images(args.images, 50, mean, std)
-            self.test = _by_index(Path(args.test), mean, std)
+            self.test = _by_index(Path(args.test), args.offset, mean, std)
             self.holdout = self.images
         else:
             model = getattr(cifar_resnet, args.network)()
@@ -157,6 +157,7 @@ def main() -> None:
     parser.add_argument("--model", help="another network: file.py:callable")
     parser.add_argument("--images", help="its images for statistics")
     parser.add_argument("--test", help="its test images, one folder per class")
+    parser.add_argument("--offset", type=int, default=0, help="of the network's outputs to the numbers of these folders")
     parser.add_argument("--mean", default="0.485,0.456,0.406")
     parser.add_argument("--std", default="0.229,0.224,0.225")
     parser.add_argument("--ratios", default="0.7,0.5,0.35", help="shares of the MACs that stay")
@@ -188,9 +189,11 @@ def main() -> None:
     print(table(bench.rows))
 
 
-def _by_index(folder: Path, mean, std) -> Images:
+def _by_index(folder: Path, offset: int, mean, std) -> Images:
     parts = [
-        (int(path.name.split("_")[0]), load_images(str(path), 50, mean, std)) for path in sorted(folder.iterdir()) if path.is_dir()
+        (int(path.name.split("_")[0]) + offset, load_images(str(path), 50, mean, std))
+        for path in sorted(folder.iterdir())
+        if path.is_dir()
     ]
     images = torch.cat([own.images for _, own in parts])
     labels = torch.cat([torch.full((len(own.images),), label) for label, own in parts])

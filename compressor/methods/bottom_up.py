@@ -116,7 +116,7 @@ class _State:
         self.masks: list[NDArray[np.bool_]] = [np.ones(group.size, dtype=bool) for group in self.channels.groups]
         self.work = quiet_deepcopy(self.channels.graph).eval()
         self.jobs = {job.reader.node: job for job in jobs_of(self.channels, self.masks, self.work)}
-        self.shelf = Shelf(search.settings.memory_mb << 21)
+        self.shelf = Shelf(search.settings.memory_mb << 20)
         self.judge = Prefix(self.work, search.holdout.images, self.shelf)
         self.refitted: set[str] = set()
         alone = self._alone if search.recollect else (lambda _: False)
@@ -203,7 +203,7 @@ class _State:
         """One reader, whose covariance fits into the memory: statistics can be collected anew right in front of it."""
         own = self.readers[name]
         product = Product(self.channels.graph.get_submodule(own[0].layer))
-        return len(own) == 1 and product.blocks == 1 and len(parts_of(product, self.search.settings.memory_mb << 18)) == 1
+        return len(own) == 1 and product.blocks == 1 and len(parts_of(product, self.search.settings.memory_mb << 19)) == 1
 
     def _as_published(self, name: str) -> "_Published":
         while name not in self._known:
@@ -220,8 +220,8 @@ class _State:
         samples = Samples(self.channels.graph, job, self.original, self.own, self.search.settings, self.search.problem.seed)
         moments = Moments()
         for k in range(len(self.own)):
-            x, y = samples(k)
-            moments.add(x.gather(2, columns[None].expand(len(x), -1, -1)), y)
+            for x, y in samples(k):
+                moments.add(x.gather(2, columns[None].expand(len(x), -1, -1)), y)
         return Facts(moments.mean, moments.covariance, moments.target_mean, moments.target_variance, moments.cross)
 
     def _collected_anew(self, name: str) -> "_CollectedAnew":

@@ -246,7 +246,7 @@ def test_too_little_memory_fits_in_parts_and_says_so():
     plan = channels.plan(0.25, seed=1)
     small = narrowed(graph, channels, plan)
     whole, tight = (
-        Compensate(channels, plan, calibration(), Compensation(positions=ALL, memory_mb=memory)).run(small) for memory in (1024, 1)
+        Compensate(channels, plan, calibration(), Compensation(positions=ALL, memory_mb=memory)).run(small) for memory in (2048, 1)
     )
     assert whole.repairs[0].parts == 1
     assert tight.repairs[0].parts > 1

@@ -7,7 +7,7 @@ from compressor.passes.moments import Moments
 
 def test_moments_in_parts_are_those_of_the_whole():
     x, y = torch.randn(500, 2, 5) * 3 + 1, torch.randn(500, 2, 3)
-    moments = Moments(chunk=64)
+    moments = Moments(chunk=640)
     for a, b in zip(x.split(170), y.split(170), strict=True):
         moments.add(a, b)
     both = torch.cat([x, y], dim=2).double()
