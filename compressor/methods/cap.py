@@ -28,7 +28,7 @@ from compressor.errors import BackendError, BudgetError, DataError
 from compressor.evaluate import pair_of
 from compressor.methods.base import Problem
 from compressor.methods.bottom_up import BottomUp, Holdout
-from compressor.methods.paths import Rows, fitting, steepest
+from compressor.methods.paths import Rows, Widths, first_within, fitting, steepest
 from compressor.methods.streams import (
     POLICIES,
     WidthsAndReads,
@@ -142,6 +142,7 @@ class CaP:
     # by loss curves
 
     def _allocated(self, problem: Problem, calibration: Calibration) -> Plan:
+        _check_possible(problem, self.streams)
         problem.progress.stage("statistics, ranking and sensitivity of every group")
         used, spared = _divide(calibration, self.probes)
         settings = self.compensation or Compensation()
@@ -298,6 +299,15 @@ class _Policy:
         limits = {name: limit for name, limit in space.problem.limits.items() if name in found}
         missed = {name: limit for name, limit in limits.items() if found[name][0] > limit} or limits or {"macs": 1.0}
         return np.asarray(sum(found[name] / limit for name, limit in missed.items()), dtype=np.float64)
+
+
+def _check_possible(problem: Problem, streams: str) -> None:
+    """Raise `BudgetError` before anything is computed where even the narrowest network is too large."""
+    if streams in ("gather", "best"):
+        return  # what a gather saves is not known yet
+    names = {name for name in rankable(problem.channels)[0] if streams == "group" or not is_stream(problem.channels, name)}
+    narrowest = [widths(g, problem.target.align)[0] if g.name in names else g.size for g in problem.channels.groups]
+    first_within(Widths(problem, {}), np.array([narrowest], dtype=np.int64))
 
 
 def _stream_of(channels: ChannelGraph, reader: Reader) -> str:
