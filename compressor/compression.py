@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from compressor.budget import Budget, absolute
 from compressor.errors import BudgetError, DataError
-from compressor.evaluate import Batches, evaluate, recalibrate
+from compressor.evaluate import Batches, device_of, evaluate, recalibrate
 from compressor.measurement import Measurement
 from compressor.methods import Method, Problem
 from compressor.passes.calibration import Calibration
@@ -98,7 +98,9 @@ class Compression:
         share = max(self._images.images // 5, 1)
         held, self._images = self._images.first(share), self._images.after(share)
         with torch.no_grad():
-            return [(batch[0], outputs_of(self._original(*batch))[0].argmax(1).cpu()) for batch in held.batches]
+            device = device_of(self._original)
+            outputs = [outputs_of(self._original(*[x.to(device) for x in batch]))[0] for batch in held.batches]
+        return [(batch[0], output.argmax(1).cpu()) for batch, output in zip(held.batches, outputs, strict=True)]
 
     def run(self) -> Result:
         """Do what is not done yet."""

@@ -69,12 +69,13 @@ def jobs_of(
         whole, product = Product(channels.graph.get_submodule(reader.layer)), Product(narrowed.get_submodule(reader.layer))
         inputs = reads.get(reader.node, kept_channels(reader.inputs, masks, channels, whole.inputs))
         rows = torch.from_numpy(np.flatnonzero(kept_channels(reader.outputs, masks, channels, whole.outputs)))
+        device = product.weight.device
         stays = inputs.repeat(whole.kernel).reshape(whole.blocks, -1)
         columns = [torch.from_numpy(np.flatnonzero(own)) for own in stays if own.any()]  # a depthwise block goes as a whole
         node = nodes[reader.node]
         source, grid = node.all_input_nodes[0].name, product.grid(shapes_of(node)[0])
         loses = not inputs.all()
-        jobs.append(Job(reader, source, grid, whole, product, rows, torch.stack(columns), loses))
+        jobs.append(Job(reader, source, grid, whole, product, rows.to(device), torch.stack(columns).to(device), loses))
     return jobs
 
 
@@ -130,7 +131,7 @@ def solve_on_statistics(statistics: Statistics, matrix: Tensor, columns: Tensor,
         columns: (blocks, kept columns).
         settings: Ridge and rescaling.
     """
-    bias = nothing = torch.zeros(matrix.shape[:2], dtype=torch.float64)
+    bias = nothing = matrix.new_zeros(matrix.shape[:2])
     solutions, variance = [], 0.0
     for part in statistics.parts:
         weights = matrix[:, :, part.columns]

@@ -122,7 +122,8 @@ def affine(graph: fx.GraphModule, node: str | None, outputs: int) -> tuple[Tenso
     """Scale and shift (outputs,) of a batch norm in eval mode, float64: `norm(y) = scale y + shift`; 1 and 0 without one."""
     norm = norm_of(graph, node)
     if norm is None:
-        return torch.ones(outputs, dtype=torch.float64), torch.zeros(outputs, dtype=torch.float64)
+        ones = torch.ones(outputs, dtype=torch.float64, device=next((p.device for p in graph.parameters()), None))
+        return ones, torch.zeros_like(ones)
     mean, variance = cast(Tensor, norm.running_mean).double(), cast(Tensor, norm.running_var).double()
     scale = torch.rsqrt(variance + norm.eps)
     if norm.weight is not None:

@@ -307,8 +307,39 @@ def tensorrt_rtx(arguments):
     ]
 
 
+def compensation(arguments):
+    """Compensation on the GPU against the same on the CPU: outputs, time, memory."""
+    import torch
+
+    import compressor
+    from compressor.passes.calibration import Calibration
+    from compressor.passes.compensate import Compensate
+    from compressor.passes.compensation import Compensation
+
+    (name, graph), *_ = networks(arguments).items()
+    size = graph.meta["compressor.inputs"][0][0][-1]
+    images = torch.randn(16 if arguments.dry else 64, 3, size, size, generator=torch.Generator().manual_seed(0))
+    outputs, row = {}, {"network": name, "images": len(images)}
+    for device in dict.fromkeys(("cpu", "cuda" if torch.cuda.is_available() else "cpu")):
+        network = graph.to(device)
+        channels = compressor.analyze(network)
+        plan = channels.plan(0.5)
+        small = compressor.apply(plan, network, channels=channels)
+        calibration = Calibration(tuple((batch,) for batch in images.split(16)))
+        begun = time.monotonic()
+        found = Compensate(channels, plan, calibration, Compensation(positions=8)).run(small).graph.eval()
+        row[f"{device}_s"] = time.monotonic() - begun
+        with torch.no_grad():
+            outputs[device] = found(images[:8].to(device)).cpu()
+    if "cuda" in outputs:
+        row["relative_difference"] = float((outputs["cuda"] - outputs["cpu"]).norm() / outputs["cpu"].norm())
+        row["peak_gpu_gb"] = torch.cuda.max_memory_allocated() / 2**30
+    return [row]
+
+
 STEPS = {
     "torch": torch_latency,
+    "compensation": compensation,
     "tensorrt": tensorrt,
     "staircase": staircase,
     "latency-model": latency_model,
@@ -317,7 +348,15 @@ STEPS = {
 }
 
 
-CAPS = {"torch": 3, "tensorrt": 4, "staircase": 2, "latency-model": 6, "conformance": 3, "tensorrt-rtx": 1}  # minutes
+CAPS = {
+    "torch": 3,
+    "compensation": 2,
+    "tensorrt": 4,
+    "staircase": 2,
+    "latency-model": 6,
+    "conformance": 3,
+    "tensorrt-rtx": 1,
+}  # minutes
 
 
 def table(results):

@@ -189,9 +189,9 @@ class _State:
         """(blocks, kept) columns that are still read."""
         whole = Product(self.channels.graph.get_submodule(reader.layer))
         if whole.blocks > 1 and whole.blocks == whole.inputs:  # depthwise: a block goes with its output, or stays whole
-            return torch.arange(whole.kernel).expand(whole.blocks, -1)
+            return torch.arange(whole.kernel, device=whole.weight.device).expand(whole.blocks, -1)
         mask = kept_channels(reader.inputs, self.masks, self.channels, whole.inputs).repeat(whole.kernel).reshape(whole.blocks, -1)
-        return torch.stack([torch.from_numpy(np.flatnonzero(own)) for own in mask])
+        return torch.stack([torch.from_numpy(np.flatnonzero(own)) for own in mask]).to(whole.weight.device)
 
     def _judged(self, first: str) -> float:
         if self.judge.passed(first):
@@ -227,7 +227,7 @@ class _State:
     def _collected_anew(self, name: str) -> "_CollectedAnew":
         job = self.jobs[self.readers[name][0].node]
         self.restore(job.reader)
-        columns = torch.arange(job.whole.columns)[None]
+        columns = torch.arange(job.whole.columns, device=job.whole.weight.device)[None]
         facts = self._moments(job, columns)
         scale = affine(self.channels.graph, job.reader.norm, job.whole.outputs)[0][:, None]
         table = columns_of(job.reader, self.by_name[name], self.channels, job.whole)[0]

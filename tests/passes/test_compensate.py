@@ -349,3 +349,18 @@ def test_the_prefix_of_the_original_serves_the_narrowed_network():
     prefix.before("conv1")
     found = torch.cat([outputs_of(output)[0] for output in prefix.fork(small).finish()])
     assert torch.equal(found, outputs(small, images()).float())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("how", SETTINGS)
+def test_a_network_on_a_gpu_is_repaired_there(how):
+    model = randomize(Residual(8, 12))
+    graph = compressor.trace(model, (torch.zeros(1, 3, 8, 8),)).eval()
+    on_gpu = compressor.trace(copy.deepcopy(model).cuda(), (torch.zeros(1, 3, 8, 8, device="cuda"),)).eval()
+    found = []
+    for network in (graph, on_gpu):
+        channels = compressor.analyze(network)
+        plan = channels.plan(0.5, seed=1)
+        found.append(Compensate(channels, plan, calibration(), SETTINGS[how]).run(narrowed(network, channels, plan)).graph)
+    expected = outputs(found[0], images())
+    assert torch.allclose(outputs(found[1], images().cuda()).cpu(), expected, atol=1e-3 * float(expected.abs().max()))
