@@ -172,7 +172,9 @@ def compress(
     normal = (_numbers(mean), _numbers(std))
     found = load_data(data, train_batch, train_images, *normal) if data is not None else None
     labelled: dict[str, Any] = {"train": found.train, "validate": found.validate, "test": found.test} if found else {}
-    labelled["calibrate"] = load_images(images, train_batch, *normal) if images is not None else found.plain if found else None
+    labelled["calibrate"] = found.plain if found else None
+    if images is not None:
+        labelled["calibrate"] = load_images(images, train_batch, *normal, calibration_images)
     with ConsoleProgress() as progress, _resumable(out):
         result = api.compress(
             network, inputs, **labelled, budget=budget, target=target, method=chosen, finetune=finetune, out=out, seed=seed,

@@ -136,9 +136,7 @@ class Compression:
             lossy=checked.lossy,
             frozen={g.name: g.frozen for g in self._channels.groups if g.frozen is not None},
             widths=self._widths(plan),
-            repairs=tuple(
-                Repair(**layer) for layer in cast(list[dict[str, Any]], (run.done("compensated") or {}).get("layers", []))
-            ),
+            repairs=self._repairs(),
             path=run.path,
         )
         self._progress.stage("report")

@@ -122,7 +122,13 @@ def load_data(
     return Data(replace(rest_of_train, shuffle=True, augment=augment), validate, final)
 
 
-def load_images(name: str, batch: int = 128, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None) -> Images:
+def load_images(
+    name: str,
+    batch: int = 128,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    limit: int | None = None,
+) -> Images:
     """Images without labels, for statistics.
 
     Args:
@@ -130,6 +136,7 @@ def load_images(name: str, batch: int = 128, mean: tuple[float, ...] | None = No
         batch: Batch size.
         mean: Per channel, of values in 0..1; ImageNet's by default.
         std: Per channel.
+        limit: At most this many, drawn at random (always the same ones): folders are often sorted by class.
 
     Raises:
         DataError: There is no such folder, an image cannot be read, or they differ in size.
@@ -137,7 +144,9 @@ def load_images(name: str, batch: int = 128, mean: tuple[float, ...] | None = No
     root = Path(name)
     if not root.is_dir():
         raise DataError(f"{name}: no such folder of images")
-    found = _read_images(root, sorted(p for p in root.rglob("*") if p.suffix.lower() in _SUFFIXES))
+    files = sorted(p for p in root.rglob("*") if p.suffix.lower() in _SUFFIXES)
+    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(0)).tolist()
+    found = _read_images(root, [files[k] for k in order[:limit]])
     return Images(found, torch.zeros(len(found), dtype=torch.int64), mean or IMAGENET_MEAN, std or IMAGENET_STD, batch)
 
 

@@ -22,9 +22,11 @@ class Calibration:
 
     Attributes:
         batches: The inputs of each forward pass; one tensor (N, …) per input of the network.
+        fixed: Whether the network takes batches of one size only, which are then used or left as a whole.
     """
 
     batches: tuple[tuple[Tensor, ...], ...]
+    fixed: bool = False
 
     @property
     def images(self) -> int:
@@ -37,8 +39,8 @@ class Calibration:
         for batch in self.batches:
             left = images - sum(len(own[0]) for own in chosen)
             if left > 0:
-                chosen.append(tuple(x[:left] for x in batch))
-        return Calibration(tuple(chosen))
+                chosen.append(batch if self.fixed else tuple(x[:left] for x in batch))
+        return Calibration(tuple(chosen), self.fixed)
 
     def after(self, images: int) -> "Calibration":
         """All but the first so many."""
@@ -46,18 +48,19 @@ class Calibration:
         for batch in self.batches:
             skipped = min(images, len(batch[0]))
             images -= skipped
-            if skipped < len(batch[0]):
+            if skipped < len(batch[0]) and not (self.fixed and skipped):
                 chosen.append(tuple(x[skipped:] for x in batch))
-        return Calibration(tuple(chosen))
+        return Calibration(tuple(chosen), self.fixed)
 
     @classmethod
-    def read(cls, batches: Iterable[object], graph: fx.GraphModule, images: int) -> "Calibration":
+    def read(cls, batches: Iterable[object], graph: fx.GraphModule, images: int, least: int = _LEAST) -> "Calibration":
         """Read and check.
 
         Args:
             batches: Tensors, or tuples that begin with the network's inputs, such as `(inputs, labels)`.
             graph: The traced network they are for.
             images: Read until there are this many; the rest is left.
+            least: How many are enough.
 
         Raises:
             DataError: A batch has another shape or type than the network takes, holds NaN or infinity, shows the
@@ -65,19 +68,21 @@ class Calibration:
         """
         expected = graph.meta[INPUTS]
         found: list[tuple[Tensor, ...]] = []
+        dynamic = bool(graph.meta[DYNAMIC])
         count = 0
         for k, batch in enumerate(_guarded(batches)):
             tensors = _inputs_of(batch, k, len(expected))
             for x, (shape, dtype) in zip(tensors, expected, strict=True):
-                _check(x, k, shape, dtype, bool(graph.meta[DYNAMIC]))
-            found.append(tuple(x[: images - count] for x in tensors))
+                _check(x, k, shape, dtype, dynamic)
+            _check_variety(tensors[0], k)
+            found.append(tuple(x[: images - count] for x in tensors) if dynamic else tensors)
             count += len(found[-1][0])
             if count >= images:
                 break
-        if count < _LEAST:
+        if count < least:
             last = f"batch {len(found) - 1} is the last" if found else "there is no batch"
-            raise DataError(f"calibration: {count} images in all ({last}); at least {_LEAST} are needed, some hundreds are better")
-        return cls(tuple(found))
+            raise DataError(f"calibration: {count} images in all ({last}); at least {least} are needed, some hundreds are better")
+        return cls(tuple(found), not dynamic)
 
 
 def _guarded(batches: Iterable[object]) -> Iterator[object]:
@@ -117,12 +122,14 @@ def _check(x: Tensor, k: int, shape: tuple[int, ...], dtype: str, dynamic: bool)
         raise DataError(f"calibration: batch {k} has shape {found}, the network takes {wanted}")
     if str(x.dtype).removeprefix("torch.") != dtype:
         raise DataError(f"calibration: batch {k} is {str(x.dtype).removeprefix('torch.')}, the network takes {dtype}")
-    if not x.is_floating_point():
-        return
-    if not bool(torch.isfinite(x).all()):
+    if x.is_floating_point() and not bool(torch.isfinite(x).all()):
         raise DataError(f"calibration: batch {k} holds NaN or infinity")
+
+
+def _check_variety(x: Tensor, k: int) -> None:
+    """Statistics of constants are none; only the first input is looked at, a mask or a time step may well be constant."""
     flat = x.reshape(len(x), -1)
-    if flat.shape[1] > 1 and bool((flat.amax(1) == flat.amin(1)).all()):
+    if len(x) > 1 and flat.shape[1] > 1 and bool((flat.amax(1) == flat.amin(1)).all()):
         raise DataError(f"calibration: batch {k}: every image is constant; statistics of such images say nothing")
     if len(x) > 1 and bool((flat == flat[0]).all()):
         raise DataError(f"calibration: batch {k}: all {len(x)} images are the same")

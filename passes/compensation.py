@@ -13,10 +13,12 @@ class Compensation:
     Attributes:
         features: Whose features the layers are fitted on: `narrowed` (those of the network as repaired so far, towards
             the original's outputs) or `original` (as published).
-        shortcuts: Whether a layer in front of an addition also makes up for what the shortcut has lost.
+        shortcuts: Whether a layer in front of an addition also makes up for what the shortcut has lost (`narrowed` only).
         layers: `all`, or only the `readers` of what was removed.
         rescale: Scale each output to the original's variance (as the released code of CaP does).
         ridge: Share of the mean variance that is added to the diagonal, pulling towards the weights that are there.
+        choose_ridge: Whether the ridge is the one of several, from `ridge` up, whose fit on half of the images has the least error
+            on the other half (`narrowed` only): with few samples for many inputs the plain closed form fits noise.
         recalibrate: Whether batch norms are re-estimated afterwards.
         images: How many calibration images are read at most.
         positions: Of each image, sampled per layer.
@@ -31,6 +33,7 @@ class Compensation:
     layers: Literal["all", "readers"] = "all"
     rescale: bool = False
     ridge: float = 1e-6
+    choose_ridge: bool = True
     recalibrate: bool = False
     images: int = 2000
     positions: int = 24
@@ -65,7 +68,8 @@ class Repair:
         after: The same with the new weights.
         samples: Patches that the fit rests on.
         parts: Parts that it was fitted in, one after the other, because its matrix did not fit into the memory.
-        ridge: The ridge that was needed.
+        ridge: The ridge that was needed, or that did best on images that the fit had not seen.
+        held_out: The error on those images, where they were asked.
     """
 
     layer: str
@@ -74,3 +78,4 @@ class Repair:
     samples: int
     parts: int
     ridge: float
+    held_out: float | None = None

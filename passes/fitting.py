@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
+from compressor.errors import PassError
 from compressor.passes.calibration import Calibration
 from compressor.passes.channels import ChannelGraph
 from compressor.passes.compensation import Compensation, Repair
@@ -16,7 +17,7 @@ from compressor.passes.moments import Moments
 from compressor.passes.prefix import Prefix, Shelf
 from compressor.passes.products import Product, sample
 from compressor.passes.readers import Reader, affine, inputs_read, kept_channels, norm_of, readers_of
-from compressor.passes.regression import Facts, Solution, solve
+from compressor.passes.regression import Facts, Solution, pooled, solve, solve_held_out
 from compressor.passes.shapes import shapes_of
 from compressor.passes.statistics import Statistics, check_finite, collect, generator_of, parts_of
 from compressor.plan import Plan
@@ -72,6 +73,11 @@ def jobs_of(
         device = product.weight.device
         stays = inputs.repeat(whole.kernel).reshape(whole.blocks, -1)
         columns = [torch.from_numpy(np.flatnonzero(own)) for own in stays if own.any()]  # a depthwise block goes as a whole
+        if product.outputs != len(rows) or {len(own) for own in columns} != {product.columns}:
+            raise PassError(
+                f"`{reader.layer}` has {product.outputs} outputs and {product.columns} columns, the plan leaves {len(rows)} and "
+                f"{len(columns[0]) if columns else 0}; this is not the original network narrowed by this plan"
+            )
         node = nodes[reader.node]
         source, grid = node.all_input_nodes[0].name, product.grid(shapes_of(node)[0])
         loses = not inputs.all()
@@ -170,22 +176,22 @@ def _fit(graph: fx.GraphModule, job: Job, original: Prefix, own: Prefix, setting
     matrix = job.product.matrix()
     bias = job.product.bias.reshape(matrix.shape[:2])
     solutions: list[Solution] = []
-    count, variance = 0, 0.0
+    count, variance, held_out = 0, 0.0, 0.0
     parts = parts_of(job.product, settings.memory_mb << 19)
     for part in parts:  # block coordinate descent: each part makes up for what the others leave
         rest = matrix.clone()
         rest[:, :, part] = 0
-        moments = Moments()
-        for k in range(len(own)):
-            for x, y in samples(k):
-                moments.add(x[:, :, part], y - torch.einsum("ngd,god->ngo", x.double(), rest) if len(parts) > 1 else y)
-        facts = Facts(moments.mean, moments.covariance, moments.target_mean, moments.target_variance, moments.cross)
-        solutions.append(solve(facts, matrix[:, :, part], bias, settings.ridge, settings.rescale))
-        matrix[:, :, part], bias = solutions[-1].matrix, solutions[-1].bias
-        count, variance = moments.count, variance or float(moments.target_variance.sum())
+        halves = samples.facts(part, rest if len(parts) > 1 else None)
+        solution, held_out = solve_held_out(
+            halves, matrix[:, :, part], bias, settings.ridge, settings.rescale, settings.choose_ridge
+        )
+        solutions.append(solution)
+        matrix[:, :, part], bias = solution.matrix, solution.bias
+        count, variance = sum(n for _, n in halves), variance or float(pooled(halves).target_variance.sum())
     write(own.graph, job.reader, job.product, matrix, bias.flatten())
     before, after = (float(error.sum()) / max(variance, 1e-300) for error in (solutions[0].before, solutions[-1].after))
-    return Repair(job.reader.layer, before, after, count, len(parts), max(s.ridge for s in solutions))
+    held_out /= max(variance, 1e-300)
+    return Repair(job.reader.layer, before, after, count, len(parts), max(s.ridge for s in solutions), held_out)
 
 
 class Samples:
@@ -202,13 +208,42 @@ class Samples:
         there = shortcut is not None and original.has(shortcut) and own.has(shortcut)
         self._shortcut = shortcut if settings.shortcuts and there else None
 
+    def facts(self, columns: slice | Tensor, rest: Tensor | None = None) -> list[tuple[Facts, int]]:
+        """Of every second image, and of the others, with the number of samples of each.
+
+        Args:
+            columns: Which columns: a range, or (blocks, columns) indices.
+            rest: (blocks, outputs per block, all columns): what other columns give, which is taken off the target.
+        """
+        halves = [Moments(), Moments()]
+        image = 0
+        for batch in range(len(self._own)):
+            for x, y in self(batch):
+                if rest is not None:
+                    y = y - torch.einsum("ngd,god->ngo", x.double(), rest)
+                x = x[:, :, columns] if isinstance(columns, slice) else x.gather(2, columns[None].expand(len(x), -1, -1))
+                images = len(x) // self._positions_of(batch)
+                parity = (torch.arange(len(x), device=x.device) // self._positions_of(batch) + image) % 2
+                image += images
+                for half, moments in enumerate(halves):
+                    moments.add(x[parity == half], y[parity == half])
+        return [(Facts(m.mean, m.covariance, m.target_mean, m.target_variance, m.cross), m.count) for m in halves]
+
+    def _positions_of(self, batch: int) -> int:
+        return len(sample(self._grid(batch), self._positions, generator_of(self._seed, batch)))
+
+    def _grid(self, batch: int) -> tuple[int, ...]:
+        """Positions of the output as it is: some axis that is not the first may hold the samples."""
+        return self._job.product.grid(self._original.value(self._job.reader.node, batch).shape)
+
     def __call__(self, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Patches (samples, blocks, columns) and targets (samples, blocks, outputs per block), some images at a time."""
         job = self._job
-        at = sample(job.grid, self._positions, generator_of(self._seed, batch))
+        at = sample(self._grid(batch), self._positions, generator_of(self._seed, batch))
         x = self._own.value(job.source, batch)
-        check_finite(x, batch, job.reader.layer)
+        check_finite(x, batch, f"input of `{job.reader.layer}`")
         y = job.product.values(self._original.value(job.reader.node, batch), at)[:, job.rows].double()
+        check_finite(y, batch, f"output of `{job.reader.layer}` of the original")
         want = self._wanted[0] * y + self._wanted[1]
         if self._shortcut is not None:
             before, after = (job.product.values(p.value(self._shortcut, batch), at) for p in (self._original, self._own))

@@ -36,7 +36,7 @@ def gather_inputs(gm: fx.GraphModule, chosen: Mapping[str, NDArray[np.int64]]) -
         axis = 0 if isinstance(module, Transposed) else 1
         module.weight = torch.nn.Parameter(product.weight.detach().index_select(axis, index), product.weight.requires_grad)
         fit(module)
-        name = f"{layer.replace('.', '_')}_reads"
+        name = f"{node.name}_reads"
         gm.register_buffer(name, index)
         source = node.all_input_nodes[0]
         shape = list(shapes_of(source)[0])

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from compressor.errors import DataError
 from compressor.passes.calibration import Calibration
 
 
@@ -35,8 +36,13 @@ class Shelf:
             weakref.finalize(x, self._back, size)
             return x
         handle, name = tempfile.mkstemp(prefix="compressor-")
-        os.ftruncate(handle, size)
-        os.close(handle)
+        try:
+            os.posix_fallocate(handle, 0, size)
+        except OSError as error:
+            os.unlink(name)
+            raise DataError(f"no room for {size >> 20} MiB of activations in {tempfile.gettempdir()}: {error.strerror}") from error
+        finally:
+            os.close(handle)
         try:
             copy = torch.from_file(name, shared=True, size=x.numel(), dtype=x.dtype).view(x.shape)
         finally:
@@ -45,6 +51,15 @@ class Shelf:
 
     def _back(self, size: int) -> None:
         self._left += size
+
+
+def _changed_in_place(node: fx.Node) -> list[fx.Node]:
+    """The arguments that an op writes to."""
+    schema = getattr(node.target, "_schema", None)
+    if node.op != "call_function" or schema is None or not schema.is_mutable:
+        return []
+    pairs = zip(node.args, schema.arguments, strict=False)
+    return [a for a, about in pairs if isinstance(a, fx.Node) and about.alias_info is not None and about.alias_info.is_write]
 
 
 class Prefix:
@@ -136,13 +151,16 @@ class Prefix:
                 for k in range(self._cursor, stop):
                     self._step(k, environment)
                 for node, value in environment.items():
-                    if isinstance(value, Tensor) and self._position[node.name] >= self._cursor:
+                    new = self._position[node.name] >= self._cursor and node.op not in ("placeholder", "get_attr")
+                    if isinstance(value, Tensor) and new:
                         environment[node] = self._shelf.keep(value)
         self._interpreter.env = {}
         self._cursor = stop
 
     def _step(self, k: int, environment: dict[fx.Node, Any]) -> None:
         node = self._nodes[k]
+        for changed in _changed_in_place(node):  # by this op: not the images, and not what a fork still needs
+            environment[changed] = environment[changed].clone()
         if node.op != "placeholder":
             environment[node] = self._interpreter.run_node(node)
         for dead in self._last_use.get(k, ()):

@@ -25,7 +25,7 @@ from compressor.passes.shapes import shapes_of
 from compressor.plan import Plan
 
 _Norm = nn.modules.batchnorm._BatchNorm
-_ADD = torch.ops.aten.add.Tensor
+_ADDS = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,10 +52,10 @@ class Reader:
 def readers_of(channels: ChannelGraph) -> dict[str, Reader]:
     """Node name -> reader, in the order of the graph."""
     graph = channels.graph
-    uses = _uses(graph)
+    uses, shared = _uses(graph), _shared(graph)
     found = {}
     for node in graph.graph.nodes:
-        if not is_product(graph, node) or uses[str(node.target)] > 1:
+        if not is_product(graph, node) or uses[str(node.target)] > 1 or str(node.target) in shared:
             continue
         axis = Product(graph.get_submodule(str(node.target))).channel_axis
         norm, shortcut = behind(graph, node)
@@ -76,7 +76,9 @@ def beyond_repair(channels: ChannelGraph) -> dict[str, str]:
     reasons: dict[str, str] = {}
     for node in graph.graph.nodes:
         if is_product(graph, node) and node.name not in known:
-            reasons[str(node.target)] = f"it is called {uses[str(node.target)]} times with one weight"
+            count = uses[str(node.target)]
+            often = f"it is called {count} times with one weight"
+            reasons[str(node.target)] = often if count > 1 else "its weight is used elsewhere, too"
     layers = {reader.layer for reader in known.values()}
     for labels, layer in channels.walk.labeler.read:
         if layer not in layers and layer not in reasons and (channels.grouping.group_of[labels] >= 0).any():
@@ -88,6 +90,16 @@ def _uses(graph: fx.GraphModule) -> Mapping[str, int]:
     return collections.Counter(str(node.target) for node in graph.graph.nodes if node.op == "call_module")
 
 
+def _shared(graph: fx.GraphModule) -> set[str]:
+    """Layers whose parameters are those of another module as well, or are read by the graph itself."""
+    owners: dict[int, set[str]] = {}
+    for name, parameter in graph.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), set()).add(name.rpartition(".")[0])
+    read = {str(node.target).rpartition(".")[0] for node in graph.graph.nodes if node.op == "get_attr"}
+    several = {name for names in owners.values() if len(names) > 1 for name in names}
+    return several | {name for name in read if name}
+
+
 def behind(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node | None, fx.Node | None]:
     """The batch norm and the shortcut behind a layer, as far as nothing else reads what lies between."""
     norm = None
@@ -95,10 +107,12 @@ def behind(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node | None, fx.Nod
     follower = _only_user(node)
     if follower is not None and follower.op == "call_module":
         module = graph.get_submodule(str(follower.target))
-        if isinstance(module, _Norm) and module.running_mean is not None:
+        alone = _uses(graph)[str(follower.target)] == 1
+        over_channels = len(shapes_of(node)[0]) == 2 or not isinstance(graph.get_submodule(str(node.target)), nn.Linear)
+        if isinstance(module, _Norm) and module.running_mean is not None and alone and over_channels:
             norm = last = follower
             follower = _only_user(follower)
-    if follower is None or follower.op != "call_function" or follower.target is not _ADD or follower.kwargs:
+    if follower is None or follower.op != "call_function" or follower.target not in _ADDS or follower.kwargs:
         return norm, None
     others = [argument for argument in follower.args if argument is not last]
     if len(follower.args) != 2 or len(others) != 1 or not isinstance(others[0], fx.Node):

@@ -10,11 +10,13 @@ weights that are there instead of towards zero: where the data say nothing, noth
 never worse on these data than W_S, whatever the ridge.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+_RIDGE_GRID = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 1e6)
 _LEAST_RIDGE = 1e-12
 _RIDGES = 8  # how often the ridge is raised tenfold where the covariance is not positive definite
 
@@ -99,7 +101,7 @@ def solve(facts: Facts, matrix: Tensor, bias: Tensor, ridge: float = 1e-6, resca
         if not bool(info.any()):
             break
     else:
-        return Solution(matrix, bias, before, before, float("inf"))
+        return Solution(matrix, bias, before, before, 1e300)
     wanted = (facts.cross + amount * matrix).transpose(1, 2)
     found = torch.cholesky_solve(wanted, factor).transpose(1, 2)
     if rescale:
@@ -107,6 +109,48 @@ def solve(facts: Facts, matrix: Tensor, bias: Tensor, ridge: float = 1e-6, resca
         found = found * torch.where(made > 0, (facts.target_variance / made.clamp_min(1e-300)).clamp_min(0).sqrt(), 1.0)[:, :, None]
     own = facts.target_mean - (found @ facts.mean[:, :, None])[:, :, 0]
     return Solution(found, own, before, error_of(facts, found, own), share)
+
+
+def solve_held_out(
+    halves: Sequence[tuple[Facts, int]], matrix: Tensor, bias: Tensor, ridge: float, rescale: bool, choose: bool = True
+) -> tuple[Solution, float]:
+    """Fit on everything, with the ridge whose fit on one half has the smallest error on the other.
+
+    With few samples for many features the plain closed form fits noise. A large ridge leaves the weights as they are and fits
+    the bias alone.
+
+    Args:
+        halves: Two sets of facts from different images, and how many samples each rests on.
+        matrix: See `solve`.
+        bias: See `solve`.
+        ridge: The smallest one that is tried.
+        rescale: See `solve`.
+        choose: Whether others than the smallest are tried.
+
+    Returns:
+        The solution, and its error on the half that the fit had not seen, summed over targets.
+    """
+    (first, _), (second, _) = halves
+    errors = {}
+    for share in (ridge, *(r for r in _RIDGE_GRID if r > ridge and choose)):
+        found = solve(first, matrix, bias, share, rescale)
+        errors[share] = float(error_of(second, found.matrix, found.bias).sum())
+    best = min(errors, key=errors.__getitem__)
+    return solve(pooled(halves), matrix, bias, best, rescale), errors[best]
+
+
+def pooled(halves: Sequence[tuple[Facts, int]]) -> Facts:
+    """The facts of all samples together."""
+    (a, m), (b, n) = halves
+    p, q = m / (m + n), n / (m + n)
+    x, y = a.mean - b.mean, a.target_mean - b.target_mean
+    return Facts(
+        p * a.mean + q * b.mean,
+        p * a.covariance + q * b.covariance + p * q * x[:, :, None] * x[:, None, :],
+        p * a.target_mean + q * b.target_mean,
+        p * a.target_variance + q * b.target_variance + p * q * y.square(),
+        p * a.cross + q * b.cross + p * q * y[:, :, None] * x[:, None, :],
+    )
 
 
 def error_of(facts: Facts, matrix: Tensor, bias: Tensor) -> Tensor:

@@ -131,8 +131,8 @@ def _one_pass(
         for name, product in products.items():
             prefix.before(name)
             x = prefix.value(nodes[name].all_input_nodes[0].name, 0)
-            check_finite(x, k, name)
-            grid = product.grid(shapes_of(nodes[name])[0])
+            check_finite(x, k, f"input of `{name}`")
+            grid = tuple(x.shape[1:-1]) if product.channel_axis == -1 else product.grid(shapes_of(nodes[name])[0])
             at = sample(grid, positions, generator_of(seed, k))
             for images in torch.split(x, product.portion(len(at), memory_bytes)):
                 patches = product.patches(images, at)
@@ -149,7 +149,7 @@ def generator_of(seed: int, batch: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed * 1_000_003 + batch)
 
 
-def check_finite(x: Tensor, batch: int, name: str) -> None:
+def check_finite(x: Tensor, batch: int, place: str) -> None:
     """Raise `DataError` where features are not finite."""
     if not bool(torch.isfinite(x).all()):
-        raise DataError(f"calibration: batch {batch} gives NaN or infinity at the input of `{name}`")
+        raise DataError(f"calibration: batch {batch} gives NaN or infinity at the {place}")

@@ -13,6 +13,7 @@ Each row adds one option to the row before; `norms` says whether batch norms wer
 """
 
 import argparse
+import json
 import resource
 import sys
 import time
@@ -40,15 +41,17 @@ from compressor.store import load_weights, write_bytes
 
 PUBLISHED = Compensation.published()
 OWN = Compensation()
+FIXED = replace(OWN, choose_ridge=False)
 LADDER = (  # (name, widths, weights, compensation): each adds one thing
     ("uniform widths, as published", "uniform", "plain", PUBLISHED),
     ("variances not rescaled", "uniform", "plain", replace(PUBLISHED, rescale=False)),
     ("widths by loss curves", "curves", "plain", replace(PUBLISHED, rescale=False)),
-    ("features of the narrowed network", "curves", "plain", replace(OWN, layers="readers", shortcuts=False)),
-    ("shortcuts made up for", "curves", "plain", replace(OWN, layers="readers")),
-    ("all layers refitted", "curves", "plain", OWN),
-    ("weights by sensitivity", "curves", "sensitivity", OWN),
-    ("best of three weightings", "curves", "best", OWN),
+    ("features of the narrowed network", "curves", "plain", replace(FIXED, layers="readers", shortcuts=False)),
+    ("shortcuts made up for", "curves", "plain", replace(FIXED, layers="readers")),
+    ("all layers refitted", "curves", "plain", FIXED),
+    ("weights by sensitivity", "curves", "sensitivity", FIXED),
+    ("best of three weightings", "curves", "best", FIXED),
+    ("ridge by held-out error", "curves", "best", OWN),
 )
 
 
@@ -86,7 +89,8 @@ class Bench:
         }  # fmt: skip
         self.rows.append(row)
         print(line(row), flush=True)
-        write_bytes(self.args.results / f"cap-{self.args.network}.json", as_json(self.rows))
+        path = self.args.results / f"cap-{self.args.network}.json"
+        write_bytes(path, as_json(merged(path, self.rows) if self.args.only or self.args.whole or self.args.floors else self.rows))
 
     def narrowed(self, plan):
         graph = compressor.apply(plan, self.graph, channels=self.channels).eval()
@@ -114,6 +118,8 @@ class Bench:
         spare = min(256, self.calibration.images // 4)
         used, spared = self.calibration.after(spare), self.calibration.first(spare)
         for name, widths, weights, compensation in LADDER:
+            if not any(text in name for text in self.args.only.split(",")):
+                continue
             begun = time.monotonic()
             problem = self.problem(ratio)
             if widths == "uniform":
@@ -167,6 +173,9 @@ def main() -> None:
     parser.add_argument(
         "--whole", action="store_true", help="only the methods as a user calls them, from nothing, with peak memory"
     )
+    parser.add_argument(
+        "--only", default="", help="parts of the names of the rows wanted, joined by commas; others stay as they are"
+    )
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
     bench = Bench(args)
@@ -179,7 +188,8 @@ def main() -> None:
         curves = loss_curves(bench.channels, bench.calibration, OWN)
         spent = time.monotonic() - begun
         for ratio in ratios:
-            bench.plain(ratio)
+            if not args.only or "plain" in args.only:
+                bench.plain(ratio)
             bench.ladder(ratio, curves, spent)
     for text in filter(None, args.floors.split(",")):
         floor = float(text)
@@ -215,9 +225,17 @@ def table(rows: list[dict]) -> str:
     return "\n".join(["| method | norms | MACs | top-1 % | images | time |", "|" + "---|" * 6, *map(line, rows)])
 
 
-def as_json(rows: list[dict]) -> bytes:
-    import json
+def merged(path: Path, rows: list[dict]) -> list[dict]:
+    """The rows of an earlier run, but for those that were made anew."""
+    new = {key_of(row) for row in rows}
+    return [*[row for row in json.loads(path.read_text()) if key_of(row) not in new], *rows] if path.exists() else rows
 
+
+def key_of(row: dict) -> tuple:
+    return row["method"], row["options"].get("option"), row["options"].get("norms"), round(row["macs_ratio"], 2)
+
+
+def as_json(rows: list[dict]) -> bytes:
     return (json.dumps(rows, indent=1) + "\n").encode()
 
 

@@ -23,6 +23,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from compressor.errors import DataError
+from compressor.evaluate import pair_of
 from compressor.methods.base import Problem
 from compressor.passes.calibration import Calibration
 from compressor.passes.channels import ChannelGraph
@@ -31,12 +33,11 @@ from compressor.passes.criteria import select
 from compressor.passes.fitting import Job, Samples, jobs_of, solve_on_statistics, write
 from compressor.passes.groups import ChannelGroup
 from compressor.passes.losses import rankable, readings_of, statistics_by_group
-from compressor.passes.moments import Moments
 from compressor.passes.prefix import Prefix, Shelf
 from compressor.passes.products import Product
 from compressor.passes.ranking import Ranking, Reading, rank
 from compressor.passes.readers import Reader, affine, columns_of, kept_channels, norm_of
-from compressor.passes.regression import Facts, solve
+from compressor.passes.regression import Facts, pooled, solve_held_out
 from compressor.passes.statistics import Statistics, parts_of
 from compressor.passes.trace import outputs_of, quiet_deepcopy
 from compressor.plan import Plan
@@ -213,27 +214,24 @@ class _State:
         readings = list(readings_of(self.channels, self.by_name[name], self.readers[name], statistics, self.search.recollect))
         return _Published(self, name, rank(readings, self.by_name[name].size), statistics)
 
-    def _moments(self, job: Job, columns: Tensor) -> Facts:
+    def _moments(self, job: Job, columns: Tensor) -> list[tuple[Facts, int]]:
         """Of what a layer reads in the network as it is, and of what it should give."""
         self.original.through(job.reader.node)
         self.own.before(job.reader.node)
         samples = Samples(self.channels.graph, job, self.original, self.own, self.search.settings, self.search.problem.seed)
-        moments = Moments()
-        for k in range(len(self.own)):
-            for x, y in samples(k):
-                moments.add(x.gather(2, columns[None].expand(len(x), -1, -1)), y)
-        return Facts(moments.mean, moments.covariance, moments.target_mean, moments.target_variance, moments.cross)
+        return samples.facts(columns)
 
     def _collected_anew(self, name: str) -> "_CollectedAnew":
         job = self.jobs[self.readers[name][0].node]
         self.restore(job.reader)
         columns = torch.arange(job.whole.columns, device=job.whole.weight.device)[None]
-        facts = self._moments(job, columns)
+        halves = self._moments(job, columns)
+        facts = pooled(halves)
         scale = affine(self.channels.graph, job.reader.norm, job.whole.outputs)[0][:, None]
         table = columns_of(job.reader, self.by_name[name], self.channels, job.whole)[0]
         reading = Reading(facts.covariance[0], job.whole.matrix()[0] * scale, table, facts.cross[0] * scale)
         self.refitted.add(job.reader.node)
-        return _CollectedAnew(self, name, rank([reading], self.by_name[name].size), facts)
+        return _CollectedAnew(self, name, rank([reading], self.by_name[name].size), halves)
 
     def _refit_up_to(self, node: str) -> None:
         """Fit the layers in front of a node on what the network shows them, once something in front of them has gone."""
@@ -249,10 +247,11 @@ class _State:
             self.refitted.add(name)
             columns = self.columns(job.reader)
             product = self.restore(job.reader)
-            facts = self._moments(job, columns)
+            halves = self._moments(job, columns)
             weights = product.matrix().gather(2, columns[:, None].expand(-1, product.outputs // product.blocks, -1))
             bias = product.bias.reshape(weights.shape[:2])
-            found = solve(facts, weights, bias, self.search.settings.ridge, self.search.settings.rescale)
+            how = self.search.settings
+            found, _ = solve_held_out(halves, weights, bias, how.ridge, how.rescale, how.choose_ridge)
             self.store(job.reader, columns, found.matrix, found.bias - bias)
 
 
@@ -276,8 +275,8 @@ class _Published:
 class _CollectedAnew:
     """Candidate widths of a group with one reader, fitted on what the network as decided so far shows it."""
 
-    def __init__(self, state: _State, name: str, ranking: Ranking, facts: Facts) -> None:
-        self._state, self._name, self._ranking, self._facts = state, name, ranking, facts
+    def __init__(self, state: _State, name: str, ranking: Ranking, halves: list[tuple[Facts, int]]) -> None:
+        self._state, self._name, self._ranking, self._halves = state, name, ranking, halves
 
     def put(self, width: int) -> None:
         """Mask and fit."""
@@ -289,8 +288,26 @@ class _CollectedAnew:
         weights = product.matrix().gather(2, columns[:, None].expand(-1, product.outputs, -1))
         bias = product.bias[None]
         settings = state.search.settings
-        found = solve(self._facts.kept(columns), weights, bias, settings.ridge, settings.rescale)
+        halves = [(facts.kept(columns), count) for facts, count in self._halves]
+        found, _ = solve_held_out(halves, weights, bias, settings.ridge, settings.rescale, settings.choose_ridge)
         state.store(reader, columns, found.matrix, found.bias - bias)
+
+
+def labelled(problem: Problem, images: int) -> Holdout:
+    """The first images of the hold-out with their labels.
+
+    Raises:
+        DataError: There are none.
+    """
+    pairs = []
+    for k, batch in enumerate(problem.validate):
+        pairs.append(pair_of(batch, k))
+        if sum(len(y) for _, y in pairs) >= images:
+            break
+    if not pairs:
+        raise DataError("the bottom-up search looks at accuracies: pass labelled images of a hold-out as validate=…")
+    inputs = Calibration.read([x for x, _ in pairs], problem.channels.graph, images, least=1)
+    return Holdout(inputs, tuple(y[: len(own[0])] for (_, y), own in zip(pairs, inputs.batches, strict=True)))
 
 
 def _share_right(prefix: Prefix, holdout: Holdout) -> float:

@@ -25,9 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.errors import BackendError, BudgetError, DataError
-from compressor.evaluate import pair_of
 from compressor.methods.base import Problem
-from compressor.methods.bottom_up import BottomUp, Holdout
+from compressor.methods.bottom_up import BottomUp, labelled
 from compressor.methods.paths import Rows, Widths, first_within, fitting, steepest
 from compressor.methods.streams import (
     POLICIES,
@@ -102,6 +101,10 @@ class CaP:
         ):
             if getattr(self, name) not in known:
                 raise BudgetError(f"CaP({name}={getattr(self, name)!r}): known are {', '.join(known)}")
+        if self.bottom_up and (self.compensation is None or self.streams in ("gather", "best")):
+            raise BudgetError(
+                "CaP: the bottom-up search compensates; it prunes streams as a `group` or leaves them alone (`inside`)"
+            )
         for name, least, highest in (
             ("steps", 1, 20),
             ("most", 0, 1),
@@ -111,6 +114,11 @@ class CaP:
         ):
             if not least <= getattr(self, name) <= highest:
                 raise BudgetError(f"CaP({name}={getattr(self, name)}): must lie between {least:g} and {highest:g}")
+
+    @property
+    def bottom_up(self) -> bool:
+        """Whether the search is the bottom-up one."""
+        return self.floor is not None or self.search == "bottom-up"
 
     @property
     def name(self) -> str:
@@ -135,7 +143,7 @@ class CaP:
         """
         if problem.calibration is None:
             raise DataError("CaP needs images for its statistics (no labels): pass calibrate=… or train=…")
-        if self.floor is not None or self.search == "bottom-up":
+        if self.bottom_up:
             return self._bottom_up(problem)
         return self._allocated(problem, problem.calibration)
 
@@ -211,11 +219,13 @@ class CaP:
     def _bottom_up(self, problem: Problem) -> Plan:
         assert problem.calibration is not None
         ranked, _ = rankable(problem.channels)
-        names = tuple(name for name in ranked if self.streams == "group" or not is_stream(problem.channels, name))
+        lossy = {group.name for group in problem.channels.groups if group.lossy}  # masked there is not removed
+        allowed = [name for name in ranked if self.streams == "group" or not is_stream(problem.channels, name)]
+        names = tuple(name for name in allowed if name not in lossy)
         search = BottomUp(
             problem,
             problem.calibration,
-            _labelled(problem, self.holdout),
+            labelled(problem, self.holdout),
             self.compensation or Compensation(),
             self.steps,
             self.most,
@@ -319,19 +329,6 @@ def _divide(calibration: Calibration, spare: int) -> tuple[Calibration, Calibrat
     """Images to fit on, and images to judge by: at most `spare`, and a quarter of them where there are few."""
     spared = calibration.first(min(spare, max(calibration.images // 4, 1)))
     return calibration.after(spared.images), spared
-
-
-def _labelled(problem: Problem, images: int) -> Holdout:
-    """The first images of the hold-out with their labels."""
-    pairs = []
-    for k, batch in enumerate(problem.validate):
-        pairs.append(pair_of(batch, k))
-        if sum(len(y) for _, y in pairs) >= images:
-            break
-    if not pairs:
-        raise DataError("the bottom-up search looks at accuracies: pass labelled images of a hold-out as validate=…")
-    inputs = Calibration.read([x for x, _ in pairs], problem.channels.graph, images)
-    return Holdout(inputs, tuple(y[: len(own[0])] for (_, y), own in zip(pairs, inputs.batches, strict=True)))
 
 
 def _meets(problem: Problem, plan: Plan) -> bool:

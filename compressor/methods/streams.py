@@ -47,9 +47,15 @@ def stream_readers(channels: ChannelGraph) -> dict[str, list[Reader]]:
         for reader in readers:
             product = Product(channels.graph.get_submodule(reader.layer))
             own = np.zeros(0) if reader.inputs is None else channels.grouping.group_of[reader.inputs]
-            if product.blocks == 1 and len(own) and (own == index).all():
+            if product.blocks == 1 and len(own) and (own == index).all() and _one_each(channels, reader):
                 found.setdefault(name, []).append(reader)
     return found
+
+
+def _one_each(channels: ChannelGraph, reader: Reader) -> bool:
+    """Whether every input of a reader is a unit of its own; behind a flatten, a unit is many inputs."""
+    units = [] if reader.inputs is None else channels.grouping.unit_of[reader.inputs].tolist()
+    return len(set(units)) == len(units)
 
 
 def paying(problem: Problem) -> list[Reader]:
