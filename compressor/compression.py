@@ -127,10 +127,10 @@ class Compression:
         result = Result(
             graph=graph,
             plan=plan,
-            steps=self._steps(plan, accuracies),
+            steps=self._steps(plan, accuracies, graph),
             original=original,
             compressed=compressed,
-            budget=self._found(plan, original, compressed),
+            budget=self._found(plan, original, compressed, graph),
             test=self._tested(graph),
             error=checked.relative_error,
             lossy=checked.lossy,
@@ -272,22 +272,33 @@ class Compression:
         before = self._accuracy("test, original", self._original, self._test)
         return before, self._accuracy("test, result", graph, self._test)
 
-    def _steps(self, plan: Plan, accuracies: Mapping[str, float]) -> tuple[Step, ...]:
+    def _steps(self, plan: Plan, accuracies: Mapping[str, float], graph: nn.Module) -> tuple[Step, ...]:
         before, after = (self._channels.costs_of(s) for s in (self._channels.full, self._channels.structure(plan)))
         steps = []
         for name, accuracy in accuracies.items():
             found = before if name == "original" else after
-            steps.append(Step(name, accuracy, int(found.macs[0]), int(found.params[0]), int(found.memory_bytes[0])))
+            more, more_bytes = (0, 0) if name in ("original", "channels removed") else self._added(graph)
+            steps.append(
+                Step(name, accuracy, int(found.macs[0]), int(found.params[0]) + more, int(found.memory_bytes[0]) + more_bytes)
+            )
         return tuple(steps)
 
-    def _found(self, plan: Plan, original: Measurement, compressed: Measurement) -> dict[str, tuple[float, float]]:
+    def _added(self, graph: nn.Module) -> tuple[int, int]:
+        """Parameters and bytes of the biases that compensation gave to layers without one and without a norm behind them."""
+        before = self._original.state_dict()
+        biases = [tensor for name, tensor in graph.named_parameters() if name not in before]
+        return sum(b.numel() for b in biases), sum(b.numel() * b.element_size() for b in biases)
+
+    def _found(
+        self, plan: Plan, original: Measurement, compressed: Measurement, graph: nn.Module
+    ) -> dict[str, tuple[float, float]]:
         limits = self._budget.limits({**self._full_costs(), "latency": original.median_ms}) if self._budget else {}
         costs = self._channels.costs_of(self._channels.structure(plan))
         found = {
             "latency": compressed.median_ms,
             "macs": float(costs.macs[0]),
-            "params": float(costs.params[0]),
-            "memory": float(costs.memory_bytes[0]),
+            "params": float(costs.params[0]) + self._added(graph)[0],
+            "memory": float(costs.memory_bytes[0]) + self._added(graph)[1],
         }
         return {name: (found[name], limit) for name, limit in limits.items()}
 

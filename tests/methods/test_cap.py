@@ -269,3 +269,22 @@ def test_compress_asks_for_a_budget_or_a_floor(net, digits, tmp_path):
         compressor.compress(net, (torch.zeros(1, 1, 8, 8),), validate=pairs(digits["holdout"]), out=tmp_path / "run")
     with pytest.raises(DataError, match="there are no images"):
         compressor.compress(net, (torch.zeros(1, 1, 8, 8),), budget=Budget(macs=0.5), out=tmp_path / "run")
+
+
+def test_a_bias_that_compensation_adds_is_counted(digits, tmp_path):
+    class Bare(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.fc = nn.Conv2d(1, 16, 3), nn.Conv2d(16, 16, 3, bias=False), nn.Linear(16, 10, bias=False)
+
+        def forward(self, x):
+            return self.fc(torch.relu(self.b(torch.relu(self.a(x)))).mean((2, 3)))
+
+    result = compressor.compress(
+        Bare(), (torch.zeros(1, 1, 8, 8),), calibrate=digits["train"][0].split(50), budget=Budget(params=0.6),
+        target=Target("fake", align=2), method=CaP(weights="plain", compensation=SMALL), out=tmp_path / "run",
+    )  # fmt: skip
+    assert result.steps[-1].params == sum(p.numel() for p in result.graph.parameters()) > result.steps[1].params
+    loaded = compressor.load(tmp_path / "run", Bare())
+    with torch.no_grad():
+        assert torch.allclose(loaded(digits["test"][0]), result.graph(digits["test"][0]), atol=1e-5)
