@@ -80,6 +80,7 @@ class Compression:
         }
         self._images = self._calibration()
         self._validate = self._agreement() if validate is None else validate
+        self._labelled = validate is not None
         self._run = Run(out, config)
 
     def _calibration(self) -> Calibration | None:
@@ -138,6 +139,7 @@ class Compression:
             widths=self._widths(plan),
             repairs=self._repairs(),
             path=run.path,
+            labelled=self._labelled,
         )
         self._progress.stage("report")
         write_json(run.path / "result.json", result.to_dict())

@@ -49,6 +49,7 @@ class Result:
         frozen: Group name -> why it was left alone.
         widths: Group name -> (before, after).
         repairs: What compensation did to each layer.
+        labelled: Whether accuracies are against labels; without any they are agreements with the original.
         path: The run's folder.
     """
 
@@ -65,6 +66,7 @@ class Result:
     widths: dict[str, tuple[int, int]]
     repairs: tuple[Repair, ...]
     path: Path
+    labelled: bool = True
 
     @property
     def latency_ratio(self) -> float:
@@ -85,7 +87,15 @@ class Result:
         target = self.compressed.target
         title = f"{target['backend']}, batch {target['batch']}, {target.get('device', 'no device')}"
         table = Table(title=title, title_justify="left")
-        for name in ("step", "accuracy %", "latency ms [95 %]", "of original", "MACs", "params", "memory"):
+        for name in (
+            "step",
+            "accuracy %" if self.labelled else "agreement %",
+            "latency ms [95 %]",
+            "of original",
+            "MACs",
+            "params",
+            "memory",
+        ):
             table.add_column(name, justify="left" if name == "step" else "right", no_wrap=True)
         for step in self.steps:
             latency = self.latency_of(step)

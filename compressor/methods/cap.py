@@ -151,6 +151,8 @@ class CaP:
 
     def _allocated(self, problem: Problem, calibration: Calibration) -> Plan:
         _check_possible(problem, self.streams)
+        for name, reason in rankable(problem.channels)[1].items():
+            problem.progress.stage(f"{name} is left alone: {reason}")
         problem.progress.stage("statistics, ranking and sensitivity of every group")
         used, spared = _divide(calibration, self.probes)
         settings = self.compensation or Compensation()

@@ -8,6 +8,7 @@ from typing import cast
 
 from compressor.measurement import Measurement
 from compressor.passes.channels import ChannelGraph
+from compressor.passes.compensation import Repair
 from compressor.report.html import STYLE, table
 from compressor.report.plots import accuracy_against_latency, widths_per_group
 from compressor.result import Result, human
@@ -44,7 +45,7 @@ def write_report(result: Result, channels: ChannelGraph, trials: Sequence[str]) 
     name = type(channels.graph).__name__ or "network"
     lead = (
         f"{result.latency_ratio:.2f} of the latency, {last.macs / first.macs:.2f} of the MACs and "
-        f"{last.params / first.params:.2f} of the parameters at {last.accuracy:.2f} % accuracy "
+        f"{last.params / first.params:.2f} of the parameters at {last.accuracy:.2f} % {_word(result)} "
         f"({last.accuracy - first.accuracy:+.2f} points)."
     )
     return _PAGE.substitute(
@@ -63,6 +64,10 @@ def write_report(result: Result, channels: ChannelGraph, trials: Sequence[str]) 
     )
 
 
+def _word(result: Result) -> str:
+    return "accuracy" if result.labelled else "agreement with the original"
+
+
 def _steps(result: Result) -> str:
     rows = []
     for step in result.steps:
@@ -72,7 +77,7 @@ def _steps(result: Result) -> str:
             escape(step.name), f"{step.accuracy:.2f} %", f"{latency.median_ms:.3f} ms", f"{low:.3f} to {high:.3f}",
             f"{latency.ratio_to(result.original):.3f}", human(step.macs), human(step.params), human(step.memory_bytes, "B"),
         ])  # fmt: skip
-    header = ("step", "top-1 accuracy", "latency (median)", "95 % interval", "of original", "MACs", "parameters", "memory")
+    header = ("step", f"top-1 {_word(result)}", "latency (median)", "95 % interval", "of original", "MACs", "parameters", "memory")
     return table(header, rows)
 
 
@@ -113,10 +118,16 @@ def _repairs(result: Result) -> str:
     rows = []
     for repair in result.repairs:
         note = f"fitted in {repair.parts} parts, for memory" if repair.parts > 1 else ""
-        rows.append([escape(repair.layer), f"{repair.before:.4f}", f"{repair.after:.4f}", f"{repair.samples:,}", note])
-    header = ("layer", "error before", "error after", "patches", "")
+        rows.append(
+            [escape(repair.layer), f"{repair.before:.4f}", f"{repair.after:.4f}", _held_out(repair), f"{repair.samples:,}", note]
+        )
+    header = ("layer", "error before", "after", "on unseen images", "patches", "")
     text = "<p>Mean square error of each layer's output against the original's, as a share of its variance.</p>"
     return f'<h2>Compensation</h2>{text}<div class="wide">{table(header, rows)}</div>'
+
+
+def _held_out(repair: Repair) -> str:
+    return "" if repair.held_out is None else f"{repair.held_out:.4f}"
 
 
 def _frozen(result: Result) -> str:

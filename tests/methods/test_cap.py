@@ -245,6 +245,8 @@ def test_compress_without_any_label_tells_the_agreement_with_the_original(net, d
     )  # fmt: skip
     assert result.steps[0].accuracy == 100.0
     assert result.steps[-1].accuracy > result.steps[1].accuracy
+    assert "agreement %" in result.summary()
+    assert "agreement with the original" in (tmp_path / "run" / "report.html").read_text()
     assert "Compensation" in (tmp_path / "run" / "report.html").read_text()
 
 
