@@ -216,7 +216,8 @@ class Compression:
                 graph, repairs = found.graph, found.repairs
             if settings is None or settings.recalibrate:
                 self._progress.stage("recalibrate batch norms")
-                recalibrate(graph, [(batch[0], batch[0]) for batch in images.batches], progress=self._progress)
+                pairs = [(batch[0], batch[0]) for batch in images.batches]
+                recalibrate(graph, pairs, len(pairs), self._progress)
             save_tensors(file, graph.state_dict())
             self._run.finish("compensated", {"layers": [asdict(repair) for repair in repairs]})
         else:

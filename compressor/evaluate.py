@@ -1,7 +1,6 @@
 """Accuracy of a classifier, and recalibration of its batch norms."""
 
-from collections.abc import Iterable, Iterator, Sized
-from contextlib import contextmanager
+from collections.abc import Iterable, Sized
 from dataclasses import dataclass
 from itertools import islice
 from typing import TypeAlias
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import DataError
+from compressor.passes.base import eval_mode
 from compressor.progress import Progress
 
 Batches: TypeAlias = Iterable[tuple[Tensor, Tensor]]
@@ -100,18 +100,6 @@ def recalibrate(model: nn.Module, batches: Batches, limit: int = 50, progress: P
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
     return len(norms)
-
-
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; every module's own mode again outside."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def device_of(model: nn.Module) -> torch.device:

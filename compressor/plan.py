@@ -91,9 +91,9 @@ class Plan:
         """
         chosen = reads or {}
         return cls(
-            tuple(sorted((name, _indices(name, list(kept[name]))) for name in kept)),
+            tuple(sorted((name, _indices(f"group `{name}` keeps", list(kept[name]))) for name in kept)),
             model,
-            tuple(sorted((name, _indices(name, list(chosen[name]))) for name in chosen)),
+            tuple(sorted((name, _indices(f"layer `{name}` reads", list(chosen[name]))) for name in chosen)),
         )
 
     @property
@@ -146,17 +146,17 @@ def _lists(data: dict[str, object], key: str) -> dict[str, list[int]]:
     return found
 
 
-def _indices(name: str, indices: list[object]) -> tuple[int, ...]:
+def _indices(what: str, indices: list[object]) -> tuple[int, ...]:
     for index in indices:
         plain = index.item() if hasattr(index, "item") else index  # numpy and torch integers
         if not isinstance(plain, int) or isinstance(plain, bool) or plain < 0:
-            raise PlanError(f"plan: group `{name}` keeps {index!r}; indices are non-negative integers")
+            raise PlanError(f"plan: {what} {index!r}; indices are non-negative integers")
     numbers = sorted(int(cast(int, index)) for index in indices)
     if not numbers:
-        raise PlanError(f"plan: group `{name}` keeps nothing; at least one channel must stay")
+        raise PlanError(f"plan: {what} nothing; at least one channel must stay")
     for before, after in itertools.pairwise(numbers):
         if before == after:
-            raise PlanError(f"plan: group `{name}` keeps index {after} twice")
+            raise PlanError(f"plan: {what} index {after} twice")
     return tuple(numbers)
 
 

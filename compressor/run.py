@@ -111,6 +111,7 @@ class Run:
         record = {
             "schema_version": 1,
             "widths": dict(structure.widths),
+            **({"reads": dict(structure.reads)} if structure.reads else {}),
             "measurement": trial.measurement.to_dict(),
             "original": trial.original.to_dict(),
         }

@@ -11,7 +11,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from compressor.errors import DataError
-from compressor.evaluate import Batches, batch_count, device_of, eval_mode, pair_of
+from compressor.evaluate import Batches, batch_count, device_of, pair_of
+from compressor.passes.base import eval_mode
 from compressor.progress import Progress
 from compressor.store import load_tensors, save_tensors
 

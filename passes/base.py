@@ -1,9 +1,10 @@
 """What a pass is: a callable on a graph that says truthfully whether it changed it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
-from torch import fx
+from torch import fx, nn
 
 
 class PassResult(NamedTuple):
@@ -37,3 +38,15 @@ class Sequential:
             gm, changed = one(gm)
             modified = modified or changed
         return PassResult(gm, modified)
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside; every module's own mode again outside."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
-from compressor.passes.base import PassResult
+from compressor.passes.base import PassResult, eval_mode
 from compressor.passes.calibration import Calibration
 from compressor.passes.channels import ChannelGraph
 from compressor.passes.compensation import Compensation, Repair
@@ -63,7 +63,7 @@ class Compensate:
         self._settings, self._seed = settings or Compensation(), seed
 
     def __call__(self, gm: fx.GraphModule) -> PassResult:
-        """Return a repaired copy of the narrowed graph.
+        """Return a repaired copy of the narrowed graph, or itself where the plan removes nothing.
 
         Raises:
             PassError: The graph is not the original narrowed by the plan.
@@ -78,18 +78,12 @@ class Compensate:
         if all(mask.all() for mask in masks) and not self._plan.reads:
             return Compensated(gm)
         settings, result = self._settings, quiet_deepcopy(gm)
-        modes = {module: module.training for graph in (self._channels.graph, result) for module in graph.modules()}
-        try:
-            for graph in (self._channels.graph, result):
-                graph.eval()
-            jobs = jobs_of(self._channels, masks, result, self._plan)
-            first = next((k for k, job in enumerate(jobs) if job.loses), len(jobs))  # in front of it all is as it was
-            jobs = [job for job in jobs[first:] if job.loses or settings.layers == "all"]
-            fit = fit_on_original if settings.features == "original" else fit_side_by_side
+        jobs = jobs_of(self._channels, masks, result, self._plan)
+        first = next((k for k, job in enumerate(jobs) if job.loses), len(jobs))  # in front of it all is as it was
+        jobs = [job for job in jobs[first:] if job.loses or settings.layers == "all"]
+        fit = fit_on_original if settings.features == "original" else fit_side_by_side
+        with eval_mode(self._channels.graph), eval_mode(result):
             repairs = fit(self._channels, result, jobs, self._calibration.first(settings.images), settings, self._seed)
-        finally:
-            for module, training in modes.items():
-                module.training = training
         result.recompile()
         worst = max((r.after for r in repairs), default=0.0)
         logger.info("Compensate: %d layers fitted, %.3f of a layer's variance is lost at worst", len(repairs), worst)

@@ -5,6 +5,8 @@ from typing import Literal
 
 from compressor.errors import DataError
 
+_RIDGES = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 1e6)  # the last leaves the weights as they are and fits the bias alone
+
 
 @dataclass(frozen=True)
 class Compensation:
@@ -49,9 +51,14 @@ class Compensation:
                 raise DataError(f"Compensation({name}={getattr(self, name)}): must be at least {least}")
 
     @classmethod
-    def published(cls, **settings: float) -> "Compensation":
+    def published(cls, images: int = 2000, positions: int = 24) -> "Compensation":
         """As in the released code: statistics of the original network, only layers that lost inputs, variances kept."""
-        return cls(features="original", shortcuts=False, layers="readers", rescale=True, **settings)  # type: ignore[arg-type]
+        return cls("original", shortcuts=False, layers="readers", rescale=True, images=images, positions=positions)
+
+    @property
+    def ridges(self) -> tuple[float, ...]:
+        """Those that are tried, where the best is chosen."""
+        return (self.ridge, *(ridge for ridge in _RIDGES if self.choose_ridge and ridge > self.ridge))
 
     def to_dict(self) -> dict[str, object]:
         """The settings as plain data."""

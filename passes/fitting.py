@@ -18,7 +18,6 @@ from compressor.passes.prefix import Prefix, Shelf
 from compressor.passes.products import Product, sample
 from compressor.passes.readers import Reader, affine, inputs_read, kept_channels, norm_of, readers_of
 from compressor.passes.regression import Facts, Solution, pooled, solve, solve_held_out
-from compressor.passes.shapes import shapes_of
 from compressor.passes.statistics import Statistics, check_finite, collect, generator_of, parts_of
 from compressor.plan import Plan
 
@@ -32,7 +31,6 @@ class Job:
     Attributes:
         reader: The layer, and what stands behind it.
         source: Node that it reads.
-        grid: Positions of its output.
         whole: It in the original network.
         product: It in the narrowed one.
         rows: (kept outputs,): which outputs stay.
@@ -42,7 +40,6 @@ class Job:
 
     reader: Reader
     source: str
-    grid: tuple[int, ...]
     whole: Product
     product: Product
     rows: Tensor
@@ -79,9 +76,8 @@ def jobs_of(
                 f"{len(columns[0]) if columns else 0}; this is not the original network narrowed by this plan"
             )
         node = nodes[reader.node]
-        source, grid = node.all_input_nodes[0].name, product.grid(shapes_of(node)[0])
-        loses = not inputs.all()
-        jobs.append(Job(reader, source, grid, whole, product, rows.to(device), torch.stack(columns).to(device), loses))
+        source, loses = node.all_input_nodes[0].name, not inputs.all()
+        jobs.append(Job(reader, source, whole, product, rows.to(device), torch.stack(columns).to(device), loses))
     return jobs
 
 
@@ -94,10 +90,10 @@ def fit_on_original(
     seed: int,
 ) -> list[Repair]:
     """Fit layers on what the original network shows them, all in one pass; `narrowed` is changed in place."""
-    chosen = [job for job in jobs if job.product.blocks == job.whole.blocks]  # whole blocks that go take their outputs along
-    names, memory = [job.reader.node for job in chosen], settings.memory_mb << 19
+    own = [job for job in jobs if job.product.blocks == job.whole.blocks]  # whole blocks that go take their outputs along
+    names, memory = [job.reader.node for job in own], settings.memory_mb << 19
     found = collect(channels.graph, names, calibration, settings.positions, memory, seed)
-    return [fit_on_statistics(narrowed, job, found[job.reader.node], settings) for job in chosen]
+    return [fit_on_statistics(narrowed, job, found[job.reader.node], settings) for job in own]
 
 
 def fit_on_statistics(narrowed: fx.GraphModule, job: Job, statistics: Statistics, settings: Compensation) -> Repair:
@@ -128,6 +124,11 @@ class Fit:
     ridge: float
 
 
+def chosen(matrix: Tensor, columns: Tensor) -> Tensor:
+    """(blocks, outputs, kept): the columns (blocks, kept) of a matrix (blocks, outputs, all)."""
+    return matrix.gather(2, columns[:, None].expand(-1, matrix.shape[1], -1))
+
+
 def solve_on_statistics(statistics: Statistics, matrix: Tensor, columns: Tensor, settings: Compensation) -> Fit:
     """The closed form where the target is what the layer makes of all its inputs.
 
@@ -144,8 +145,7 @@ def solve_on_statistics(statistics: Statistics, matrix: Tensor, columns: Tensor,
         facts = Facts.of_layer(part.mean, part.covariance, weights, nothing)
         here = (columns[0] >= part.columns.start) & (columns[0] < part.columns.stop)  # several parts: one block
         kept = columns[:, here] - part.columns.start
-        weights = weights.gather(2, kept[:, None].expand(-1, weights.shape[1], -1))
-        solutions.append(solve(facts.kept(kept), weights, nothing, settings.ridge, settings.rescale))
+        solutions.append(solve(facts.kept(kept), chosen(weights, kept), nothing, settings.ridge, settings.rescale))
         bias = bias + solutions[-1].bias
         variance += float(facts.target_variance.sum())
     before, after = (sum(float(getattr(s, name).sum()) for s in solutions) / max(variance, 1e-300) for name in ("before", "after"))
@@ -182,9 +182,7 @@ def _fit(graph: fx.GraphModule, job: Job, original: Prefix, own: Prefix, setting
         rest = matrix.clone()
         rest[:, :, part] = 0
         halves = samples.facts(part, rest if len(parts) > 1 else None)
-        solution, held_out = solve_held_out(
-            halves, matrix[:, :, part], bias, settings.ridge, settings.rescale, settings.choose_ridge
-        )
+        solution, held_out = solve_held_out(halves, matrix[:, :, part], bias, settings.ridges, settings.rescale)
         solutions.append(solution)
         matrix[:, :, part], bias = solution.matrix, solution.bias
         count, variance = sum(n for _, n in halves), variance or float(pooled(halves).target_variance.sum())
@@ -218,28 +216,22 @@ class Samples:
         halves = [Moments(), Moments()]
         image = 0
         for batch in range(len(self._own)):
-            for x, y in self(batch):
+            for x, y in self._portions(batch):  # (images, positions, blocks, …)
                 if rest is not None:
-                    y = y - torch.einsum("ngd,god->ngo", x.double(), rest)
-                x = x[:, :, columns] if isinstance(columns, slice) else x.gather(2, columns[None].expand(len(x), -1, -1))
-                images = len(x) // self._positions_of(batch)
-                parity = (torch.arange(len(x), device=x.device) // self._positions_of(batch) + image) % 2
-                image += images
-                for half, moments in enumerate(halves):
-                    moments.add(x[parity == half], y[parity == half])
-        return [(Facts(m.mean, m.covariance, m.target_mean, m.target_variance, m.cross), m.count) for m in halves]
+                    y = y - torch.einsum("npgd,god->npgo", x.double(), rest)
+                x = x[..., columns] if isinstance(columns, slice) else x.gather(3, columns.expand(*x.shape[:2], -1, -1))
+                for parity, moments in enumerate(halves):
+                    first = (parity + image) % 2
+                    moments.add(x[first::2].flatten(0, 1), y[first::2].flatten(0, 1))
+                image += len(x)
+        found = [(Facts(m.mean, m.covariance, m.target_mean, m.target_variance, m.cross), m.count) for m in halves if m.count]
+        return found if len(found) == 2 else [found[0], (found[0][0], 0)]  # one image along this axis: nothing to hold out
 
-    def _positions_of(self, batch: int) -> int:
-        return len(sample(self._grid(batch), self._positions, generator_of(self._seed, batch)))
-
-    def _grid(self, batch: int) -> tuple[int, ...]:
-        """Positions of the output as it is: some axis that is not the first may hold the samples."""
-        return self._job.product.grid(self._original.value(self._job.reader.node, batch).shape)
-
-    def __call__(self, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Patches (samples, blocks, columns) and targets (samples, blocks, outputs per block), some images at a time."""
+    def _portions(self, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Patches (images, positions, blocks, columns) and targets (images, positions, blocks, outputs), some images at a time."""
         job = self._job
-        at = sample(self._grid(batch), self._positions, generator_of(self._seed, batch))
+        grid = job.product.grid(self._original.value(job.reader.node, batch).shape)  # as it is: axis 0 need not be the batch
+        at = sample(grid, self._positions, generator_of(self._seed, batch))
         x = self._own.value(job.source, batch)
         check_finite(x, batch, f"input of `{job.reader.layer}`")
         y = job.product.values(self._original.value(job.reader.node, batch), at)[:, job.rows].double()
@@ -252,7 +244,7 @@ class Samples:
         targets = y.reshape(len(x), len(at), job.product.blocks, -1)
         size = job.product.portion(len(at), self._memory)
         for images, own in zip(torch.split(x, size), torch.split(targets, size), strict=True):
-            yield job.product.patches(images, at), own.flatten(0, 1)
+            yield job.product.patches(images, at).view(len(images), len(at), job.product.blocks, -1), own
 
 
 def write(graph: fx.GraphModule, reader: Reader, product: Product, matrix: Tensor, bias: Tensor) -> None:

@@ -86,20 +86,26 @@ def folded(module: nn.Module, norm: _Norm) -> tuple[Tensor, Tensor]:
         Weight of the layer's shape and bias (out channels,), of the weight's type.
     """
     weight = cast(Tensor, module.weight).detach()
-    mean, variance = cast(Tensor, norm.running_mean).double(), cast(Tensor, norm.running_var).double()
-    scale = torch.rsqrt(variance + norm.eps)
-    if norm.weight is not None:
-        scale = scale * norm.weight.detach().double()
-    shift = norm.bias.detach().double() if norm.bias is not None else torch.zeros_like(mean)
+    scale, shift = scale_and_shift(norm)
     bias = cast(Tensor | None, module.bias)
-    before = torch.zeros_like(mean) if bias is None else bias.detach().double()
+    before = torch.zeros_like(scale) if bias is None else bias.detach().double()
     if isinstance(module, _Transposed):  # (in, out / groups, ...): each block of inputs has its own outputs
         per_block = scale.view(module.groups, 1, -1)
         factor = per_block.expand(-1, weight.shape[0] // module.groups, -1).reshape(weight.shape[0], weight.shape[1])
     else:
         factor = scale.view(-1, 1).expand(-1, weight.shape[1])
     wide = factor.reshape(*factor.shape, *[1] * (weight.dim() - 2))
-    return (weight.double() * wide).to(weight.dtype), ((before - mean) * scale + shift).to(weight.dtype)
+    return (weight.double() * wide).to(weight.dtype), (before * scale + shift).to(weight.dtype)
+
+
+def scale_and_shift(norm: _Norm) -> tuple[Tensor, Tensor]:
+    """What a batch norm with running statistics does in eval mode, `norm(y) = scale y + shift`; (channels,) each, float64."""
+    mean, variance = cast(Tensor, norm.running_mean).double(), cast(Tensor, norm.running_var).double()
+    scale = torch.rsqrt(variance + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight.detach().double()
+    shift = norm.bias.detach().double() if norm.bias is not None else torch.zeros_like(mean)
+    return scale, shift - scale * mean
 
 
 def folded_state(gm: fx.GraphModule) -> dict[str, Tensor]:

@@ -58,7 +58,7 @@ def rankable(channels: ChannelGraph) -> tuple[dict[str, list[Reader]], dict[str,
     found: dict[str, list[Reader]] = {}
     left: dict[str, str] = {}
     for group in channels.free:
-        own = [r for r in readers.values() if not _depthwise(channels, r) and columns_of(r, group, channels, _product(channels, r))]
+        own = [r for r in readers.values() if not _product(channels, r).depthwise and columns_of(r, group, channels)]
         stubborn = [layer for layer in group.readers if layer in odd]
         if stubborn:
             left[group.name] = f"`{stubborn[0]}` reads it and cannot be compensated: {odd[stubborn[0]]}"
@@ -126,11 +126,6 @@ def _product(channels: ChannelGraph, reader: Reader) -> Product:
     return Product(channels.graph.get_submodule(reader.layer))
 
 
-def _depthwise(channels: ChannelGraph, reader: Reader) -> bool:
-    product = _product(channels, reader)
-    return product.blocks > 1 and product.blocks == product.inputs
-
-
 def _portions(channels: ChannelGraph, readers: Mapping[str, Sequence[Reader]], memory: int) -> Iterator[tuple[list[str], int]]:
     """Groups whose statistics fit into the memory together, and how much of it one layer may take."""
     names: list[str] = []
@@ -157,7 +152,7 @@ def readings_of(
         product = _product(channels, reader)
         scale = affine(channels.graph, reader.norm if norms else None, product.outputs)[0].reshape(product.blocks, -1, 1)
         matrix = product.matrix() * scale
-        for block, table in columns_of(reader, group, channels, product).items():
+        for block, table in columns_of(reader, group, channels).items():
             for part in statistics[reader.node].parts:
                 here = (table >= part.columns.start) & (table < part.columns.stop)
                 if bool(here.any()):

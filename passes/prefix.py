@@ -22,10 +22,10 @@ class Shelf:
     """Keeps tensors, in memory up to a budget.
 
     Args:
-        budget_bytes: Of everything it keeps in memory at one time.
+        budget_bytes: Of everything it keeps in memory at one time; no limit by default.
     """
 
-    def __init__(self, budget_bytes: int) -> None:
+    def __init__(self, budget_bytes: int = 1 << 62) -> None:
         self._left = budget_bytes
 
     def keep(self, x: Tensor) -> Tensor:

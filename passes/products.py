@@ -56,6 +56,11 @@ class Product:
         return self.inputs // self.blocks * self.kernel
 
     @property
+    def depthwise(self) -> bool:
+        """Whether every input channel has outputs of its own: it goes with them, and they miss nothing."""
+        return self.blocks > 1 and self.blocks == self.inputs
+
+    @property
     def weight(self) -> Tensor:
         """The layer's weight as stored."""
         return cast(Tensor, self.module.weight)

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 
 from compressor.errors import PlanError
 from compressor.passes.channels import ChannelGraph
+from compressor.passes.fold_batchnorm import foldable, scale_and_shift
 from compressor.passes.groups import ChannelGroup
 from compressor.passes.labels import IntArray
 from compressor.passes.products import Product, is_product
@@ -52,13 +53,14 @@ class Reader:
 def readers_of(channels: ChannelGraph) -> dict[str, Reader]:
     """Node name -> reader, in the order of the graph."""
     graph = channels.graph
-    uses, shared = _uses(graph), _shared(graph)
+    uses, shared, norms = _uses(graph), _shared(graph), dict(foldable(graph))
     found = {}
     for node in graph.graph.nodes:
         if not is_product(graph, node) or uses[str(node.target)] > 1 or str(node.target) in shared:
             continue
         axis = Product(graph.get_submodule(str(node.target))).channel_axis
-        norm, shortcut = behind(graph, node)
+        norm = norms.get(node)
+        shortcut = _shortcut(node, norm)
         call = channels.walk.calls[node.name]
         values = (call.tensor("input"), channels.walk.values[node.name][0])
         inputs, outputs = (value.axes.get(axis % len(value.shape)) for value in values)
@@ -100,25 +102,16 @@ def _shared(graph: fx.GraphModule) -> set[str]:
     return several | {name for name in read if name}
 
 
-def behind(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node | None, fx.Node | None]:
-    """The batch norm and the shortcut behind a layer, as far as nothing else reads what lies between."""
-    norm = None
-    last = node
-    follower = _only_user(node)
-    if follower is not None and follower.op == "call_module":
-        module = graph.get_submodule(str(follower.target))
-        alone = _uses(graph)[str(follower.target)] == 1
-        over_channels = len(shapes_of(node)[0]) == 2 or not isinstance(graph.get_submodule(str(node.target)), nn.Linear)
-        if isinstance(module, _Norm) and module.running_mean is not None and alone and over_channels:
-            norm = last = follower
-            follower = _only_user(follower)
+def _shortcut(layer: fx.Node, norm: fx.Node | None) -> fx.Node | None:
+    """What is added to a layer's output, or to that of the norm behind it, where nothing else reads it."""
+    last = norm or layer
+    follower = _only_user(last)
     if follower is None or follower.op != "call_function" or follower.target not in _ADDS or follower.kwargs:
-        return norm, None
+        return None
     others = [argument for argument in follower.args if argument is not last]
     if len(follower.args) != 2 or len(others) != 1 or not isinstance(others[0], fx.Node):
-        return norm, None
-    same = shapes_of(others[0]) == shapes_of(last)
-    return norm, others[0] if same else None
+        return None
+    return others[0] if shapes_of(others[0]) == shapes_of(last) else None
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:
@@ -138,12 +131,7 @@ def affine(graph: fx.GraphModule, node: str | None, outputs: int) -> tuple[Tenso
     if norm is None:
         ones = torch.ones(outputs, dtype=torch.float64, device=next((p.device for p in graph.parameters()), None))
         return ones, torch.zeros_like(ones)
-    mean, variance = cast(Tensor, norm.running_mean).double(), cast(Tensor, norm.running_var).double()
-    scale = torch.rsqrt(variance + norm.eps)
-    if norm.weight is not None:
-        scale = scale * norm.weight.detach().double()
-    shift = norm.bias.detach().double() if norm.bias is not None else torch.zeros_like(mean)
-    return scale, shift - scale * mean
+    return scale_and_shift(norm)
 
 
 def kept_channels(
@@ -168,7 +156,6 @@ def inputs_read(channels: ChannelGraph, plan: Plan, masks: Sequence[NDArray[np.b
         product = Product(channels.graph.get_submodule(layer)) if reader else None
         if reader is None or product is None or product.blocks > 1:
             raise PlanError(f"`{layer}` cannot read a part of its inputs: it is no layer, or grouped, or called several times")
-
         if indices[-1] >= product.inputs:
             raise PlanError(f"`{layer}` has {product.inputs} input channels, the plan reads channel {indices[-1]}")
         chosen = np.zeros(product.inputs, dtype=bool)
@@ -180,10 +167,11 @@ def inputs_read(channels: ChannelGraph, plan: Plan, masks: Sequence[NDArray[np.b
     return found
 
 
-def columns_of(reader: Reader, group: ChannelGroup, channels: ChannelGraph, product: Product) -> dict[int, Tensor]:
+def columns_of(reader: Reader, group: ChannelGroup, channels: ChannelGraph) -> dict[int, Tensor]:
     """Block of a reader -> (units, columns per unit): the columns of each unit of a group there, -1 for none."""
     if reader.inputs is None:
         return {}
+    product = Product(channels.graph.get_submodule(reader.layer))
     here = channels.grouping.group_of[reader.inputs] == channels.groups.index(group)
     unit = np.where(here, channels.grouping.unit_of[reader.inputs], -1)
     per_block = len(unit) // product.blocks

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_RIDGE_GRID = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 1e6)
 _LEAST_RIDGE = 1e-12
 _RIDGES = 8  # how often the ridge is raised tenfold where the covariance is not positive definite
 
@@ -112,7 +111,7 @@ def solve(facts: Facts, matrix: Tensor, bias: Tensor, ridge: float = 1e-6, resca
 
 
 def solve_held_out(
-    halves: Sequence[tuple[Facts, int]], matrix: Tensor, bias: Tensor, ridge: float, rescale: bool, choose: bool = True
+    halves: Sequence[tuple[Facts, int]], matrix: Tensor, bias: Tensor, ridges: Sequence[float], rescale: bool = False
 ) -> tuple[Solution, float]:
     """Fit on everything, with the ridge whose fit on one half has the smallest error on the other.
 
@@ -123,16 +122,15 @@ def solve_held_out(
         halves: Two sets of facts from different images, and how many samples each rests on.
         matrix: See `solve`.
         bias: See `solve`.
-        ridge: The smallest one that is tried.
+        ridges: Those that are tried.
         rescale: See `solve`.
-        choose: Whether others than the smallest are tried.
 
     Returns:
         The solution, and its error on the half that the fit had not seen, summed over targets.
     """
     (first, _), (second, _) = halves
     errors = {}
-    for share in (ridge, *(r for r in _RIDGE_GRID if r > ridge and choose)):
+    for share in ridges:
         found = solve(first, matrix, bias, share, rescale)
         errors[share] = float(error_of(second, found.matrix, found.bias).sum())
     best = min(errors, key=errors.__getitem__)

@@ -127,7 +127,7 @@ def _one_pass(
     moments = {name: [Moments() for _ in own] for name, own in columns.items()}
     nodes = {node.name: node for node in graph.graph.nodes if node.name in products}
     for k, batch in enumerate(calibration.batches):
-        prefix = Prefix(graph, Calibration((batch,)), Shelf(1 << 62))
+        prefix = Prefix(graph, Calibration((batch,)), Shelf())
         for name, product in products.items():
             prefix.before(name)
             x = prefix.value(nodes[name].all_input_nodes[0].name, 0)

@@ -108,3 +108,15 @@ def residual_graph():
     """`Residual`, traced; the same weights every time."""
     torch.manual_seed(0)
     return compressor.trace(randomize(Residual()).eval(), (torch.randn(1, 3, 8, 8),))
+
+
+def first_output(graph, x):
+    """The first output of a graph, float64."""
+    with torch.no_grad():
+        return outputs_of(graph(x))[0].double()
+
+
+def output_error(graph, small, x):
+    """||small(x) - graph(x)||² / ||graph(x)||² of the first outputs."""
+    expected = first_output(graph, x)
+    return float((first_output(small, x) - expected).square().sum() / expected.square().sum())

@@ -30,7 +30,7 @@ from compressor.passes.calibration import Calibration
 from compressor.passes.channels import ChannelGraph
 from compressor.passes.compensation import Compensation
 from compressor.passes.criteria import select
-from compressor.passes.fitting import Job, Samples, jobs_of, solve_on_statistics, write
+from compressor.passes.fitting import Job, Samples, chosen, jobs_of, solve_on_statistics, write
 from compressor.passes.groups import ChannelGroup
 from compressor.passes.losses import rankable, readings_of, statistics_by_group
 from compressor.passes.prefix import Prefix, Shelf
@@ -85,7 +85,7 @@ class BottomUp:
 
     def accuracy(self) -> float:
         """Of the original on the hold-out, 0 to 1."""
-        return _share_right(Prefix(self.problem.channels.graph, self.holdout.images, Shelf(1 << 62)), self.holdout)
+        return _share_right(Prefix(self.problem.channels.graph, self.holdout.images, Shelf()), self.holdout)
 
     def run(self, floor: float) -> Plan:
         """Decide every group.
@@ -189,7 +189,7 @@ class _State:
     def columns(self, reader: Reader) -> Tensor:
         """(blocks, kept) columns that are still read."""
         whole = Product(self.channels.graph.get_submodule(reader.layer))
-        if whole.blocks > 1 and whole.blocks == whole.inputs:  # depthwise: a block goes with its output, or stays whole
+        if whole.depthwise:  # a block goes with its output, or stays whole
             return torch.arange(whole.kernel, device=whole.weight.device).expand(whole.blocks, -1)
         mask = kept_channels(reader.inputs, self.masks, self.channels, whole.inputs).repeat(whole.kernel).reshape(whole.blocks, -1)
         return torch.stack([torch.from_numpy(np.flatnonzero(own)) for own in mask]).to(whole.weight.device)
@@ -228,7 +228,7 @@ class _State:
         halves = self._moments(job, columns)
         facts = pooled(halves)
         scale = affine(self.channels.graph, job.reader.norm, job.whole.outputs)[0][:, None]
-        table = columns_of(job.reader, self.by_name[name], self.channels, job.whole)[0]
+        table = columns_of(job.reader, self.by_name[name], self.channels)[0]
         reading = Reading(facts.covariance[0], job.whole.matrix()[0] * scale, table, facts.cross[0] * scale)
         self.refitted.add(job.reader.node)
         return _CollectedAnew(self, name, rank([reading], self.by_name[name].size), halves)
@@ -245,14 +245,17 @@ class _State:
             if self.own.passed(name):
                 continue
             self.refitted.add(name)
+            self.restore(job.reader)
             columns = self.columns(job.reader)
-            product = self.restore(job.reader)
-            halves = self._moments(job, columns)
-            weights = product.matrix().gather(2, columns[:, None].expand(-1, product.outputs // product.blocks, -1))
-            bias = product.bias.reshape(weights.shape[:2])
-            how = self.search.settings
-            found, _ = solve_held_out(halves, weights, bias, how.ridge, how.rescale, how.choose_ridge)
-            self.store(job.reader, columns, found.matrix, found.bias - bias)
+            self.fit(job.reader, columns, self._moments(job, columns))
+
+    def fit(self, reader: Reader, columns: Tensor, halves: Sequence[tuple[Facts, int]]) -> None:
+        """Fit a layer on moments of the columns that it still reads."""
+        product, settings = self.restore(reader), self.search.settings
+        weights = chosen(product.matrix(), columns)
+        bias = product.bias.reshape(weights.shape[:2])
+        found, _ = solve_held_out(halves, weights, bias, settings.ridges, settings.rescale)
+        self.store(reader, columns, found.matrix, found.bias - bias)
 
 
 class _Published:
@@ -284,13 +287,7 @@ class _CollectedAnew:
         state.put(group, select(group, self._ranking.scores, width))
         reader = state.readers[self._name][0]
         columns = state.columns(reader)
-        product = state.restore(reader)
-        weights = product.matrix().gather(2, columns[:, None].expand(-1, product.outputs, -1))
-        bias = product.bias[None]
-        settings = state.search.settings
-        halves = [(facts.kept(columns), count) for facts, count in self._halves]
-        found, _ = solve_held_out(halves, weights, bias, settings.ridge, settings.rescale, settings.choose_ridge)
-        state.store(reader, columns, found.matrix, found.bias - bias)
+        state.fit(reader, columns, [(facts.kept(columns), count) for facts, count in self._halves])
 
 
 def labelled(problem: Problem, images: int) -> Holdout:

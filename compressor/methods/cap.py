@@ -154,7 +154,8 @@ class CaP:
         for name, reason in rankable(problem.channels)[1].items():
             problem.progress.stage(f"{name} is left alone: {reason}")
         problem.progress.stage("statistics, ranking and sensitivity of every group")
-        used, spared = _divide(calibration, self.probes)
+        several = "best" in (self.weights, self.streams)
+        used, spared = _divide(calibration, self.probes) if several else (calibration, calibration)
         settings = self.compensation or Compensation()
         curves = loss_curves(problem.channels, used, settings, self.probes if self.weights != "plain" else 0, problem.seed)
         return self.allocate(problem, curves, used, spared)
@@ -213,7 +214,7 @@ class CaP:
         graph = RemoveChannels(plan, channels)(channels.graph).graph.eval()
         if self.compensation is not None:
             graph = Compensate(channels, plan, used, quick, problem.seed)(graph).graph
-        outputs = ([log_probabilities(y) for y in Prefix(g, spared, Shelf(1 << 62)).finish()] for g in (channels.graph, graph))
+        outputs = ([log_probabilities(y) for y in Prefix(g, spared, Shelf()).finish()] for g in (channels.graph, graph))
         return divergence(*outputs)
 
     # bottom-up

@@ -20,6 +20,8 @@ from compressor.passes.trace import outputs_of
 from compressor.plan import Plan
 from compressor.store import digest_of_tensors
 from tests.networks import Residual, randomize
+from tests.networks import first_output as outputs
+from tests.networks import output_error as error
 
 ALL = 10**6  # every position
 SETTINGS = {
@@ -45,16 +47,6 @@ def prepared(model, size=8):
 
 def narrowed(graph, channels, plan):
     return compressor.apply(plan, graph, channels=channels).eval()
-
-
-def outputs(graph, x):
-    with torch.no_grad():
-        return outputs_of(graph(x))[0].double()
-
-
-def error(graph, small, x):
-    expected = outputs(graph, x)
-    return float((outputs(small, x) - expected).square().sum() / expected.square().sum())
 
 
 class Plain(nn.Module):

@@ -13,6 +13,8 @@ from compressor.passes.prefix import Prefix, Shelf
 from compressor.passes.readers import beyond_repair, readers_of
 from compressor.passes.trace import outputs_of
 from tests.networks import Residual, randomize
+from tests.networks import first_output as outputs
+from tests.networks import output_error as error
 
 SETTINGS = Compensation(positions=10**6)
 
@@ -20,16 +22,6 @@ SETTINGS = Compensation(positions=10**6)
 def prepared(model, *shape):
     graph = compressor.trace(randomize(model), (torch.zeros(*shape),)).eval()
     return graph, compressor.analyze(graph)
-
-
-def outputs(graph, x):
-    with torch.no_grad():
-        return outputs_of(graph(x))[0].double()
-
-
-def error(graph, small, x):
-    expected = outputs(graph, x)
-    return float((outputs(small, x) - expected).square().sum() / expected.square().sum())
 
 
 def repaired(graph, channels, plan, x, settings=SETTINGS):
