@@ -16,6 +16,7 @@ import argparse
 import json
 import resource
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -70,7 +71,8 @@ class Bench:
             data = load_data(f"cifar10:{args.data}", 250)
             self.images, self.test, self.holdout = data.plain, data.test, data.validate
         shape = (1, *self.images.images.shape[1:])
-        self.graph = compressor.trace(model.eval(), (torch.zeros(shape),))
+        self.example = (torch.zeros(shape),)
+        self.graph = compressor.trace(model.eval(), self.example)
         self.channels = compressor.analyze(self.graph)
         self.calibration = Calibration.read(self.images, self.graph, args.calibrate)
         self.full = float(self.channels.costs(self.channels.widths([self.channels.full])).macs[0])
@@ -89,8 +91,11 @@ class Bench:
         }  # fmt: skip
         self.rows.append(row)
         print(line(row), flush=True)
+        self.write()
+
+    def write(self) -> None:
         path = self.args.results / f"cap-{self.args.network}.json"
-        write_bytes(path, as_json(merged(path, self.rows) if self.args.only or self.args.whole or self.args.floors else self.rows))
+        write_bytes(path, as_json(merged(path, self.rows) if partial(self.args) else self.rows))
 
     def narrowed(self, plan):
         graph = compressor.apply(plan, self.graph, channels=self.channels).eval()
@@ -112,7 +117,8 @@ class Bench:
             begun = time.monotonic()
             graph, found = self.narrowed(Magnitude(criterion, scope).plan(self.problem(ratio)))
             self.recalibrated(graph)
-            self.add(f"{criterion} {scope}", {"norms": "recalibrated"}, found, graph, time.monotonic() - begun)
+            norms = "recalibrated" if has_norms(graph) else "none"
+            self.add(f"{criterion} {scope}", {"norms": norms}, found, graph, time.monotonic() - begun)
 
     def ladder(self, ratio: float, curves, spent: float) -> None:
         spare = min(256, self.calibration.images // 4)
@@ -134,10 +140,27 @@ class Bench:
             seconds = spent + time.monotonic() - begun
             options = {"option": name, "widths": widths, "weights": weights, **compensation.to_dict()}
             del options["images"], options["recalibrate"]
-            self.add("cap", {**options, "norms": "left"}, found, graph, seconds)
-            more = self.recalibrated(graph)
-            if any("norm" in type(m).__name__.lower() for m in graph.modules()):
+            self.add("cap", {**options, "norms": "left" if has_norms(graph) else "none"}, found, graph, seconds)
+            if has_norms(graph):
+                more = self.recalibrated(graph)
                 self.add("cap", {**options, "norms": "recalibrated"}, found, graph, seconds + more)
+
+    def latency(self, ratio: float, streams: str) -> None:
+        """A budget in measured latency, as a user asks for it: nothing is trained."""
+        begun = time.monotonic()
+        with tempfile.TemporaryDirectory() as folder, ConsoleProgress() as progress:
+            result = compressor.compress(
+                self.graph, self.example, validate=self.holdout, calibrate=self.images, test=self.test,
+                budget=compressor.Budget(latency=ratio), target=compressor.Target(align=self.args.align),
+                method=CaP(streams=streams, compensation=replace(OWN, images=self.args.calibrate)),
+                finetune=compressor.FineTune(epochs=0), out=Path(folder) / "run", progress=progress,
+            )  # fmt: skip
+        macs = float(self.channels.costs_of(self.channels.structure(result.plan)).macs[0]) / self.full
+        options = {"option": f"latency {ratio:g}, streams {streams}", "norms": "left", "gathers": len(result.plan.reads)}
+        self.add("cap", options, macs, result.graph, time.monotonic() - begun)
+        target = {name: str(value) for name, value in result.compressed.target.items()}
+        self.rows[-1].update(latency_ratio=round(result.latency_ratio, 4), target=target)
+        self.write()
 
     def whole(self, ratio: float, method: CaP, name: str) -> None:
         """A method as a user calls it, from nothing."""
@@ -170,6 +193,8 @@ def main() -> None:
     parser.add_argument("--calibrate", type=int, default=2000, help="images for statistics")
     parser.add_argument("--align", type=int, default=1)
     parser.add_argument("--floors", default="", help="also: bottom-up searches with these lowest accuracies, such as 0.9")
+    parser.add_argument("--latencies", default="", help="also: budgets in measured latency, shares of the original's")
+    parser.add_argument("--streams", default="group,gather", help="policies for residual streams that these try")
     parser.add_argument(
         "--whole", action="store_true", help="only the methods as a user calls them, from nothing, with peak memory"
     )
@@ -183,7 +208,7 @@ def main() -> None:
     if args.whole:
         for ratio in ratios:
             bench.whole(ratio, CaP(), "whole run")
-    else:
+    elif args.only or not (args.floors or args.latencies):
         begun = time.monotonic()
         curves = loss_curves(bench.channels, bench.calibration, OWN)
         spent = time.monotonic() - begun
@@ -196,7 +221,19 @@ def main() -> None:
         bench.whole(1.0, CaP.published(floor), f"published search, floor {floor}")
         own = replace(OWN, images=1000)
         bench.whole(1.0, CaP(floor=floor, compensation=own), f"statistics collected anew, floor {floor}")
+    for text in filter(None, args.latencies.split(",")):
+        for streams in args.streams.split(","):
+            bench.latency(float(text), streams)
     print(table(bench.rows))
+
+
+def has_norms(graph) -> bool:
+    return any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in graph.modules())
+
+
+def partial(args: argparse.Namespace) -> bool:
+    """Whether only some of the rows are made, so that the others stay."""
+    return bool(args.only or args.whole or args.floors or args.latencies)
 
 
 def _by_index(folder: Path, offset: int, mean, std) -> Images:
