@@ -72,6 +72,8 @@ def compress(
     finetune: FineTune | None = None,
     seed: int = 0,
     progress: Progress | None = None,
+    storage: str | None = None,
+    cluster: str | None = None,
 ) -> Result:
     """Compress a trained classifier to a budget: remove, compensate, fine-tune, export, check, measure, report.
 
@@ -83,7 +85,9 @@ def compress(
         validate: Batches `(inputs, labels)` that decisions and the reported accuracy rest on; a hold-out of
             the training data. Without labels, where it is left out, a fifth of the images of `calibrate` takes its
             place, and what the original says of them that of the labels: accuracies are then agreements with the original.
-        budget: What the result may cost; may be left out where the method has a floor (`CaP(floor=0.92)`).
+        budget: What the result may cost; may be left out where the method has a floor (`CaP(floor=0.92)`). A bound that is a
+            list asks for a family: one network per value, all in `Result.members`, from one search where the method can
+            (`LeGR`).
         out: The run's folder.
         train: Batches `(inputs, labels)` for fine-tuning; without it there is none.
         calibrate: Images for the statistics of compensation, or batches that begin with them; labels are not looked at.
@@ -94,6 +98,9 @@ def compress(
         finetune: Settings of the fine-tuning.
         seed: Of everything random.
         progress: Where to say what is being done.
+        storage: Where the trials of a search are kept, as a URL that Optuna knows; `study.db` in the folder by default. Several
+            processes that are given the same one share the work.
+        cluster: Ray cluster that candidates are judged on: `auto` or `ray://host:port`; this process by default.
 
     Raises:
         TraceError: The model cannot be traced.
@@ -115,6 +122,8 @@ def compress(
         out=Path(out),
         seed=seed,
         progress=progress or Progress(),
+        storage=storage,
+        cluster=cluster,
     ).run()
 
 

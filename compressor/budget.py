@@ -2,10 +2,13 @@
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from compressor.errors import BudgetError
+
+Bound: TypeAlias = float | str
 
 _UNITS: dict[str, dict[str, float]] = {
     "latency": {"ns": 1e-6, "us": 1e-3, "ms": 1.0, "s": 1e3},
@@ -22,6 +25,7 @@ class Budget:
 
     A number is a fraction of the original network, above 0 and at most 1. A text is absolute and carries
     its unit: `"2 ms"` (ns, us, ms, s), `"60M"` MACs or parameters (k, M, G), `"1.5 MB"` (kB, MB, KiB, MiB, …).
+    One bound may be a list: a family of networks, one for each value.
 
     Attributes:
         latency: Measured latency of the whole engine on the target, for one batch.
@@ -33,22 +37,50 @@ class Budget:
         BudgetError: A bound is not of that form, or there is none.
     """
 
-    latency: float | str | None = None
-    macs: float | str | None = None
-    params: float | str | None = None
-    memory: float | str | None = None
+    latency: Bound | Sequence[Bound] | None = None
+    macs: Bound | Sequence[Bound] | None = None
+    params: Bound | Sequence[Bound] | None = None
+    memory: Bound | Sequence[Bound] | None = None
 
     def __post_init__(self) -> None:
         """Check every bound."""
-        if not self.bounds:
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        if not given:
             raise BudgetError("a budget needs at least one of latency, macs, params, memory")
-        for name, bound in self.bounds.items():
-            _check(name, bound)
+        lists = [name for name, value in given.items() if isinstance(value, Sequence) and not isinstance(value, str)]
+        if len(lists) > 1:
+            raise BudgetError(f"budget {lists[0]} and {lists[1]} are lists; only one bound may be, for a family of networks")
+        for name in lists:
+            object.__setattr__(self, name, tuple(given[name]))
+            if not given[name]:
+                raise BudgetError(f"budget {name}=[]: an empty list asks for nothing")
+        for name, value in given.items():
+            for bound in value if name in lists else (value,):
+                _check(name, bound)
 
     @property
-    def bounds(self) -> dict[str, float | str]:
-        """The bounds that are set."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+    def members(self) -> tuple["Budget", ...]:
+        """One budget for every network of a family; the budget itself where no bound is a list."""
+        for name, value in vars(self).items():
+            if isinstance(value, tuple):
+                return tuple(replace(self, **{name: bound}) for bound in value)
+        return (self,)
+
+    @property
+    def bounds(self) -> dict[str, Bound]:
+        """The bounds that are set.
+
+        Raises:
+            BudgetError: One is a list: ask the `members`.
+        """
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        if any(isinstance(value, tuple) for value in given.values()):
+            raise BudgetError("this budget is a family; ask its members for their bounds")
+        return given
+
+    def to_dict(self) -> dict[str, object]:
+        """The bounds that are set, lists as lists."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items() if value is not None}
 
     def limits(self, original: Mapping[str, float]) -> dict[str, float]:
         """The bounds in numbers: milliseconds, MACs, parameters, bytes.

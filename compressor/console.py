@@ -6,10 +6,12 @@ import time
 from types import FrameType
 
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.table import Table
 
-from compressor.progress import Progress
+from compressor.progress import Progress, SearchState
 
 _EVERY_S = 10.0
 _INTERRUPTED: list[int] = []
@@ -41,6 +43,7 @@ class ConsoleProgress(Progress):
     def __init__(self) -> None:
         self._console = Console(file=sys.stderr, highlight=False)
         self._bar: Bar | None = None
+        self._live: Live | None = None
         self._last = time.monotonic()
         self._started = time.monotonic()
 
@@ -72,6 +75,19 @@ class ConsoleProgress(Progress):
         if total is not None and done >= total:
             self.close()
 
+    def search(self, state: SearchState) -> None:
+        """Draw the table anew, or print a line every ten seconds."""
+        _raise_if_interrupted()
+        if not self._console.is_terminal:
+            self._line(state.done, state.total, state.line())
+            return
+        if self._live is None:
+            self._live = Live(console=self._console, transient=True, auto_refresh=False)
+            self._live.start()
+        self._live.update(_table(state), refresh=True)
+        if state.done >= state.total:
+            self.close()
+
     def _line(self, done: int, total: int | None, text: str) -> None:
         now = time.monotonic()
         if now - self._last < _EVERY_S:
@@ -81,10 +97,13 @@ class ConsoleProgress(Progress):
         self._console.print(f"         {done}/{total or '?'}  {text}{left}")
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Take bar and table away."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
 
     def __enter__(self) -> "ConsoleProgress":
         """The progress itself."""
@@ -93,3 +112,21 @@ class ConsoleProgress(Progress):
     def __exit__(self, *exc: object) -> None:
         """Take the bar away."""
         self.close()
+
+
+def _table(state: SearchState) -> Table:
+    """A search at a glance."""
+    table = Table(title=state.name, title_justify="left", show_header=False, min_width=48)
+    table.add_column(style="dim")
+    table.add_column(justify="right")
+    minutes, seconds = divmod(round(state.left_s), 60)
+    for name, value in (
+        (f"best {state.unit}", f"{state.best:.4f}" if state.best is not None else "none yet"),
+        ("last", f"{state.current:.4f}" if state.current is not None else "failed"),
+        ("budget", state.budget or "none"),
+        ("trials", f"{state.done} of {state.total}" + (f", {state.failed} failed" if state.failed else "")),
+        ("per minute", f"{state.per_minute:.1f}"),
+        ("left", f"{minutes} min {seconds:02} s"),
+    ):
+        table.add_row(name, value)
+    return table

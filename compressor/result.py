@@ -50,7 +50,8 @@ class Result:
         widths: Group name -> (before, after).
         repairs: What compensation did to each layer.
         labelled: Whether accuracies are against labels; without any they are agreements with the original.
-        path: The run's folder.
+        path: Its folder: the run's, or that of a member of a family.
+        members: Where the budget was a list, the networks for all of its values, in its order; this is the smallest of them.
     """
 
     graph: fx.GraphModule
@@ -67,6 +68,7 @@ class Result:
     repairs: tuple[Repair, ...]
     path: Path
     labelled: bool = True
+    members: tuple["Result", ...] = ()
 
     @property
     def latency_ratio(self) -> float:

@@ -3,7 +3,8 @@
     run.json            configuration, model digest, target, versions, seed
     progress.json       results of the finished steps
     trials/             one measured candidate each
-    front/0/            plan.json, weights.safetensors, program.pt2, model.onnx, measurement.json
+    study.db            trials of a search (Optuna)
+    front/0/ …          one network per budget: plan.json, weights.safetensors, program.pt2, model.onnx, measurement.json
     plan.json, …        links to the chosen member of the front
     report.html
 
@@ -44,7 +45,6 @@ class Run:
 
     def __init__(self, path: Path, config: Mapping[str, object]) -> None:
         self.path = path
-        self.member = path / "front" / "0"
         digest = digest_of(config)
         existing = path / "run.json"
         if existing.exists():
@@ -77,6 +77,10 @@ class Run:
     def __exit__(self, *exc: object) -> None:
         """Let the folder go."""
         self._lock.close()
+
+    def member(self, index: int) -> Path:
+        """Folder of one network of a family; the first where there is one only."""
+        return self.path / "front" / str(index)
 
     def done(self, step: str) -> dict[str, object] | None:
         """What a finished step left, or None."""
@@ -118,13 +122,13 @@ class Run:
         write_json(file, record)
         return trial
 
-    def link_member(self) -> None:
+    def link_member(self, index: int) -> None:
         """Put links to the chosen member's files where a user looks first."""
         for name in _MEMBER_FILES:
             link = self.path / name
-            if (self.member / name).exists() and not link.exists():
+            if (self.member(index) / name).exists() and not link.exists():
                 link.unlink(missing_ok=True)
-                os.symlink(Path("front") / "0" / name, link)
+                os.symlink(Path("front") / str(index) / name, link)
 
 
 def versions() -> dict[str, str]:

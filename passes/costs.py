@@ -48,7 +48,7 @@ class CostModel:
         self._known: dict[tuple[int, int], int] = {}
         self._terms = [(term.constant, [self._form(labels, divisor) for labels, divisor in term.factors]) for term in labeler.terms]
         self.layers = tuple(term.layer for term in labeler.terms)
-        self._tensors: list[tuple[int, list[int], int, bool]] = []
+        sizes: dict[tuple[int, ...], list[int]] = {}  # tensors of one form together: their parameters, their bytes
         self._axes: dict[tuple[str, int], int] = {}
         parameters = dict(gm.named_parameters())
         self._shapes = {name: tuple(tensor.shape) for name, tensor in parameters.items()}
@@ -61,7 +61,10 @@ class CostModel:
                 else:
                     forms.append(self._form(slot.labels, slot.blocks))
                     self._axes[name, axis] = forms[-1]
-            self._tensors.append((constant, forms, tensor.element_size(), name in parameters))
+            total = sizes.setdefault(tuple(forms), [0, 0])
+            total[0] += constant * (name in parameters)
+            total[1] += constant * tensor.element_size()
+        self._sizes = [(list(forms), params, memory) for forms, (params, memory) in sizes.items()]
         self._matrix = np.stack(self._rows) if self._rows else np.zeros((0, len(grouping.groups)), dtype=np.int64)
 
     def _form(self, labels: IntArray, divisor: int) -> int:
@@ -86,12 +89,15 @@ class CostModel:
         lengths = self._lengths(np.asarray(widths, dtype=np.int64))
         params = np.zeros(len(lengths), dtype=np.int64)
         memory = np.zeros(len(lengths), dtype=np.int64)
-        for constant, forms, width_bytes, is_parameter in self._tensors:
-            elements = constant * np.prod(lengths[:, forms], axis=1, dtype=np.int64)
-            memory += elements * width_bytes
-            if is_parameter:
-                params += elements
+        for forms, own_params, own_memory in self._sizes:
+            elements = np.prod(lengths[:, forms], axis=1, dtype=np.int64)
+            params += own_params * elements
+            memory += own_memory * elements
         return Costs(self.macs_by_term(lengths).sum(axis=1), params, memory)
+
+    def macs(self, widths: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The MACs of structures alone, (structures,): several times faster than all costs."""
+        return np.asarray(self.by_term(widths).sum(axis=1))
 
     def by_term(self, widths: NDArray[np.int64]) -> NDArray[np.int64]:
         """MACs of structures, term by term, (structures, terms); `layers` says whose each term is."""

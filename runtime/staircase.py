@@ -82,7 +82,7 @@ def measure_staircase(
     Raises:
         BackendError: No convolution makes and reads the group, or an engine cannot be built.
     """
-    layers = _piece(channels, group)
+    layers = piece_of(channels, group)
     found: dict[int, tuple[float, float]] = {}  # width -> latency and half of its interval, relative to the whole group's
     anchor: list[float] = []
 
@@ -127,8 +127,12 @@ def _between(found: dict[int, tuple[float, float]], step: int) -> list[int]:
     return middles
 
 
-def _piece(channels: ChannelGraph, group: ChannelGroup) -> tuple[str, ...]:
-    """The layers that are timed: the first that makes the channels, those that work on each alone, the first that reads them."""
+def piece_of(channels: ChannelGraph, group: ChannelGroup) -> tuple[str, ...]:
+    """The layers that are timed: the first that makes the channels, those that work on each alone, the first that reads them.
+
+    Raises:
+        BackendError: No convolution makes and reads the group.
+    """
     modules = dict(channels.graph.named_modules())
     order = [str(n.target) for n in channels.graph.graph.nodes if n.op == "call_module"]
 

@@ -2,13 +2,17 @@
 
 from typing import Any
 
+from compressor.methods.aacp import AACP
 from compressor.methods.base import Method, Problem
 from compressor.methods.cap import CaP
+from compressor.methods.legr import LeGR
 from compressor.methods.magnitude import Magnitude
 
 METHODS: dict[str, Any] = {
+    "aacp": AACP,
     "cap": CaP,
+    "legr": LeGR,
     "magnitude": Magnitude,
 }
 
-__all__ = ["METHODS", "CaP", "Magnitude", "Method", "Problem"]
+__all__ = ["AACP", "METHODS", "CaP", "LeGR", "Magnitude", "Method", "Problem"]

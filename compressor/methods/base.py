@@ -1,8 +1,8 @@
 """What a compression method is given, and what it gives back."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -11,6 +11,7 @@ from compressor.passes.channels import ChannelGraph
 from compressor.passes.compensation import Compensation
 from compressor.plan import Plan, Structure
 from compressor.progress import Progress
+from compressor.runtime.latency_model import Observation
 from compressor.target import Target
 from compressor.trial import Trial
 
@@ -30,6 +31,11 @@ class Problem:
         validate: Batches `(inputs, labels)` of a hold-out of the training data, for methods that look at accuracies.
         calibration: Images without labels, for statistics; None where there are none.
         progress: Where to say what is being done.
+        storage: URL that the trials of a search are kept at (any of Optuna's); None for memory.
+        cluster: Ray cluster that trials run on: `auto` or `ray://…`; None for this process.
+        observe: Builds and measures structures for a latency model, where that is not to be done in this process; takes the
+            latency of the original that ratios are multiplied by.
+        once: Calls a function and keeps what it returns (plain data) under a name, so that it is not computed again.
     """
 
     channels: ChannelGraph
@@ -41,6 +47,10 @@ class Problem:
     validate: Iterable[tuple[Tensor, Tensor]] = ()
     calibration: Calibration | None = None
     progress: Progress = field(default_factory=Progress)
+    storage: str | None = None
+    cluster: str | None = None
+    observe: Callable[[Sequence[Structure], float | None], list[Observation]] | None = None
+    once: Callable[[str, Callable[[], dict[str, object]]], dict[str, object]] = lambda step, work: work()
 
     def costs(self, structure: Structure) -> dict[str, float]:
         """Exact MACs, parameters and memory of a structure."""
@@ -68,3 +78,18 @@ class Method(Protocol):
 
     def to_dict(self) -> dict[str, object]:
         """The settings as plain data."""
+
+
+@runtime_checkable
+class FamilyMethod(Protocol):
+    """A method that makes the plans of several budgets at once, at less than their cost one by one."""
+
+    def plans(self, problems: Sequence[Problem]) -> list[Plan]:
+        """One plan per problem; they differ in their limits only."""
+
+
+def plans_of(method: Method, problems: Sequence[Problem]) -> list[Plan]:
+    """The plans of a family of budgets."""
+    if isinstance(method, FamilyMethod):
+        return method.plans(problems)
+    return [method.plan(problem) for problem in problems]

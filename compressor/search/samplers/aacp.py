@@ -8,7 +8,7 @@ Where this differs from the released code: the best is that of the whole first p
 (which the code copies); and the repair is given from outside, so that it may know any budget.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +45,7 @@ class AACPSampler(PopulationSampler):
         crossover: Probability that a parameter comes from the mutant (CR).
         max_stay: Turns without improvement after which a member is drawn anew.
         repair: Moves parameters into the feasible region; it may draw from the generator that it is given.
+        start: Members of the first population, where some are known to be good; the others are drawn.
         lag: See `PopulationSampler`.
         space: See there; without it the first trials are drawn parameter by parameter and not repaired.
 
@@ -60,6 +61,7 @@ class AACPSampler(PopulationSampler):
         crossover: float = 0.8,
         max_stay: int = 4,
         repair: Repair | None = None,
+        start: Sequence[Mapping[str, Any]] = (),
         lag: int = 1,
         space: Mapping[str, BaseDistribution] | None = None,
     ) -> None:
@@ -67,7 +69,7 @@ class AACPSampler(PopulationSampler):
         if population < 4 or factor <= 0 or not 0 <= crossover <= 1 or max_stay < 1:
             raise ValueError("AACPSampler: at least 4 members, factor and max_stay positive, crossover in [0, 1]")
         self._population, self._factor, self._crossover, self._max_stay = population, factor, crossover, max_stay
-        self._repair = repair
+        self._repair, self._start = repair, tuple(start)
 
     def draw(self, past: Past, space: Mapping[str, BaseDistribution]) -> tuple[dict[str, Any], dict[str, Any]]:
         """See `PopulationSampler`."""
@@ -77,6 +79,8 @@ class AACPSampler(PopulationSampler):
         others = [k for k in population.genes if k != member]
         if kind == "trial" and member in population.genes and len(others) >= 2 and population.best is not None:
             params = self._crossed(random, population, member, others, space)
+        elif kind == "first" and member < len(self._start):
+            params = {name: self._start[member][name] for name in space}
         else:
             params = self.first(past.index, space)
         if self._repair is not None:
@@ -112,9 +116,7 @@ class AACPSampler(PopulationSampler):
             return member, "trial"
         member = (member + 1) % self._population
         known = {t.number for t in past.finished}
-        waiting = any(
-            t.system_attrs.get(MEMBER) == [member, "restart"] and t.number not in known for t in past.begun[-self._lag :]
-        )
+        waiting = any(t.system_attrs.get(MEMBER) == [member, "restart"] and t.number not in known for t in past.begun[-self._lag :])
         return member, "restart" if population.stay.get(member, 0) >= self._max_stay and not waiting else "trial"
 
     def _crossed(

@@ -68,7 +68,7 @@ class PopulationSampler(BaseSampler):
     def __init__(self, seed: int | None = None, lag: int = 1, space: Mapping[str, BaseDistribution] | None = None) -> None:
         if lag < 1:
             raise ValueError(f"lag must be at least 1, found {lag}")
-        self._seed = int(np.random.SeedSequence().entropy or 0) % 2**63 if seed is None else seed
+        self._seed = int(np.random.default_rng().integers(2**62)) if seed is None else seed
         self._lag = lag
         self._space = dict(space) if space is not None else None
         self._intersection = IntersectionSearchSpace()
@@ -115,9 +115,7 @@ class PopulationSampler(BaseSampler):
             study._storage.set_trial_system_attr(trial._trial_id, key, value)
         return params
 
-    def sample_independent(
-        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
+    def sample_independent(self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
         """Draw a parameter that is not known beforehand, as for the first population."""
         self._raise_error_if_multi_objective(study)
         index = index_of(study.get_trials(deepcopy=False), trial.number)

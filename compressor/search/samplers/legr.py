@@ -91,9 +91,12 @@ class LeGRSampler(PopulationSampler):
         for name, axis in axes_of(space).items():
             value = parent.params[name]
             if key_of(name) in keys:
-                value = axis.uniform(random) if axis.categorical else axis.value(axis.to(value) + self._noise(random, axis, annealed))
+                value = axis.uniform(random) if axis.categorical else self._moved(random, axis, value, annealed)
             params[name] = value
         return params
+
+    def _moved(self, random: np.random.Generator, axis: Axis, value: Any, annealed: float) -> Any:
+        return axis.value(axis.to(value) + self._noise(random, axis, annealed))
 
     def _noise(self, random: np.random.Generator, axis: Axis, annealed: float) -> float:
         deviation = self._sigma * annealed if axis.log else 1.0  # the noise of shifts is not annealed in the released code

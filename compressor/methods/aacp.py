@@ -1,0 +1,273 @@
+"""`AACP`: a structure vector under several budgets at once, found by an improved differential evolution without training.
+
+Lin et al., ICPR 2022. A candidate says how many channels each group keeps, in steps; it keeps the filters with the
+largest L1 norm, has its batch norms reset and recalibrated on fixed batches, and is judged by its accuracy (PSAE); the
+vectors evolve (`AACPSampler`), and what exceeds a budget is repaired by taking steps from groups drawn at random, the
+first population too: nothing is rejected.
+
+`AACP.published()` is the released code with its constants. What goes beyond it, each an option:
+
+* `steps="staircase"`: the steps are the measured ones of each group on the target, not an eighth of the group;
+* `fitness`: layers are compensated in closed form before a candidate is judged, or the loss is looked at;
+* `ranking="loss"`: the order of channels within a group is that of compensation, and half of the first population is
+  `CaP`'s allocation by loss curves with noise (`genomes.py`);
+* `streams="group"`: residual streams are pruned too; the released code leaves them alone in ResNets;
+* budgets of any kind at once, latency by a model that learns from measured leaders.
+
+Where this differs from the released code: candidates are judged on images held out of the training data (there: on the
+test set), on fixed images without augmentation, and statistics are cumulative (there: a momentum of 0.1 over 101 batches).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution, IntDistribution
+from optuna.samplers import BaseSampler
+
+from compressor.errors import BudgetError
+from compressor.fitness import Fitness
+from compressor.methods.affordable import Affordable
+from compressor.methods.base import Problem
+from compressor.methods.genomes import LossRanking
+from compressor.methods.global_ranking import GlobalRanking, first_within
+from compressor.methods.paths import Rows, Widths, fitting
+from compressor.methods.searching import Conduct, Quest, search
+from compressor.methods.steps import Steps, options_of
+from compressor.methods.streams import is_stream
+from compressor.passes.compensation import Compensation
+from compressor.passes.criteria import CRITERIA, Scores, Scoring
+from compressor.plan import Plan
+from compressor.search.samplers import AACPSampler
+from compressor.search.study import STRUCTURE
+from compressor.space import widths
+
+_NOISE = 0.1  # of a group's range: of the members of the first population around the allocation
+_BETWEEN = 16  # structures on the way from the whole network to the best, and from there to the narrowest
+
+
+@dataclass(frozen=True)
+class AACP:
+    """Search a structure vector under budgets.
+
+    Attributes:
+        trials: Candidates that are judged; NP + T * NP = 2010 as published.
+        steps: Widths that are searched: of the measured `staircase`, `eighths` of the group, or of the target's `align`.
+        fitness: How candidates are judged.
+        ranking: Which channels a group keeps: those with the largest `l1` norm, or by the `loss` after compensation.
+        streams: Whether residual streams are pruned as a `group`, or left alone (`inside`).
+        population: See `AACPSampler`.
+        factor: See there.
+        crossover: See there.
+        max_stay: See there.
+        sampler: Who proposes; see `Conduct`.
+        parallel: See there.
+        engines: See there.
+        leaders: See there.
+        compensation: How the network is repaired in the end.
+
+    Raises:
+        BudgetError: A setting is out of range.
+    """
+
+    trials: int = 400
+    steps: Steps = "staircase"
+    fitness: Fitness = field(default_factory=lambda: Fitness("compensate"))
+    ranking: Literal["l1", "loss"] = "loss"
+    streams: Literal["group", "inside"] = "group"
+    population: int = 10
+    factor: float = 0.5
+    crossover: float = 0.8
+    max_stay: int = 4
+    sampler: str = "aacp"
+    parallel: int = 1
+    engines: int = 24
+    leaders: int = 20
+    compensation: Compensation | None = field(default_factory=Compensation)
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        for name, known in (
+            ("steps", ("staircase", "eighths", "align")), ("ranking", ("l1", "loss")), ("streams", ("group", "inside")),
+        ):  # fmt: skip
+            if getattr(self, name) not in known:
+                raise BudgetError(f"AACP({name}={getattr(self, name)!r}): known are {', '.join(known)}")
+        try:
+            AACPSampler(0, self.population, self.factor, self.crossover, self.max_stay)
+        except ValueError as error:
+            raise BudgetError(str(error)) from error
+        self.conduct  # noqa: B018 - it checks itself
+
+    @property
+    def name(self) -> str:
+        """As the command knows it."""
+        return "aacp"
+
+    @property
+    def conduct(self) -> Conduct:
+        """How the search is conducted."""
+        return Conduct(self.trials, self.sampler, self.fitness, self.parallel, self.engines, self.leaders)
+
+    @classmethod
+    def published(cls, trials: int = 2010) -> "AACP":
+        """As in the released code: eighths, L1, accuracy after recalibration, streams left alone.
+
+        Args:
+            trials: Evaluations, those of the first population among them.
+        """
+        fitness = Fitness("recalibrate", objective="accuracy")
+        return cls(trials, "eighths", fitness, ranking="l1", streams="inside", compensation=None)
+
+    def to_dict(self) -> dict[str, object]:
+        """The settings as plain data."""
+        return {"name": self.name, **asdict(self)}
+
+    def plan(self, problem: Problem) -> Plan:
+        """Decide what stays.
+
+        Raises:
+            BudgetError: The budget cannot be met.
+            DataError: Data are missing.
+        """
+        scores = self._scores(problem)
+        options = options_of(problem, self.steps, frozenset(scores))
+        affordable = Affordable(problem, options, self.engines)
+        vectors = _Vectors([g.name for g in problem.channels.groups], options, affordable)
+        start = self._start(problem, scores, options, vectors)
+        settings = {key: value for key, value in self.to_dict().items() if key not in ("compensation", "parallel")}
+        own = {"aacp": lambda: self._sampler(problem.seed, vectors, start)}
+        space = Widths(problem, scores)
+
+        def row(params: Mapping[str, Any], index: int) -> Rows:
+            levels = vectors.repaired(vectors.levels(params), np.random.default_rng([problem.seed, index, 1]))
+            return np.asarray(vectors.rows(levels[None])[0])
+
+        quest = Quest(self.name, vectors.space, own, row, lambda params: space, settings)
+        best = search(problem, self.conduct, quest, affordable)[0]
+        found = np.array(best.user_attrs[STRUCTURE]["widths"], dtype=np.int64)
+        if "latency" in problem.limits:  # the model may be off: the neighbourhood of the best is measured
+            return fitting(space, vectors.around(found))
+        return space.plan(found)
+
+    def _scores(self, problem: Problem) -> dict[str, Scores]:
+        channels = problem.channels
+        groups = [g for g in channels.free if self.streams == "group" or not is_stream(channels, g.name)]
+        if self.ranking == "l1":
+            scoring, criterion = Scoring(channels), CRITERIA["l1"](aggregate="sum")
+            return {group.name: criterion(scoring, group) for group in groups}
+        legal = [widths(group, problem.target.align) for group in channels.groups]
+        prices = LossRanking(problem, self.compensation or Compensation(), legal).plain
+        return {group.name: prices[group.name] for group in groups if group.name in prices}
+
+    def _start(
+        self, problem: Problem, scores: Mapping[str, Scores], options: Sequence[Sequence[int]], vectors: "_Vectors"
+    ) -> list[dict[str, Any]]:
+        """CaP's allocation, and the same with noise: half of the first population."""
+        if self.ranking != "loss":
+            return []
+        allocation = GlobalRanking(problem.channels.groups, options).walk(scores).first(vectors.within)
+        random = np.random.default_rng([problem.seed, 2])
+        return [vectors.params(vectors.near(allocation, random, _NOISE * (k > 0))) for k in range(self.population // 2)]
+
+    def _sampler(self, seed: int, vectors: "_Vectors", start: list[dict[str, Any]]) -> BaseSampler:
+        def repair(params: dict[str, Any], random: np.random.Generator) -> dict[str, Any]:
+            return vectors.params(vectors.repaired(vectors.levels(params), random))
+
+        own = (self.population, self.factor, self.crossover, self.max_stay)
+        return AACPSampler(seed, *own, repair, start, self.parallel, vectors.space)
+
+
+class _Vectors:
+    """Structure vectors as levels, the number of each group's width among its legal ones, and as parameters of a study."""
+
+    def __init__(self, names: list[str], options: list[tuple[int, ...]], affordable: Affordable) -> None:
+        self._options = [np.array(own, dtype=np.int64) for own in options]
+        self._names = names
+        self._top = np.array([len(own) - 1 for own in options], dtype=np.int64)
+        self._affordable = affordable
+        least = self.rows(np.zeros((1, len(names)), dtype=np.int64))
+        if not affordable.within(least)[0]:
+            costs = ", ".join(f"{name} {found[0]:,.3g}" for name, found in affordable.costs(least).items())
+            limits = ", ".join(f"{name} {limit:,.3g}" for name, limit in affordable.problem.limits.items())
+            raise BudgetError(f"the budget cannot be met: the smallest network of these steps has {costs} (asked: {limits})")
+
+    @property
+    def space(self) -> dict[str, BaseDistribution]:
+        """Widths where they are multiples of a step; otherwise their numbers."""
+        found: dict[str, BaseDistribution] = {}
+        for name, own in zip(self._names, self._options, strict=True):
+            if len(own) > 1 and self._even(own):
+                step = int(own[0])
+                found[f"width:{name}"] = IntDistribution(step, int(own[-1]), step=step)
+            elif len(own) > 1:
+                found[f"level:{name}"] = IntDistribution(0, len(own) - 1)
+        return found
+
+    def within(self, rows: Rows) -> NDArray[np.bool_]:
+        """Which structures are within the limits."""
+        return self._affordable.within(rows)
+
+    def near(self, widths: Rows, random: np.random.Generator, noise: float) -> NDArray[np.int64]:
+        """Levels of a structure, (groups,), moved by some share of each group's range."""
+        moved = self._levels_of(widths) + random.normal(0.0, 1.0, len(widths)) * noise * self._top
+        return np.clip(np.round(moved).astype(np.int64), 0, self._top)
+
+    def _levels_of(self, widths: Rows) -> NDArray[np.int64]:
+        return np.array([int(np.searchsorted(own, w)) for own, w in zip(self._options, widths, strict=True)], dtype=np.int64)
+
+    @staticmethod
+    def _even(own: NDArray[np.int64]) -> bool:
+        return bool((own == own[0] * np.arange(1, len(own) + 1)).all())
+
+    def levels(self, params: Mapping[str, Any]) -> NDArray[np.int64]:
+        """(groups,) from parameters."""
+        found = self._top.copy()
+        for k, (name, own) in enumerate(zip(self._names, self._options, strict=True)):
+            if f"width:{name}" in params:
+                found[k] = int(np.searchsorted(own, params[f"width:{name}"]))
+            elif f"level:{name}" in params:
+                found[k] = params[f"level:{name}"]
+        return found
+
+    def params(self, levels: NDArray[np.int64]) -> dict[str, Any]:
+        """Parameters from (groups,)."""
+        found: dict[str, Any] = {}
+        for k, (name, own) in enumerate(zip(self._names, self._options, strict=True)):
+            if len(own) > 1:
+                even = self._even(own)
+                found[f"{'width' if even else 'level'}:{name}"] = int(own[levels[k]] if even else levels[k])
+        return found
+
+    def rows(self, levels: NDArray[np.int64]) -> Rows:
+        """(structures, groups): widths from levels."""
+        return np.stack([own[levels[:, k]] for k, own in enumerate(self._options)], axis=1)
+
+    def repaired(self, levels: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.int64]:
+        """Steps taken from groups drawn at random, as many as it needs; (groups,) from (groups,).
+
+        The draws are made first and the place where they suffice is bisected, which gives what checking after each gives.
+        """
+        if self._affordable.within(self.rows(levels[None]))[0]:
+            return levels
+        left, order = levels.copy(), []
+        alive = [k for k in range(len(levels)) if levels[k] > 0]
+        for _ in range(int(levels.sum())):
+            k = alive[int(random.integers(len(alive)))]
+            order.append(k)
+            left[k] -= 1
+            if left[k] == 0:
+                alive.remove(k)
+        counts = np.zeros((len(order) + 1, len(levels)), dtype=np.int64)
+        counts[np.arange(1, len(order) + 1), order] = 1
+        path = levels - np.cumsum(counts, axis=0)
+        return self._levels_of(first_within(lambda at: self.rows(path[at]), len(path), self._affordable.within))
+
+    def around(self, widths: NDArray[np.int64]) -> Rows:
+        """Structures from the whole network down through a given one, (groups,), to the narrowest, all groups in proportion."""
+        levels = self._levels_of(widths)
+        wider = [levels + np.round((self._top - levels) * (1 - k / _BETWEEN)).astype(np.int64) for k in range(_BETWEEN)]
+        narrower = [np.floor(levels * (1 - k / _BETWEEN)).astype(np.int64) for k in range(_BETWEEN + 1)]
+        rows = self.rows(np.stack([*wider, *narrower]))
+        return np.asarray(rows[np.concatenate([[True], (np.diff(rows, axis=0) != 0).any(axis=1)])])

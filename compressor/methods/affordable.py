@@ -1,0 +1,103 @@
+"""What a search may afford: exact costs, and latency by a model that learns from the engines of its leaders."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compressor.errors import BackendError
+from compressor.methods.base import Problem
+from compressor.methods.paths import Rows
+from compressor.plan import Structure
+from compressor.runtime.latency_model import LatencyModel, Observation
+from compressor.runtime.model_training import observe, train_latency_model
+
+logger = logging.getLogger(__name__)
+
+
+class Affordable:
+    """Which structures are within the limits of a problem.
+
+    Args:
+        problem: With the limits.
+        options: Legal widths of every group.
+        engines: Engines that the latency model is fitted to at first.
+
+    Raises:
+        BackendError: There is a limit of latency, and too few engines can be built.
+    """
+
+    def __init__(self, problem: Problem, options: Sequence[Sequence[int]], engines: int) -> None:
+        self.problem = problem
+        self.model: LatencyModel | None = None
+        if "latency" in problem.limits:
+            problem.progress.stage(f"latency model: {engines} engines")
+            self.model = train_latency_model(
+                problem.channels,
+                options,
+                problem.target,
+                engines,
+                problem.seed,
+                progress=problem.progress,
+                observed=problem.observe,
+            )
+            error = self.model.error
+            logger.info("latency model: off by %.1f %% (median), %.1f %% (p90)", 100 * error.median, 100 * error.p90)
+
+    def within(self, rows: Rows) -> NDArray[np.bool_]:
+        """(structures,) from (structures, groups)."""
+        good = np.ones(len(rows), dtype=bool)
+        for name, found in self.costs(rows).items():
+            good &= found <= self.problem.limits[name]
+        return good
+
+    def costs(self, rows: Rows) -> dict[str, NDArray[np.float64]]:
+        """Those costs of structures that have a limit; latency as a share of the original's."""
+        limits, channels = self.problem.limits, self.problem.channels
+        found: dict[str, NDArray[np.float64]] = {}
+        if "params" in limits or "memory" in limits:
+            costs = channels.costs(rows)
+            found = {
+                "macs": costs.macs.astype(float),
+                "params": costs.params.astype(float),
+                "memory": costs.memory_bytes.astype(float),
+            }
+        elif "macs" in limits:
+            found = {"macs": channels.costs.macs(rows).astype(float)}
+        if self.model is not None:
+            found["latency"] = self.model.predict(rows) / self.model.reference_ms
+        return {name: values for name, values in found.items() if name in limits}
+
+    def measured(self, structure: Structure) -> dict[str, object] | None:
+        """Build and measure a leader; as plain data, or None where its engine cannot be built."""
+        assert self.model is not None
+        problem, anchor = self.problem, self.model.reference_ms
+        if problem.observe is not None:
+            found = problem.observe([structure], anchor)
+        else:
+            found = list(observe(problem.channels, [structure], problem.target, anchor_ms=anchor))
+        if not found:
+            return None
+        own = found[0]
+        off = self.model(structure) / own.median_ms - 1
+        logger.info(
+            "a leader takes %.3f of the original; the model was off by %+.1f %%", own.median_ms / own.reference_ms, 100 * off
+        )
+        return {
+            "widths": dict(structure.widths), "median_ms": own.median_ms, "reference_ms": own.reference_ms,
+            "blocks_ms": [list(pair) for pair in own.blocks_ms],
+        }  # fmt: skip
+
+    def learn(self, record: Mapping[str, object]) -> None:
+        """Let the model know of a leader that was `measured`."""
+        if self.model is None:
+            return
+        blocks = tuple((str(name), float(ms)) for name, ms in cast(list[tuple[str, float]], record["blocks_ms"]))
+        structure = Structure(tuple(cast(Mapping[str, int], record["widths"]).items()))
+        median, reference = (float(cast(float, record[name])) for name in ("median_ms", "reference_ms"))
+        try:
+            self.model = self.model.observed(Observation(structure, median, reference, blocks))
+        except BackendError as error:
+            logger.warning("the latency model did not take a leader: %s", error)

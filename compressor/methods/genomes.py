@@ -1,0 +1,159 @@
+"""What LeGR's parameters stand for: scores of all channels, scaled and shifted layer by layer."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna.distributions import FloatDistribution
+
+from compressor.errors import DataError
+from compressor.methods.base import Problem
+from compressor.methods.paths import steepest
+from compressor.passes.compensation import Compensation
+from compressor.passes.criteria import Scores, Scoring, select
+from compressor.passes.losses import loss_curves
+
+_SENSITIVITY = 0.5  # its power: what did best most often on ResNet-56 (`mixed` of CaP)
+_LEAST = 1e-30
+
+
+class Genome(Protocol):
+    """Scores from parameters."""
+
+    groups: frozenset[str]
+    """Groups that may be narrowed."""
+
+    @property
+    def space(self) -> dict[str, FloatDistribution]:
+        """The parameters; their middle leaves the scores as they are."""
+
+    def scores(self, params: Mapping[str, Any]) -> dict[str, Scores]:
+        """Group name -> score per unit."""
+
+
+class NormRanking:
+    """alpha ||theta||^2 + kappa for every filter, kappa in standard deviations of the layer's squared norms.
+
+    Args:
+        problem: The network.
+        aggregate: Of the scores of tied filters.
+    """
+
+    def __init__(self, problem: Problem, aggregate: Literal["sum", "mean"]) -> None:
+        scoring = Scoring(problem.channels)
+        self._mean = aggregate == "mean"
+        self._sizes: dict[str, int] = {}
+        self._layers: list[tuple[str, str, NDArray[np.float64], NDArray[np.int64], float]] = []
+        for group in problem.channels.free:
+            for slot in scoring.filters(group):
+                here, units = scoring.units(group, slot)
+                norms = scoring.rows(slot).double().square().sum(1).cpu().numpy()[here]
+                self._layers.append((group.name, slot.name.removesuffix(".weight"), norms, units, float(norms.std())))
+                self._sizes[group.name] = group.size
+        self.groups = frozenset(self._sizes)
+
+    @property
+    def space(self) -> dict[str, FloatDistribution]:
+        """One unit of a sampler (an eighth of the range) is a factor of e, and a standard deviation."""
+        found = {}
+        for _, layer, *_ in self._layers:
+            found[f"scale:{layer}"] = FloatDistribution(float(np.exp(-4)), float(np.exp(4)), log=True)
+            found[f"shift:{layer}"] = FloatDistribution(-4.0, 4.0)
+        return found
+
+    def scores(self, params: Mapping[str, Any]) -> dict[str, Scores]:
+        """See `Genome`."""
+        sums = {name: np.zeros(size) for name, size in self._sizes.items()}
+        counts = {name: np.zeros(size) for name, size in self._sizes.items()}
+        for group, layer, norms, units, deviation in self._layers:
+            own = params[f"scale:{layer}"] * norms + params[f"shift:{layer}"] * deviation
+            sums[group] += np.bincount(units, own, self._sizes[group])
+            counts[group] += np.bincount(units, minlength=self._sizes[group])
+        return {name: own / np.maximum(counts[name], 1) if self._mean else own for name, own in sums.items()}
+
+
+class LossRanking:
+    """The logarithm of what each channel loses for what it saves, stretched around its group's mean and shifted.
+
+    What it loses is the loss behind all layers that read it *after* compensation; what it saves is counted in MACs, on the
+    network from which CaP's allocation takes it.
+
+    Args:
+        problem: The network, with images without labels.
+        settings: Of compensation.
+        options: Legal widths of every group.
+
+    Raises:
+        DataError: There are no images.
+    """
+
+    def __init__(self, problem: Problem, settings: Compensation, options: Sequence[Sequence[int]]) -> None:
+        if problem.calibration is None:
+            raise DataError("a ranking by loss needs images for its statistics (no labels): pass calibrate=… or train=…")
+        channels = problem.channels
+        problem.progress.stage("statistics, ranking and sensitivity of every group")
+        record = problem.once("prices of all channels", lambda: {"scores": self._computed(problem, settings, options)})
+        found = record["scores"]
+        assert isinstance(found, dict)
+        self._base = {name: np.asarray(own, dtype=np.float64) for name, own in found.items()}
+        self._middle = {name: float(own.mean()) for name, own in self._base.items()}
+        self.groups = frozenset(self._base)
+        self._names = [group.name for group in channels.groups if group.name in self._base]
+
+    @staticmethod
+    def _computed(problem: Problem, settings: Compensation, options: Sequence[Sequence[int]]) -> dict[str, list[float]]:
+        channels = problem.channels
+        assert problem.calibration is not None
+        curves = loss_curves(channels, problem.calibration, settings, seed=problem.seed)
+        groups = dict(enumerate(channels.groups))
+        legal = {k: list(options[k]) for k, group in groups.items() if group.name in curves and len(options[k]) > 1}
+        losses = {}
+        for k in legal:
+            curve = curves[groups[k].name]
+            losses[k] = curve.ranking.loss[legal[k]] * max(curve.sensitivity, 1e-12) ** _SENSITIVITY
+        path = steepest([g.size for g in channels.groups], legal, losses, lambda rows: channels.costs.macs(rows).astype(float))
+        saved = np.maximum(-np.diff(channels.costs.macs(path).astype(float)), 1.0)
+        prices: dict[str, NDArray[np.float64]] = {}
+        highest = 0.0
+        for before, after, macs in zip(path[:-1], path[1:], saved, strict=True):
+            k = int(np.argmax(before != after))
+            group, curve = groups[k], curves[groups[k].name]
+            at = [legal[k].index(int(row[k])) for row in (before, after)]
+            highest = max(highest, float(losses[k][at[1]] - losses[k][at[0]]) / macs)  # in the order in which they go
+            own = prices.setdefault(group.name, np.full(group.size, np.inf))
+            gone = set(select(group, curve.ranking.scores, int(before[k]))) - set(
+                select(group, curve.ranking.scores, int(after[k]))
+            )
+            own[sorted(gone)] = max(highest, _LEAST)
+        return {name: _ordered(np.log(own), curves[name].ranking.scores).tolist() for name, own in prices.items()}
+
+    @property
+    def plain(self) -> dict[str, Scores]:
+        """The scores as they are."""
+        return self._base
+
+    @property
+    def space(self) -> dict[str, FloatDistribution]:
+        """One unit of a sampler (an eighth of the range) is a factor of 1.3, and one of 1.6 of the price."""
+        found = {}
+        for name in self._names:
+            found[f"scale:{name}"] = FloatDistribution(float(np.exp(-2)) ** 0.5, float(np.exp(2)) ** 0.5, log=True)
+            found[f"shift:{name}"] = FloatDistribution(-2.0, 2.0)
+        return found
+
+    def scores(self, params: Mapping[str, Any]) -> dict[str, Scores]:
+        """See `Genome`."""
+        return {
+            name: (own - self._middle[name]) * params[f"scale:{name}"] + self._middle[name] + params[f"shift:{name}"]
+            for name, own in self._base.items()
+        }
+
+
+def _ordered(prices: NDArray[np.float64], scores: Scores) -> NDArray[np.float64]:
+    """Finite prices, equal ones told apart by the ranking, so that no order is left to chance."""
+    finite = np.isfinite(prices)
+    highest = float(prices[finite].max()) if finite.any() else 0.0
+    prices = np.where(finite, prices, highest + 1.0)
+    rank = np.argsort(np.argsort(scores, kind="stable"), kind="stable")
+    return np.asarray(prices + 1e-9 * rank, dtype=np.float64)

@@ -1,0 +1,186 @@
+"""`LeGR`: one learnt global ranking of all channels, and from it a whole family of networks at many budgets.
+
+Chin et al., CVPR 2020. The importance of filter i of layer l is
+
+    I = alpha_l * ||theta_i||_2^2 + kappa_l,
+
+and channels with the lowest go until the budget is met. alpha and kappa are learnt once, at the tightest budget, by
+aging evolution (`LeGRSampler`) over what the pruned network is worth; for every other budget the same ranking is walked
+less far. Filters that are tied (by an addition, by a depthwise layer) have one score, the sum of theirs (as
+released) or the mean.
+
+`LeGR.published()` is the released code with its constants. What goes beyond it, each an option:
+
+* `fitness`: batch norms recalibrated, or layers compensated in closed form, before a candidate is judged;
+* `ranking="loss"`: channels are ranked by the loss that compensation cannot make up for, per what they save
+  (`losses.py`), on a logarithmic scale; alpha stretches it and kappa shifts it, and the identity is the allocation of `CaP`;
+* budgets of any kind, latency by a model that learns from measured leaders; legal widths of the target.
+
+Where this differs from the released code: a quota holds for a group, not for a layer (there, an exhausted layer's
+shortcut ends misaligned), and candidates are judged on images held out of the training data.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from optuna.distributions import FloatDistribution
+from optuna.samplers import BaseSampler
+
+from compressor.errors import BudgetError
+from compressor.fitness import Fitness
+from compressor.methods.affordable import Affordable
+from compressor.methods.base import Problem
+from compressor.methods.genomes import Genome, LossRanking, NormRanking
+from compressor.methods.global_ranking import GlobalRanking
+from compressor.methods.paths import Rows, Widths, fitting
+from compressor.methods.searching import Conduct, Quest, search
+from compressor.passes.compensation import Compensation
+from compressor.passes.groups import ChannelGroup
+from compressor.plan import Plan
+from compressor.search.samplers import LeGRSampler
+from compressor.space import widths
+
+
+@dataclass(frozen=True)
+class LeGR:
+    """Learn a global ranking, and prune by it to one or several budgets.
+
+    Attributes:
+        trials: Candidates that are judged, those of the first population among them.
+        fitness: How they are judged.
+        ranking: What is scaled and shifted: squared filter `norm`s, or the `loss` of each channel.
+        aggregate: Of the scores of tied filters: `sum` or `mean`.
+        quota: Share of every group that stays (at least two channels).
+        population: See `LeGRSampler`.
+        samples: See there.
+        sigma: See there.
+        mutate: See there.
+        identity: Which trial is the unchanged ranking; the last of the first population, as published, by default.
+        sampler: Who proposes; see `Conduct`.
+        parallel: See there.
+        engines: See there.
+        leaders: See there.
+        compensation: How the network is repaired in the end.
+
+    Raises:
+        BudgetError: A setting is out of range.
+    """
+
+    trials: int = 400
+    fitness: Fitness = field(default_factory=lambda: Fitness("compensate"))
+    ranking: Literal["norm", "loss"] = "loss"
+    aggregate: Literal["sum", "mean"] = "sum"
+    quota: float = 0.1
+    population: int = 64
+    samples: int = 16
+    sigma: float = 1.0
+    mutate: float = 0.1
+    identity: int | None = None
+    sampler: str = "legr"
+    parallel: int = 1
+    engines: int = 24
+    leaders: int = 20
+    compensation: Compensation | None = field(default_factory=Compensation)
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        for name, known in (("ranking", ("norm", "loss")), ("aggregate", ("sum", "mean"))):
+            if getattr(self, name) not in known:
+                raise BudgetError(f"LeGR({name}={getattr(self, name)!r}): known are {', '.join(known)}")
+        if not 0 <= self.quota < 1:
+            raise BudgetError(f"LeGR(quota={self.quota}): the share that stays must lie in [0, 1)")
+        try:
+            self._sampler(0, {})
+        except ValueError as error:
+            raise BudgetError(str(error)) from error
+        self.conduct  # noqa: B018 - it checks itself
+
+    @property
+    def name(self) -> str:
+        """As the command knows it."""
+        return "legr"
+
+    @property
+    def conduct(self) -> Conduct:
+        """How the search is conducted."""
+        return Conduct(self.trials, self.sampler, self.fitness, self.parallel, self.engines, self.leaders)
+
+    @classmethod
+    def published(cls, trials: int = 400, steps: int = 0) -> "LeGR":
+        """As in the released code: squared norms, summed over tied filters; `steps` of training before a candidate is judged.
+
+        Args:
+            trials: Evaluations (E).
+            steps: tau; 0 in the script of the paper's Table 1, 200 elsewhere.
+        """
+        fitness = Fitness("train", steps=steps) if steps else Fitness("none")
+        return cls(trials=trials, fitness=fitness, ranking="norm", compensation=None)
+
+    def to_dict(self) -> dict[str, object]:
+        """The settings as plain data."""
+        return {"name": self.name, **asdict(self)}
+
+    def plan(self, problem: Problem) -> Plan:
+        """Decide what stays.
+
+        Raises:
+            BudgetError: The budget cannot be met.
+            DataError: Data are missing.
+        """
+        return self.plans([problem])[0]
+
+    def plans(self, problems: Sequence[Problem]) -> list[Plan]:
+        """One search, at the tightest budget, and the plans of all budgets by its ranking.
+
+        Args:
+            problems: The same but for their limits.
+
+        Raises:
+            BudgetError: A budget cannot be met.
+            DataError: Data are missing.
+        """
+        tightest = min(problems, key=lambda p: sorted(p.limits.items()))
+        groups = tightest.channels.groups
+        genome = self._genome(tightest)
+        options = [self._legal(group, tightest) if group.name in genome.groups else (group.size,) for group in groups]
+        ranking = GlobalRanking(groups, options)
+        affordable = Affordable(tightest, options, self.engines)
+        if not affordable.within(ranking.narrowest)[0]:
+            costs = ", ".join(f"{name} {found[0]:,.3g}" for name, found in affordable.costs(ranking.narrowest).items())
+            limits = ", ".join(f"{name} {limit:,.3g}" for name, limit in tightest.limits.items())
+            raise BudgetError(f"the budget cannot be met: the smallest legal network has {costs} (asked: {limits})")
+
+        def row(params: Mapping[str, Any], index: int) -> Rows:
+            del index
+            return ranking.walk(genome.scores(params)).first(affordable.within)
+
+        space = genome.space
+        settings = {key: value for key, value in self.to_dict().items() if key not in ("compensation", "parallel")}
+        own = {"legr": lambda: self._sampler(tightest.seed, space)}
+        quest = Quest(self.name, space, own, row, lambda p: Widths(tightest, genome.scores(p)), settings)
+        best = search(tightest, self.conduct, quest, affordable)[0]
+        scores = genome.scores(best.params)
+        walk = ranking.walk(scores)
+        return [self._settled(problem, Widths(problem, scores), walk.path()) for problem in problems]
+
+    def _settled(self, problem: Problem, space: Widths, path: Rows) -> Plan:
+        """The first structure of the walk within the limits; a latency is measured."""
+        if "latency" in problem.limits:
+            return fitting(space, path)
+        return space.plan(path[int(np.argmax(space.within(path)))])
+
+    def _genome(self, problem: Problem) -> Genome:
+        if self.ranking == "norm":
+            return NormRanking(problem, self.aggregate)
+        return LossRanking(problem, self.compensation or Compensation(), [self._legal(g, problem) for g in problem.channels.groups])
+
+    def _legal(self, group: ChannelGroup, problem: Problem) -> tuple[int, ...]:
+        least = max(int(np.ceil(self.quota * group.size)), 2)
+        return tuple(w for w in widths(group, problem.target.align) if w >= least or w == group.size)
+
+    def _sampler(self, seed: int, space: Mapping[str, FloatDistribution]) -> BaseSampler:
+        return LeGRSampler(
+            seed, self.population, self.samples, self.trials, self.sigma, self.mutate, self.identity, self.parallel, space
+        )

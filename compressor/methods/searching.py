@@ -1,0 +1,175 @@
+"""What the methods that search have in common: a study over parameters that stand for plans, judged on a hold-out."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial, TrialState
+
+from compressor.errors import BudgetError, DataError
+from compressor.fitness import Fitness, Judge, Worth
+from compressor.methods.affordable import Affordable
+from compressor.methods.base import Problem
+from compressor.methods.paths import Rows, Widths
+from compressor.plan import Plan, Structure, digest_of
+from compressor.search.execution import Executor, Here
+from compressor.search.samplers import RIVALS, SAMPLERS
+from compressor.search.study import OUTCOME, STRUCTURE, Job, Search
+
+logger = logging.getLogger(__name__)
+
+_LEADER = "leader:"  # user attributes of a study: what was measured after so many trials
+
+
+@dataclass(frozen=True)
+class Conduct:
+    """How a search is conducted.
+
+    Attributes:
+        trials: How many candidates are judged.
+        sampler: Who proposes them: `legr`, `aacp`, or one of Optuna's: `tpe`, `cmaes`, `nsgaii`, `random`.
+        fitness: How they are judged.
+        parallel: How many are under way at once. The search depends on this number, not on where they run.
+        engines: Engines that the latency model begins with, where the budget is a latency.
+        leaders: After so many trials the best is built and measured, and the latency model learns from it.
+
+    Raises:
+        BudgetError: A setting is out of range.
+    """
+
+    trials: int
+    sampler: str
+    fitness: Fitness
+    parallel: int = 1
+    engines: int = 24
+    leaders: int = 20
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        if self.sampler not in SAMPLERS:
+            raise BudgetError(f"there is no sampler {self.sampler!r}; there are {', '.join(SAMPLERS)}")
+        for name, least in (("trials", 1), ("parallel", 1), ("engines", 6), ("leaders", 1)):
+            if getattr(self, name) < least:
+                raise BudgetError(f"{name}={getattr(self, name)}: must be at least {least}")
+
+
+@dataclass(frozen=True)
+class Quest:
+    """One search.
+
+    Attributes:
+        name: Of the method.
+        space: Parameter name -> distribution.
+        own: The method's own samplers, by name, from the space and the seed; Optuna's are added.
+        row: From parameters and the index of a trial, the structure (groups,) that they stand for.
+        widths: From parameters, the plans of structures.
+        settings: Everything else that decides the outcome, as plain data.
+    """
+
+    name: str
+    space: Mapping[str, BaseDistribution]
+    own: Mapping[str, Callable[[], BaseSampler]]
+    row: Callable[[Mapping[str, Any], int], Rows]
+    widths: Callable[[Mapping[str, Any]], Widths]
+    settings: Mapping[str, object]
+
+
+def search(problem: Problem, conduct: Conduct, quest: Quest, affordable: Affordable) -> list[FrozenTrial]:
+    """Do the trials that are not done yet; all good ones, best first.
+
+    Raises:
+        DataError: Data that the fitness needs are not there.
+    """
+    if not quest.space:
+        raise BudgetError(f"{quest.name}: no group of this network has more than one legal width")
+
+    def decode(params: Mapping[str, Any], index: int) -> tuple[Plan, dict[str, Any]]:
+        row = quest.row(params, index)
+        plan = quest.widths(params).plan(row)
+        return plan, {"widths": row.tolist(), "digest": digest_of(dict(plan.kept))}
+
+    def value(worth: Worth) -> tuple[float, dict[str, Any]]:
+        return worth.loss if conduct.fitness.objective == "loss" else worth.accuracy, asdict(worth)
+
+    def sampler(index: int) -> BaseSampler:
+        if conduct.sampler in quest.own:
+            return quest.own[conduct.sampler]()
+        return RIVALS[conduct.sampler]((problem.seed * 1_000_003 + index) % 2**32)
+
+    budget = ", ".join(f"{name} {limit:.3g}" for name, limit in problem.limits.items())
+    digest = digest_of([problem.channels.digest, quest.settings, dict(problem.limits), problem.target.to_dict(), problem.seed])
+    job = Job(
+        quest.name, digest, quest.space, sampler, conduct.fitness.direction, conduct.trials, conduct.parallel, decode, value,
+        budget, "loss" if conduct.fitness.objective == "loss" else "accuracy %",
+    )  # fmt: skip
+    problem.progress.stage(f"{quest.name}: {conduct.trials} candidates, proposed by {conduct.sampler}")
+    with executor_of(problem, conduct.fitness) as executor:
+        running = Search(job, executor, problem.storage, problem.progress)
+        leaders = _Leaders(running, conduct, affordable)
+        running.after = leaders
+        found = running.run()
+    if not found:
+        raise DataError(f"{quest.name}: not one of {conduct.trials} candidates could be judged; the study holds the reasons")
+    return found
+
+
+class _Leaders:
+    """Builds and measures the best candidate from time to time, and lets the latency model know."""
+
+    def __init__(self, running: Search[Plan, Worth], conduct: Conduct, affordable: Affordable) -> None:
+        self._running, self._conduct, self._affordable = running, conduct, affordable
+        for name in sorted(running.study.user_attrs, key=lambda key: int(key.removeprefix(_LEADER)) if _LEADER in key else -1):
+            if name.startswith(_LEADER) and running.study.user_attrs[name]:
+                affordable.learn(running.study.user_attrs[name])
+
+    def __call__(self, finished: int) -> None:
+        study, name = self._running.study, f"{_LEADER}{finished}"
+        if self._affordable.model is None or finished % self._conduct.leaders or name in study.user_attrs:
+            return
+        good = [t for t in self._running.finished() if t.state == TrialState.COMPLETE]
+        if not good:
+            return
+        sign = -1 if self._conduct.fitness.objective == "accuracy" else 1
+        best = min(good, key=lambda t: (sign * float(t.value or 0.0), t.number))
+        groups = self._affordable.problem.channels.groups
+        structure = Structure(tuple(zip((g.name for g in groups), best.user_attrs[STRUCTURE]["widths"], strict=True)))
+        known = [record["widths"] for key, record in study.user_attrs.items() if key.startswith(_LEADER) and record]
+        record = None if dict(structure.widths) in known else self._affordable.measured(structure)
+        study.set_user_attr(name, record or {})
+        if record:
+            self._affordable.learn(record)
+
+
+def executor_of(problem: Problem, fitness: Fitness) -> "_Closing":
+    """Where a problem's candidates are judged."""
+    if problem.cluster is None:
+        holdout = list(problem.validate)
+        judge = Judge(problem.channels, fitness, holdout, problem.calibration, problem.train, problem.seed)
+        return _Closing(Here(judge), lambda: None)
+    from compressor.search.cluster import Cluster  # needs the package `ray`
+
+    cluster = Cluster(problem, fitness)
+    return _Closing(cluster, cluster.close)
+
+
+class _Closing:
+    """An executor as a context manager."""
+
+    def __init__(self, executor: Executor[Plan, Worth], close: Callable[[], None]) -> None:
+        self._executor, self._close = executor, close
+
+    def __enter__(self) -> Executor[Plan, Worth]:
+        """The executor."""
+        return self._executor
+
+    def __exit__(self, *exc: object) -> None:
+        """Let go of what it holds."""
+        self._close()
+
+
+def images_of(trials: list[FrozenTrial]) -> int:
+    """How many images went through a network for some trials."""
+    return sum(int(t.user_attrs[OUTCOME]["images"]) for t in trials)

@@ -1,0 +1,235 @@
+"""Candidates judged on a Ray cluster, and latencies measured on the nodes that hold the target device.
+
+Model and data go into the object store once. A candidate is a task: any node may judge it, several at once; when a node is
+lost, its tasks begin again elsewhere. The target device belongs to one actor, through the custom resource
+`compressor_target`, which the nodes that have the device are started with:
+
+    ray start --address=HEAD --resources='{"compressor_target": 1}'
+"""
+
+import contextlib
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compressor.errors import BackendError, DataError
+from compressor.fitness import Fitness, Judge, Worth
+from compressor.methods.base import Problem
+from compressor.passes.calibration import Calibration
+from compressor.passes.channels import ChannelGraph, analyze
+from compressor.passes.portable import Portable, assembled, portable
+from compressor.passes.remove_channels import RemoveChannels
+from compressor.plan import Plan, Structure
+from compressor.runtime.latency import Comparison
+from compressor.runtime.latency_model import Observation
+from compressor.runtime.model_training import observe
+from compressor.target import Target
+from compressor.trial import Trial
+
+try:
+    import ray
+except ImportError as error:
+    raise BackendError("a cluster needs the package `ray`: pip install 'fx-compressor[cluster]'") from error
+
+DEVICE = "compressor_target"
+"""Custom resource of the nodes that hold the target device."""
+
+_RETRIES = 5
+_judges: dict[str, Judge] = {}  # of this worker process, by parcel
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """What judging takes, once in the object store.
+
+    Attributes:
+        graph: The network.
+        fitness: How.
+        holdout: Batches `(inputs, labels)`.
+        calibration: Images, or None.
+        train: Batches `(inputs, labels)`, as many as the fitness trains on.
+        seed: Of the search.
+        threads: Of a task.
+    """
+
+    graph: Portable
+    fitness: Fitness
+    holdout: tuple[tuple[Tensor, Tensor], ...]
+    calibration: Calibration | None
+    train: tuple[tuple[Tensor, Tensor], ...]
+    seed: int
+    threads: int
+
+
+def connect(address: str) -> None:
+    """Join a cluster, once per process.
+
+    Raises:
+        BackendError: There is none at this address.
+    """
+    if ray.is_initialized():
+        return
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        line = str(error).strip().splitlines()[0]
+        raise BackendError(f"there is no Ray cluster at {address}: {line}; start one with `ray start --head`") from error
+
+
+@ray.remote(max_retries=_RETRIES)
+def _judge(parcel: list[Any], plan: str) -> Worth:
+    key = parcel[0].hex()
+    if key not in _judges:
+        own: Parcel = ray.get(parcel[0])
+        torch.set_num_threads(own.threads)
+        _judges.clear()  # of an earlier search
+        _judges[key] = Judge(analyze(assembled(own.graph)), own.fitness, own.holdout, own.calibration, own.train, own.seed)
+    return _judges[key](Plan.from_json(plan))
+
+
+class Cluster:
+    """An executor; see the module.
+
+    Args:
+        problem: With the address of the cluster.
+        fitness: How candidates are judged.
+        threads: CPUs of one task.
+
+    Raises:
+        BackendError: There is no cluster.
+        DataError: The network or its data cannot be sent.
+    """
+
+    def __init__(self, problem: Problem, fitness: Fitness, threads: int = 1) -> None:
+        assert problem.cluster is not None
+        connect(problem.cluster)
+        holdout = tuple(_upto(problem.validate, fitness.holdout))
+        train = tuple(_upto(problem.train or (), 10**9, fitness.steps)) if fitness.repair == "train" else ()
+        calibration = problem.calibration.first(fitness.images) if problem.calibration is not None else None
+        parcel = Parcel(portable(problem.channels.graph), fitness, holdout, calibration, train, problem.seed, threads)
+        self._parcel, self._threads = _put(parcel), threads
+        self._waiting: dict[int, Any] = {}
+
+    def submit(self, number: int, task: Plan) -> None:
+        """See `Executor`."""
+        self._waiting[number] = _judge.options(num_cpus=self._threads).remote([self._parcel], task.to_json())
+
+    def outcome(self, number: int) -> Worth:
+        """See `Executor`."""
+        found: Worth = _fetched(self._waiting.pop(number))
+        return found
+
+    def close(self) -> None:
+        """Let candidates go that nobody waits for; the connection stays."""
+        for reference in self._waiting.values():
+            with contextlib.suppress(Exception):
+                ray.cancel(reference, force=True)
+        self._waiting.clear()
+
+
+class _Device:
+    """Holds the target device; one measurement at a time."""
+
+    def __init__(self, graph: Portable, target: Target, seed: int) -> None:
+        self._channels: ChannelGraph = analyze(assembled(graph))
+        self._target, self._seed = target, seed
+
+    def fingerprint(self) -> dict[str, object]:
+        return self._target.fingerprint()
+
+    def trial(self, plan: str) -> Trial:
+        own = Plan.from_json(plan)
+        with Comparison(self._channels.graph, self._target, self._seed) as comparison:
+            found, original = comparison.measure(RemoveChannels(own, self._channels)(self._channels.graph).graph)
+        return Trial(self._channels.structure(own), found, original)
+
+    def observe(self, structures: Sequence[Structure], anchor_ms: float | None) -> list[Observation]:
+        return list(observe(self._channels, structures, self._target, anchor_ms=anchor_ms))
+
+
+class RemoteDevice:
+    """The target device of a cluster, for as long as this object lives.
+
+    Args:
+        address: Of the cluster.
+        channels: The analysis of the network.
+        target: Where its networks are measured.
+        seed: Of inputs and order.
+
+    Raises:
+        BackendError: There is no cluster, or no node of it has the resource.
+    """
+
+    def __init__(self, address: str, channels: ChannelGraph, target: Target, seed: int) -> None:
+        if not has_device(address):
+            raise BackendError(
+                f"no node of the cluster holds the target device; start the one that does with --resources='{{\"{DEVICE}\": 1}}'"
+            )
+        exclusive = ray.remote(max_restarts=_RETRIES, max_task_retries=_RETRIES, resources={DEVICE: 1}, num_cpus=0)
+        own = Target(**target.to_dict())  # type: ignore[arg-type]
+        self._actor: Any = exclusive(_Device).remote(_put(portable(channels.graph)), own, seed)
+
+    def fingerprint(self) -> dict[str, object]:
+        """Of the target, as the node has it."""
+        found: dict[str, object] = _fetched(self._actor.fingerprint.remote())
+        return found
+
+    def trial(self, plan: Plan) -> Trial:
+        """Build and time the network of a plan beside the original."""
+        found: Trial = _fetched(self._actor.trial.remote(plan.to_json()))
+        return found
+
+    def observe(self, structures: Sequence[Structure], anchor_ms: float | None = None) -> list[Observation]:
+        """Build and measure structures for a latency model."""
+        found: list[Observation] = _fetched(self._actor.observe.remote(list(structures), anchor_ms))
+        return found
+
+    def close(self) -> None:
+        """Let the device go."""
+        with contextlib.suppress(Exception):
+            ray.kill(self._actor)
+
+
+def has_device(address: str) -> bool:
+    """Whether a node of the cluster holds the target device."""
+    connect(address)
+    return bool(ray.cluster_resources().get(DEVICE))  # type: ignore[no-untyped-call]
+
+
+def _put(value: object) -> Any:
+    """Into the object store.
+
+    Raises:
+        DataError: It cannot be sent.
+    """
+    try:
+        return ray.put(value)
+    except (TypeError, AttributeError, ValueError) as error:
+        raise DataError(f"the network or its data cannot be sent to the cluster: {str(error).strip().splitlines()[0]}") from error
+
+
+def _fetched(reference: Any) -> Any:
+    """What a task returned; what it raised is raised as it was, what befell the cluster as `BackendError`."""
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause if isinstance(error.cause, Exception) else BackendError(str(error)) from error
+    except ray.exceptions.RayError as error:
+        raise BackendError(f"the cluster lost it: {str(error).strip().splitlines()[0]}") from error
+
+
+def _upto(batches: Iterable[tuple[Tensor, Tensor]], images: int, count: int = 10**9) -> list[tuple[Tensor, Tensor]]:
+    """The first so many images, in so many batches at most."""
+    found: list[tuple[Tensor, Tensor]] = []
+    for x, y in batches:
+        left = images - sum(len(labels) for _, labels in found)
+        if left <= 0 or len(found) >= count:
+            break
+        found.append((x[:left], y[:left]))
+    if not found:
+        raise DataError("there are no images to send to the cluster")
+    return found

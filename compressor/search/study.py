@@ -1,0 +1,217 @@
+"""`Search`: a study that asks a sampler, has trials evaluated, and tells it what came out; killed, it goes on.
+
+A trial is finished in one write. What a kill interrupts is marked and begun again with the same parameters, since
+samplers draw from the seed and the finished trials alone. Trials that fail are recorded with their reason.
+"""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial, TrialState
+
+from compressor.errors import CompressorError, DataError
+from compressor.progress import Progress, SearchState
+from compressor.search.execution import Executor
+from compressor.search.samplers import ABANDONED, PopulationSampler
+from compressor.search.storage import OWNER, abandon_lost, open_storage, owner
+
+logger = logging.getLogger(__name__)
+
+STRUCTURE, OUTCOME, FAILURE = "structure", "outcome", "failure"
+"""User attributes: what a trial evaluated, what came out of it, and why it failed."""
+
+_EXPECTED = (CompressorError, RuntimeError, MemoryError, ArithmeticError, OSError)  # of one trial, not of the program
+_HOPELESS = 5  # so many failures and nothing else: the search itself is wrong
+_POLL_S = 1.0
+
+Task = TypeVar("Task")
+Answer = TypeVar("Answer")
+Sampler = Callable[[int], BaseSampler]
+
+
+@dataclass(frozen=True)
+class Job(Generic[Task, Answer]):
+    """What is searched.
+
+    Attributes:
+        name: Of the study.
+        digest: Of everything that decides a trial's value; a study of another one is refused.
+        space: Parameter name -> distribution.
+        sampler: From the index of a trial, its sampler.
+        direction: Of the objective.
+        trials: How many; a budget of evaluations.
+        parallel: How many are under way at once; the search depends on it, not on where they run.
+        decode: From parameters and the index of a trial, what is evaluated, and plain data that two trials share only where
+            they evaluate the same.
+        value: The objective of an answer, and what is recorded of it.
+        budget: In words, for the display.
+        unit: Of the objective, in words.
+    """
+
+    name: str
+    digest: str
+    space: Mapping[str, BaseDistribution]
+    sampler: Sampler
+    direction: Literal["minimize", "maximize"]
+    trials: int
+    parallel: int
+    decode: Callable[[Mapping[str, Any], int], tuple[Task, dict[str, Any]]]
+    value: Callable[[Answer], tuple[float, dict[str, Any]]]
+    budget: str = ""
+    unit: str = "objective"
+
+
+class Search(Generic[Task, Answer]):
+    """One process's share of a study.
+
+    Args:
+        job: What is searched.
+        executor: Where trials are evaluated.
+        storage: URL; None for memory.
+        progress: Where to show how far it is.
+
+    Raises:
+        DataError: The storage cannot be opened, or holds another study of this name.
+    """
+
+    def __init__(
+        self,
+        job: Job[Task, Answer],
+        executor: Executor[Task, Answer],
+        storage: str | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self._job, self._executor, self._progress = job, executor, progress or Progress()
+        self.after: Callable[[int], None] = lambda count: None
+        self.study = optuna.create_study(
+            storage=open_storage(storage), study_name=job.name, direction=job.direction, load_if_exists=True
+        )
+        found = self.study.user_attrs.get("digest")
+        if found is None and not self.study.get_trials(deepcopy=False):
+            self.study.set_user_attr("digest", job.digest)
+        elif found != job.digest:
+            raise DataError(f"{storage} holds another study named {job.name}: model, method, budget or seed differ")
+        self._began = time.monotonic()
+        self._ended = 0
+
+    def run(self) -> list[FrozenTrial]:
+        """Do the trials that are not done; all good ones, best first.
+
+        Raises:
+            CompressorError: Nothing but failures.
+        """
+        abandon_lost(self.study)
+        waiting: deque[tuple[int, dict[str, Any]]] = deque()
+        while True:
+            while len(waiting) < self._job.parallel and len(self._begun()) < self._job.trials:
+                asked = self._ask()
+                if asked is not None:
+                    waiting.append(asked)
+            if waiting:
+                self._tell(*waiting.popleft())
+            elif self._others():
+                time.sleep(_POLL_S)
+            elif len(self._begun()) >= self._job.trials:  # else one that another process began was lost
+                break
+        good = [t for t in self._begun() if t.state == TrialState.COMPLETE]
+        sign = -1 if self._job.direction == "maximize" else 1
+        return sorted(good, key=lambda t: (sign * float(t.value or 0.0), t.number))
+
+    def finished(self) -> list[FrozenTrial]:
+        """Finished trials, good and failed, in order."""
+        return [t for t in self._begun() if t.state in (TrialState.COMPLETE, TrialState.FAIL)]
+
+    def _begun(self) -> list[FrozenTrial]:
+        return [t for t in self.study.get_trials(deepcopy=False) if ABANDONED not in t.system_attrs]
+
+    def _others(self) -> bool:
+        """Whether other processes are still at work."""
+        abandon_lost(self.study)
+        return bool(self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
+
+    def _ask(self) -> tuple[int, dict[str, Any]] | None:
+        """Begin a trial; None where its parameters stand for nothing that may be built."""
+        job = self._job
+        begun = self._begun()
+        sampler = job.sampler(len(begun))
+        self.study.sampler = sampler
+        if isinstance(sampler, PopulationSampler):
+            number, params = self._begin(sampler, len(self.study.get_trials(deepcopy=False)))
+        else:
+            trial = self.study.ask(dict(job.space))
+            trial.set_user_attr(OWNER, owner())
+            number, params = trial.number, trial.params
+        try:
+            task, structure = job.decode(params, len(begun))
+        except _EXPECTED as error:
+            self._fail(number, error)
+            return None
+        known = next((t for t in begun if t.state == TrialState.COMPLETE and t.user_attrs.get(STRUCTURE) == structure), None)
+        if known is not None and known.value is not None:  # built before: it is worth the same
+            outcome = {**known.user_attrs[OUTCOME], "images": 0, "seconds": 0.0, "same_as": known.number}
+            self._finish(number, known.value, outcome, structure)
+            return None
+        self._executor.submit(number, task)
+        return number, structure
+
+    def _begin(self, sampler: PopulationSampler, number: int) -> tuple[int, dict[str, Any]]:
+        """Begin a trial with all its parameters in one write: Optuna's own `ask` needs one for each."""
+        past = sampler.past(self.study, number)
+        params, attributes = sampler.draw(past, self._job.space)
+        template = optuna.trial.create_trial(
+            state=TrialState.RUNNING, params=params, distributions=dict(self._job.space), system_attrs=attributes,
+            user_attrs={OWNER: owner()},
+        )  # fmt: skip
+        storage = self.study._storage
+        return storage.get_trial_number_from_id(storage.create_new_trial(self.study._study_id, template)), params
+
+    def _tell(self, number: int, structure: dict[str, Any]) -> None:
+        try:
+            value, outcome = self._job.value(self._executor.outcome(number))
+            if value != value:
+                raise DataError("the objective is not a number")
+        except _EXPECTED as error:
+            self._fail(number, error)
+        else:
+            self._finish(number, value, outcome, structure)
+
+    def _finish(self, number: int, value: float, outcome: dict[str, Any], structure: dict[str, Any]) -> None:
+        trial_id = self._id(number)
+        self.study._storage.set_trial_user_attr(trial_id, STRUCTURE, structure)
+        self.study._storage.set_trial_user_attr(trial_id, OUTCOME, outcome)
+        self.study.tell(number, value)
+        self._show()
+
+    def _fail(self, number: int, error: BaseException) -> None:
+        reason = f"{type(error).__name__}: {error}"
+        logger.warning("trial %d failed: %s", number, reason)
+        self.study._storage.set_trial_user_attr(self._id(number), FAILURE, reason)
+        self.study.tell(number, state=TrialState.FAIL)
+        finished = self.finished()
+        if len(finished) >= _HOPELESS and all(t.state == TrialState.FAIL for t in finished):
+            kind = type(error) if isinstance(error, CompressorError) else CompressorError
+            raise kind(f"the first {len(finished)} trials all failed, the last with: {error}") from error
+        self._show()
+
+    def _id(self, number: int) -> int:
+        return self.study._storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
+
+    def _show(self) -> None:
+        finished = self.finished()
+        self._ended += 1
+        self.after(len(finished))
+        rate = 60 * self._ended / max(time.monotonic() - self._began, 1e-9)
+        good = [float(t.value) for t in finished if t.value is not None]
+        best = (max if self._job.direction == "maximize" else min)(good, default=None)
+        left = 60 * (self._job.trials - len(finished)) / rate
+        last = finished[-1].value if finished else None
+        failed = len(finished) - len(good)
+        job, done = self._job, len(finished)
+        self._progress.search(SearchState(job.name, done, job.trials, failed, best, last, job.unit, job.budget, rate, left))

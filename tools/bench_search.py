@@ -1,0 +1,216 @@
+"""Searches against each other at equal means: trials, hold-out, images, fine-tune.
+
+    python tools/bench_search.py --data DIR --weights resnet56_cifar10.safetensors
+
+DIR is the official binary version of CIFAR-10. All decisions rest on a hold-out of the training images; `top1` is that of
+the 10,000 test images, looked at once per row, before any training (norms recalibrated, or layers compensated,
+as the method does it) and after the same short fine-tune. Latency is measured, whole engines, original and result in
+one session.
+
+Killed, the same command goes on: studies and finished parts lie in `--work`, rows in `tools/results/search-NETWORK.json`.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+import cifar_resnet
+
+import compressor
+from compressor.console import ConsoleProgress
+from compressor.data import load_data
+from compressor.evaluate import evaluate, recalibrate
+from compressor.fitness import Fitness
+from compressor.methods import AACP, LeGR, Magnitude, Method, Problem
+from compressor.methods.searching import images_of
+from compressor.passes.calibration import Calibration
+from compressor.passes.compensate import Compensate
+from compressor.passes.products import take_state
+from compressor.passes.trace import quiet_deepcopy
+from compressor.plan import Plan
+from compressor.runtime.latency import Comparison, measure
+from compressor.search.storage import open_storage
+from compressor.store import load_tensors, load_weights, read_json, save_tensors, write_bytes, write_json
+from compressor.train import FineTune
+from compressor.train import train as fine_tune
+from compressor.trial import Trial
+
+PSAE = Fitness("recalibrate", objective="accuracy")
+CLOSED = Fitness("compensate")
+
+
+def methods(trials: int) -> dict[str, Callable[[], Method]]:
+    """What is compared, by name."""
+    rival = AACP.published(trials)
+    return {
+        "uniform L1": lambda: Magnitude("l1", "uniform", compensation=None),
+        "global L1": lambda: Magnitude("l1", "global", compensation=None),
+        "random": lambda: replace(rival, sampler="random"),
+        "TPE": lambda: replace(rival, sampler="tpe"),
+        "CMA-ES": lambda: replace(rival, sampler="cmaes"),
+        "LeGR, as published": lambda: LeGR.published(trials),
+        "LeGR, compensated": lambda: LeGR(trials, CLOSED, population=16, samples=4, identity=0),
+        "AACP, as published": lambda: AACP.published(trials),
+        "AACP, staircase, compensated": lambda: AACP(trials, "staircase", CLOSED),
+        "TPE, staircase, compensated": lambda: AACP(trials, "staircase", CLOSED, sampler="tpe"),
+        "random, staircase, compensated": lambda: AACP(trials, "staircase", CLOSED, sampler="random"),
+    }
+
+
+class Bench:
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        model = getattr(cifar_resnet, args.network)()
+        load_weights(model, Path(args.weights))
+        data = load_data(f"cifar10:{args.data}", 250)
+        self.data, self.train = data, load_data(f"cifar10:{args.data}", 128, args.train_images).train
+        self.graph = compressor.trace(model.eval(), (torch.zeros(1, 3, 32, 32),))
+        self.channels = compressor.analyze(self.graph)
+        self.calibration = Calibration.read(data.plain, self.graph, 2000)
+        self.full = float(self.channels.costs_of(self.channels.full).macs[0])
+        self.target = compressor.Target(align=args.align)
+        self.results = args.results / f"search-{args.network}.json"
+
+    def rows(self) -> list[dict]:
+        return json.loads(self.results.read_text()) if self.results.exists() else []
+
+    def problem(self, driver: str, ratio: float, seed: int, folder: Path, comparison: Comparison) -> Problem:
+        limits = {"macs": ratio * self.full} if driver == "macs" else {"latency": ratio}
+
+        def measured(plan: Plan) -> Trial:
+            found, original = comparison.measure(compressor.apply(plan, self.graph, channels=self.channels))
+            return Trial(self.channels.structure(plan), found, original)
+
+        def once(name: str, work: Callable[[], dict]) -> dict:
+            # staircases and prices depend on network and data alone: all methods share them
+            file = self.args.work / f"{self.args.network}-once.json"
+            known = read_json(file) if file.exists() else {}
+            if name not in known:
+                known[name] = work()
+                write_json(file, known)
+            return known[name]
+
+        return Problem(
+            self.channels, limits, self.target, measured, self.train, seed, self.data.validate, self.calibration,
+            ConsoleProgress(), f"sqlite:///{folder / 'study.db'}", None, once,
+        )  # fmt: skip
+
+    def run(self, name: str, method: Method, driver: str, ratio: float, seed: int) -> None:
+        key = (name, driver, ratio, seed)
+        if key in {key_of(row) for row in self.rows()}:
+            return
+        print(f"\n== {name}, {driver} {ratio:g}, seed {seed}", flush=True)
+        slug = "".join(c if c.isalnum() else "-" for c in f"{self.args.network} {name} {driver} {ratio:g} {seed}".lower())
+        folder = self.args.work / slug
+        folder.mkdir(parents=True, exist_ok=True)
+        plan, seconds = self.search(method, driver, ratio, seed, folder)
+        graph = compressor.apply(plan, self.graph, channels=self.channels).eval()
+        if method.compensation is None:
+            pairs = [(batch[0], batch[0]) for batch in self.calibration.batches]
+            recalibrate(graph, pairs, len(pairs))
+        else:
+            graph = Compensate(self.channels, plan, self.calibration, method.compensation, seed).run(graph).graph
+        begun = time.monotonic()
+        top1 = evaluate(graph, self.data.test).percent
+        print(f"   {top1:.2f} % before training", flush=True)
+        finetuned, tuned = quiet_deepcopy(graph), folder / "finetuned.safetensors"
+        if tuned.exists():
+            take_state(finetuned, load_tensors(tuned))
+        elif self.args.epochs:
+            settings = FineTune(epochs=self.args.epochs, distillation=0.0)
+            fine_tune(finetuned, self.train, settings, checkpoint=folder / "checkpoint.safetensors", seed=seed)
+            save_tensors(tuned, finetuned.state_dict())
+        found = measure({"original": self.graph, "compressed": graph}, self.target, seed)
+        macs = float(self.channels.costs_of(self.channels.structure(plan)).macs[0]) / self.full
+        images = self.images(folder)
+        row = {
+            "network": self.args.network, "method": name,
+            "options": {**_plain(method), "seed": seed, "asked": ratio, "epochs": self.args.epochs},
+            "driver": driver, "target": {k: str(v) for k, v in found["original"].target.items()},
+            "macs_ratio": round(macs, 4), "latency_ratio": round(found["compressed"].ratio_to(found["original"]), 4),
+            "top1": round(top1, 2), "top1_finetuned": round(evaluate(finetuned, self.data.test).percent, 2),
+            "images": images, "seconds": round(seconds, 1),
+        }  # fmt: skip
+        print(f"   {row['top1_finetuned']:.2f} % after {self.args.epochs} epochs ({time.monotonic() - begun:.0f} s)", flush=True)
+        write_bytes(self.results, (json.dumps([*self.rows(), row], indent=1) + "\n").encode())
+        (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+
+    def search(self, method: Method, driver: str, ratio: float, seed: int, folder: Path) -> tuple[Plan, float]:
+        file, clock = folder / "plan.json", folder / "seconds.json"
+        if file.exists():
+            return Plan.load(file), float(read_json(clock)["seconds"])
+        begun = time.monotonic()
+        with Comparison(self.graph, self.target, seed) as comparison:
+            plan = method.plan(self.problem(driver, ratio, seed, folder, comparison))
+        write_json(clock, {"seconds": time.monotonic() - begun})
+        write_bytes(file, plan.to_json().encode())
+        return plan, time.monotonic() - begun
+
+    def images(self, folder: Path) -> int:
+        if not (folder / "study.db").exists():
+            return 0
+        import optuna
+
+        storage = open_storage(f"sqlite:///{folder / 'study.db'}")
+        (summary,) = optuna.get_all_study_summaries(storage)
+        trials = optuna.load_study(study_name=summary.study_name, storage=storage).get_trials(deepcopy=False)
+        return images_of([t for t in trials if "outcome" in t.user_attrs])
+
+
+def _plain(method: Method) -> dict:
+    kept = ("trials", "sampler", "fitness", "ranking", "aggregate", "steps", "streams", "population", "samples", "identity")
+    found = method.to_dict()
+    return {**{name: found[name] for name in kept if name in found}, "compensated": method.compensation is not None}
+
+
+def key_of(row: dict) -> tuple:
+    return row["method"], row["driver"], row["options"]["asked"], row["options"]["seed"]
+
+
+def table(rows: list[dict]) -> str:
+    head = ["method", "asked", "seed", "MACs", "latency", "top-1 %", "after fine-tune %", "images", "search"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in sorted(rows, key=lambda r: (r["driver"], -r["options"]["asked"], r["top1"])):
+        cells = (
+            row["method"], f"{row['driver']} {row['options']['asked']:g}", row["options"]["seed"], f"{row['macs_ratio']:.3f}",
+            f"{row['latency_ratio']:.3f}", f"{row['top1']:.2f}", f"{row['top1_finetuned']:.2f}", f"{row['images']:,}",
+            f"{row['seconds']:.0f} s",
+        )  # fmt: skip
+        lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", default="resnet56")
+    parser.add_argument("--data", required=True, help="folder of the official binary version of CIFAR-10")
+    parser.add_argument("--weights", required=True, help=".safetensors of the network")
+    parser.add_argument("--goals", default="macs:0.5,latency:0.5,macs:0.35", help="drivers and shares of the original")
+    parser.add_argument("--seeds", default="0,1")
+    parser.add_argument("--trials", type=int, default=120)
+    parser.add_argument("--epochs", type=int, default=2, help="of the fine-tune; 0 for none")
+    parser.add_argument("--train-images", type=int, default=10_000)
+    parser.add_argument("--align", type=int, default=1)
+    parser.add_argument("--only", default="", help="names of methods, joined by semicolons")
+    parser.add_argument("--work", type=Path, default=Path("runs/bench_search"), help="studies and finished parts")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    args = parser.parse_args()
+    bench = Bench(args)
+    for seed in (int(text) for text in args.seeds.split(",")):
+        for goal in args.goals.split(","):
+            driver, _, share = goal.partition(":")
+            for name, method in methods(args.trials).items():
+                if not args.only or name in args.only.split(";"):
+                    bench.run(name, method(), driver, float(share), seed)
+    print(table(bench.rows()))
+
+
+if __name__ == "__main__":
+    main()
