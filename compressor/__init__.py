@@ -14,8 +14,9 @@ Conv2d(3, 4, kernel_size=(3, 3), stride=(1, 1))
 from compressor.api import analyze, apply, compress, export, load, profile, trace
 from compressor.budget import Budget
 from compressor.errors import BackendError, BudgetError, CompressorError, DataError, PassError, PlanError, TraceError
+from compressor.fitness import Fitness
 from compressor.measurement import Measurement
-from compressor.methods import CaP, Magnitude
+from compressor.methods import AACP, CaP, LeGR, Magnitude
 from compressor.passes.compensation import Compensation
 from compressor.plan import Plan, Structure
 from compressor.progress import Progress
@@ -25,6 +26,7 @@ from compressor.train import FineTune
 from compressor.version import __version__
 
 __all__ = [
+    "AACP",
     "BackendError",
     "Budget",
     "BudgetError",
@@ -33,6 +35,8 @@ __all__ = [
     "CompressorError",
     "DataError",
     "FineTune",
+    "Fitness",
+    "LeGR",
     "Magnitude",
     "Measurement",
     "PassError",

@@ -92,11 +92,13 @@ def compress(
         typer.Option("--images", help="A folder of images without labels, for compensation; suffices where nothing is trained."),
     ] = None,
     weights: Weights = None,
-    latency: Annotated[str | None, typer.Option(help="Measured latency: fraction of the original (0.5) or absolute (2ms).")] = None,
+    latency: Annotated[
+        str | None, typer.Option(help="Measured latency: fraction of the original (0.5), absolute (2ms), or several: 0.8,0.65,0.5.")
+    ] = None,
     macs: Annotated[str | None, typer.Option(help="MACs: fraction (0.5) or absolute (60M).")] = None,
     params: Annotated[str | None, typer.Option(help="Parameters: fraction (0.5) or absolute (400k).")] = None,
     memory: Annotated[str | None, typer.Option(help="Weight memory: fraction (0.5) or absolute (1.5MB).")] = None,
-    method: Annotated[str, typer.Option(help="magnitude or cap.")] = "magnitude",
+    method: Annotated[str, typer.Option(help="magnitude, cap, legr or aacp.")] = "magnitude",
     criterion: Annotated[
         str, typer.Option(help="Of magnitude: l1, l2, taylor, batchnorm-scale, geometric-median or random.")
     ] = "l1",
@@ -108,6 +110,21 @@ def compress(
     streams: Annotated[
         str, typer.Option(help="Of cap: residual streams are pruned (group), left alone (inside), read in part (gather), or best.")
     ] = "group",
+    trials: Annotated[int | None, typer.Option(min=1, help="Of legr and aacp: candidates that are judged; 400.")] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="Of legr and aacp: who proposes candidates: legr, aacp, tpe, cmaes, nsgaii or random.")
+    ] = None,
+    fitness: Annotated[
+        str,
+        typer.Option(help="Of legr and aacp: before a candidate is judged: none, train, recalibrate or compensate."),
+    ] = "compensate",
+    ranking: Annotated[str, typer.Option(help="Of legr and aacp: channels by loss after compensation (loss) or by norm.")] = "loss",
+    steps: Annotated[str, typer.Option(help="Of aacp: widths of the measured staircase, eighths, or align.")] = "staircase",
+    parallel: Annotated[int, typer.Option(min=1, help="Of legr and aacp: candidates under way at once.")] = 1,
+    storage: Annotated[
+        str | None, typer.Option(help="URL of the study, such as sqlite:///study.db; processes that share it share the work.")
+    ] = None,
+    cluster: Annotated[str | None, typer.Option(help="Ray cluster that judges candidates: auto, or ray://host:port.")] = None,
     compensate: Annotated[
         bool, typer.Option("--compensate/--no-compensate", help="Repair the network in closed form after removal.")
     ] = True,
@@ -140,6 +157,7 @@ def compress(
     from compressor.console import ConsoleProgress
     from compressor.data import load_data, load_images
     from compressor.errors import BackendError
+    from compressor.fitness import Fitness
     from compressor.loading import load_model
     from compressor.methods import METHODS
     from compressor.passes.compensation import Compensation
@@ -160,9 +178,12 @@ def compress(
         target = Target(backend, batch, threads, align, precision, options)
     except BackendError as error:
         raise typer.BadParameter(str(error), param_hint="--precision / --option") from error
+    searches = {"fitness": Fitness(fitness), "parallel": parallel, "sampler": sampler or method, "trials": trials or 400}  # type: ignore[arg-type]
     given: dict[str, dict[str, Any]] = {
         "magnitude": {"criterion": criterion, "scope": scope},
         "cap": {"floor": floor, "search": search, "streams": streams},
+        "legr": {**searches, "ranking": ranking},
+        "aacp": {**searches, "ranking": "l1" if ranking == "norm" else ranking, "steps": steps},
     }
     compensation = Compensation(images=calibration_images) if compensate else None
     chosen = METHODS[method](**given[method], compensation=compensation)
@@ -178,7 +199,7 @@ def compress(
     with ConsoleProgress() as progress, _resumable(out):
         result = api.compress(
             network, inputs, **labelled, budget=budget, target=target, method=chosen, finetune=finetune, out=out, seed=seed,
-            progress=progress,
+            progress=progress, storage=storage, cluster=cluster,
         )  # fmt: skip
     print(result.summary())
     print(f"\n{out / 'report.html'}")
@@ -262,10 +283,14 @@ def inputs_of(shapes: list[str]) -> tuple[Any, ...]:
     return tuple(inputs)
 
 
-def _bound(text: str | None) -> float | str | None:
-    """A plain number is a fraction; anything else is absolute and carries a unit."""
-    if text is None:
-        return None
+def _bound(text: str) -> float | str | list[float | str]:
+    """A plain number is a fraction; anything else is absolute and carries a unit; several are joined by commas."""
+    if "," in text:
+        return [_one_bound(part.strip()) for part in text.split(",") if part.strip()]
+    return _one_bound(text)
+
+
+def _one_bound(text: str) -> float | str:
     try:
         return float(text)
     except ValueError:

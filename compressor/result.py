@@ -119,10 +119,22 @@ class Result:
             lines.append(f"budget {name}: {_value(name, found)} of at most {_value(name, limit)} ({word})")
         if self.test is not None:
             lines.append(f"test data: {self.test[0]:.2f} % before, {self.test[1]:.2f} % after")
+        if len(self.members) > 1:
+            lines += ["", "the family, the smallest of which this is:", *self._family()]
         lines.append(
             f"removed = masked within {self.error:.1e}" + (f"; lossy by nature: {', '.join(self.lossy)}" if self.lossy else "")
         )
         return "\n".join(lines)
+
+    def _family(self) -> list[str]:
+        lines = []
+        for k, member in enumerate(self.members):
+            last, first = member.steps[-1], member.steps[0]
+            asked = ", ".join(f"{name} {_value(name, limit)}" for name, (_, limit) in member.budget.items())
+            word = "met" if member.met else "MISSED"
+            numbers = f"latency {member.latency_ratio:.3f}, MACs {last.macs / first.macs:.3f}, {last.accuracy:.2f} %"
+            lines.append(f"  front/{k}: at most {asked} ({word}): {numbers}")
+        return lines
 
     def to_dict(self) -> dict[str, object]:
         """The numbers as plain data (raw samples are in measurement.json)."""

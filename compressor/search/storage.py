@@ -12,7 +12,6 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from compressor.errors import DataError
-from compressor.search.samplers import ABANDONED
 
 OWNER = "owner"
 """User attribute: which process evaluates a trial."""
@@ -58,14 +57,9 @@ def owner() -> dict[str, object]:
     return {"host": platform.node(), "pid": os.getpid(), "started": _started(os.getpid())}
 
 
-def abandon_lost(study: optuna.Study) -> int:
-    """Mark the unfinished trials of processes that are no more; returns how many."""
-    lost = [t for t in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)) if _is_lost(t)]
-    for trial in lost:
-        study._storage.set_trial_system_attr(trial._trial_id, ABANDONED, True)
-        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
-            study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
-    return len(lost)
+def lost_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """The unfinished trials of processes that are no more, in order."""
+    return [t for t in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)) if _is_lost(t)]
 
 
 def _is_lost(trial: FrozenTrial) -> bool:

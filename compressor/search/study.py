@@ -19,8 +19,8 @@ from optuna.trial import FrozenTrial, TrialState
 from compressor.errors import CompressorError, DataError
 from compressor.progress import Progress, SearchState
 from compressor.search.execution import Executor
-from compressor.search.samplers import ABANDONED, PopulationSampler
-from compressor.search.storage import OWNER, abandon_lost, open_storage, owner
+from compressor.search.samplers import ABANDONED, PopulationSampler, index_of
+from compressor.search.storage import OWNER, lost_trials, open_storage, owner
 
 logger = logging.getLogger(__name__)
 
@@ -107,18 +107,19 @@ class Search(Generic[Task, Answer]):
         Raises:
             CompressorError: Nothing but failures.
         """
-        abandon_lost(self.study)
         waiting: deque[tuple[int, dict[str, Any]]] = deque()
         while True:
+            if not waiting:
+                waiting.extend(self._adopted())
             while len(waiting) < self._job.parallel and len(self._begun()) < self._job.trials:
                 asked = self._ask()
                 if asked is not None:
                     waiting.append(asked)
             if waiting:
                 self._tell(*waiting.popleft())
-            elif self._others():
-                time.sleep(_POLL_S)
-            elif len(self._begun()) >= self._job.trials:  # else one that another process began was lost
+            elif self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                time.sleep(_POLL_S)  # other processes are still at work; if one is lost, its trial is adopted
+            elif len(self._begun()) >= self._job.trials:
                 break
         good = [t for t in self._begun() if t.state == TrialState.COMPLETE]
         sign = -1 if self._job.direction == "maximize" else 1
@@ -131,10 +132,20 @@ class Search(Generic[Task, Answer]):
     def _begun(self) -> list[FrozenTrial]:
         return [t for t in self.study.get_trials(deepcopy=False) if ABANDONED not in t.system_attrs]
 
-    def _others(self) -> bool:
-        """Whether other processes are still at work."""
-        abandon_lost(self.study)
-        return bool(self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
+    def _adopted(self) -> list[tuple[int, dict[str, Any]]]:
+        """Go on with the trials that lost processes have begun, with the same parameters."""
+        found = []
+        for trial in lost_trials(self.study):
+            if set(trial.params) != set(self._job.space):  # a rival was still proposing
+                self._abandon(trial.number)
+                continue
+            self.study._storage.set_trial_user_attr(trial._trial_id, OWNER, owner())
+            if self.study._storage.get_trial(trial._trial_id).user_attrs[OWNER] == owner():
+                begun = [t for t in self._begun() if t.number < trial.number]
+                prepared = self._prepared(trial.number, trial.params, begun)
+                if prepared is not None:
+                    found.append(prepared)
+        return found
 
     def _ask(self) -> tuple[int, dict[str, Any]] | None:
         """Begin a trial; None where its parameters stand for nothing that may be built."""
@@ -142,35 +153,49 @@ class Search(Generic[Task, Answer]):
         begun = self._begun()
         sampler = job.sampler(len(begun))
         self.study.sampler = sampler
-        if isinstance(sampler, PopulationSampler):
-            number, params = self._begin(sampler, len(self.study.get_trials(deepcopy=False)))
-        else:
-            trial = self.study.ask(dict(job.space))
-            trial.set_user_attr(OWNER, owner())
-            number, params = trial.number, trial.params
+        number, params = self._begin(sampler) if isinstance(sampler, PopulationSampler) else self._ask_rival()
+        if index_of(self.study.get_trials(deepcopy=False), number) >= job.trials:  # another process began the last one first
+            self._abandon(number)
+            return None
+        return self._prepared(number, params, begun)
+
+    def _prepared(self, number: int, params: Mapping[str, Any], begun: list[FrozenTrial]) -> tuple[int, dict[str, Any]] | None:
+        """Submit a trial; None where it is finished at once."""
         try:
-            task, structure = job.decode(params, len(begun))
+            task, structure = self._job.decode(params, len(begun))
         except _EXPECTED as error:
             self._fail(number, error)
             return None
         known = next((t for t in begun if t.state == TrialState.COMPLETE and t.user_attrs.get(STRUCTURE) == structure), None)
-        if known is not None and known.value is not None:  # built before: it is worth the same
+        if known is not None and known.value is not None:  # judged before: it is worth the same
             outcome = {**known.user_attrs[OUTCOME], "images": 0, "seconds": 0.0, "same_as": known.number}
             self._finish(number, known.value, outcome, structure)
             return None
         self._executor.submit(number, task)
         return number, structure
 
-    def _begin(self, sampler: PopulationSampler, number: int) -> tuple[int, dict[str, Any]]:
+    def _begin(self, sampler: PopulationSampler) -> tuple[int, dict[str, Any]]:
         """Begin a trial with all its parameters in one write: Optuna's own `ask` needs one for each."""
-        past = sampler.past(self.study, number)
+        past = sampler.past(self.study, len(self.study.get_trials(deepcopy=False)))
         params, attributes = sampler.draw(past, self._job.space)
+        trial_id = self._create(params, dict(self._job.space), attributes)
+        return self.study._storage.get_trial_number_from_id(trial_id), params
+
+    def _ask_rival(self) -> tuple[int, dict[str, Any]]:
+        """`Study.ask`, but that the trial has an owner from the first."""
+        self.study._thread_local.cached_all_trials = None  # as `ask` does
+        trial = optuna.Trial(self.study, self._create({}, {}, {}))
+        return trial.number, {name: trial._suggest(name, distribution) for name, distribution in self._job.space.items()}
+
+    def _create(self, params: dict[str, Any], space: dict[str, BaseDistribution], attributes: dict[str, Any]) -> int:
         template = optuna.trial.create_trial(
-            state=TrialState.RUNNING, params=params, distributions=dict(self._job.space), system_attrs=attributes,
-            user_attrs={OWNER: owner()},
-        )  # fmt: skip
-        storage = self.study._storage
-        return storage.get_trial_number_from_id(storage.create_new_trial(self.study._study_id, template)), params
+            state=TrialState.RUNNING, params=params, distributions=space, system_attrs=attributes, user_attrs={OWNER: owner()}
+        )
+        return self.study._storage.create_new_trial(self.study._study_id, template)
+
+    def _abandon(self, number: int) -> None:
+        self.study._storage.set_trial_system_attr(self._id(number), ABANDONED, True)
+        self.study._storage.set_trial_state_values(self._id(number), TrialState.FAIL)
 
     def _tell(self, number: int, structure: dict[str, Any]) -> None:
         try:

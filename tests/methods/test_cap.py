@@ -4,11 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
 from torch import nn
 
 import compressor
-from compressor import Budget, CaP, Compensation, FineTune, Target
+from compressor import Budget, CaP, Compensation, Target
 from compressor.errors import BudgetError, DataError
 from compressor.evaluate import evaluate
 from compressor.methods import Problem
@@ -19,52 +18,9 @@ from compressor.passes.calibration import Calibration
 from compressor.passes.compensate import Compensate
 from compressor.passes.losses import loss_curves, rankable
 from compressor.progress import Progress
-from compressor.train import train
+from tests.methods.digits import Net, pairs
 
 SMALL = Compensation(images=300, positions=16)
-
-
-class Net(nn.Module):
-    """A residual network for 8x8 digits."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem, self.bn = nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(16, 24, 3, padding=1, bias=False), nn.BatchNorm2d(24), nn.ReLU(),
-                nn.Conv2d(24, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16),
-            ) for _ in range(2)
-        )  # fmt: skip
-        self.last = nn.Conv2d(16, 32, 3, stride=2)
-        self.fc = nn.Linear(32, 10)
-
-    def forward(self, x):
-        x = torch.relu(self.bn(self.stem(x)))
-        for block in self.blocks:
-            x = torch.relu(x + block(x))
-        return self.fc(torch.relu(self.last(x)).mean((2, 3)))
-
-
-@pytest.fixture(scope="module")
-def digits():
-    found = load_digits()
-    x = torch.from_numpy(found.images).float()[:, None] / 8 - 1
-    y = torch.from_numpy(found.target)
-    return {"train": (x[:1000], y[:1000]), "holdout": (x[1000:1400], y[1000:1400]), "test": (x[1400:], y[1400:])}
-
-
-def pairs(data):
-    return list(zip(*(part.split(50) for part in data), strict=True))
-
-
-@pytest.fixture(scope="module")
-def net(digits):
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    model = Net()
-    train(model, pairs(digits["train"]), FineTune(epochs=6, learning_rate=0.05, distillation=0.0))
-    return model.eval()
 
 
 @pytest.fixture(scope="module")

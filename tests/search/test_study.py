@@ -1,0 +1,220 @@
+"""Searches: killed and begun again, failing, shared by processes, refused."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+from optuna.distributions import IntDistribution
+from optuna.trial import TrialState
+
+from compressor.errors import BackendError, DataError
+from compressor.progress import Progress
+from compressor.search.execution import Here
+from compressor.search.samplers import ABANDONED, RIVALS, AACPSampler, LeGRSampler
+from compressor.search.study import FAILURE, OUTCOME, Job, Search
+
+SPACE = {f"width:{k}": IntDistribution(1, 16) for k in range(4)}
+
+
+def evaluate(task):
+    if sum(task) % 7 == 0:
+        raise BackendError("the engine does not build")
+    return float(sum((x - 5) ** 2 for x in task))
+
+
+def job(sampler="aacp", trials=40, parallel=1, digest="d"):
+    def make(index):
+        if sampler == "aacp":
+            return AACPSampler(1, population=6, lag=parallel, space=SPACE)
+        if sampler == "legr":
+            return LeGRSampler(1, population=6, samples=3, generations=trials, lag=parallel, space=SPACE)
+        return RIVALS[sampler](1000 + index)
+
+    def decode(params, index):
+        task = [params[name] for name in SPACE]
+        return task, {"task": task}
+
+    return Job("widths", digest, SPACE, make, "minimize", trials, parallel, decode, lambda x: (x, {"x": x}))
+
+
+def summary(search):
+    trials = [t for t in search.study.trials if ABANDONED not in t.system_attrs]
+    return [(t.params, t.state, t.value) for t in trials]
+
+
+SCRIPT = textwrap.dedent("""
+    import sys, time
+    sys.path.insert(0, {root!r})
+    from tests.search.test_study import job, evaluate
+    from compressor.search.execution import Here
+    from compressor.search.study import Search
+    def slow(task):
+        time.sleep({delay})
+        return evaluate(task)
+    Search(job({sampler!r}, 40), Here(slow), {url!r}).run()
+""")
+
+
+def start(sampler, url, delay=0.03):
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    return subprocess.Popen([sys.executable, "-c", SCRIPT.format(root=root, sampler=sampler, url=url, delay=delay)], cwd=root)
+
+
+def count(file):
+    try:
+        with sqlite3.connect(f"file:{file}?mode=ro", uri=True) as connection:
+            return connection.execute("select count(*) from trials").fetchone()[0]
+    except sqlite3.OperationalError:
+        return 0
+
+
+# Optuna's CMA-ES draws from the number of a trial: killed while it proposes, it goes on with another draw (below).
+@pytest.mark.parametrize("sampler", ["aacp", "legr", "tpe", "nsgaii", "random"])
+def test_killed_twice_and_begun_again_the_search_is_the_uninterrupted_one(sampler, tmp_path):
+    whole = Search(job(sampler), Here(evaluate))
+    whole.run()
+    file = tmp_path / "study.db"
+    for least in (8, 20):
+        process = start(sampler, f"sqlite:///{file}")
+        deadline = time.monotonic() + 120
+        while count(file) < least and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert count(file) >= least
+    again = Search(job(sampler), Here(evaluate), f"sqlite:///{file}")
+    again.run()
+    assert summary(again) == summary(whole)
+
+
+def test_cmaes_goes_on_and_loses_no_finished_trial(tmp_path):
+    file = tmp_path / "study.db"
+    process = start("cmaes", f"sqlite:///{file}")
+    while count(file) < 12 and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    again = Search(job("cmaes"), Here(evaluate), f"sqlite:///{file}")
+    before = [t for t in again.study.trials if t.state.is_finished()]
+    again.run()
+    assert [t.params for t in again.study.trials[: len(before)]] == [t.params for t in before]
+    assert len(summary(again)) == 40
+
+
+def test_failures_are_recorded_with_their_reason_and_the_search_goes_on():
+    search = Search(job(), Here(evaluate))
+    good = search.run()
+    failed = [t for t in search.study.trials if t.state == TrialState.FAIL]
+    assert failed
+    assert all(t.user_attrs[FAILURE] == "BackendError: the engine does not build" for t in failed)
+    assert len(good) + len(failed) == 40
+    assert [t.value for t in good] == sorted(t.value for t in good)
+
+
+def test_nothing_but_failures_ends_the_search_with_the_reason():
+    def broken(task):
+        raise MemoryError("out of memory")
+
+    with pytest.raises(Exception, match="the first 5 trials all failed, the last with: out of memory"):
+        Search(job(), Here(broken)).run()
+
+
+def test_an_error_of_the_program_is_no_failed_trial():
+    def broken(task):
+        raise TypeError("a bug")
+
+    with pytest.raises(TypeError, match="a bug"):
+        Search(job(), Here(broken)).run()
+
+
+def test_a_structure_that_was_judged_is_not_judged_again():
+    asked = []
+
+    def counting(task):
+        asked.append(tuple(task))
+        return evaluate(task)
+
+    search = Search(job(trials=150), Here(counting))
+    search.run()
+    judged = [task for task in asked if sum(task) % 7]
+    assert len(set(judged)) == len(judged)
+    copies = [t for t in search.study.trials if "same_as" in t.user_attrs.get(OUTCOME, {})]
+    assert copies
+    for trial in copies:
+        assert trial.params == search.study.trials[trial.user_attrs[OUTCOME]["same_as"]].params
+
+
+@pytest.mark.parametrize("parallel", [1, 3])
+def test_the_search_depends_on_how_many_are_under_way_not_on_who_is_first(parallel):
+    class Later(Here):
+        """Evaluates when it is submitted, in another order than that of the answers."""
+
+        def submit(self, number, task):
+            try:
+                answer = evaluate(task)
+            except BackendError as error:
+                answer = error
+            super().submit(number, answer)
+
+        def outcome(self, number):
+            answer = self._waiting.pop(number)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    one, other = Search(job(parallel=parallel), Here(evaluate)), Search(job(parallel=parallel), Later(evaluate))
+    one.run()
+    other.run()
+    assert summary(one) == summary(other)
+
+
+def test_two_processes_share_a_study(tmp_path):
+    file = tmp_path / "study.db"
+    first, second = (start("aacp", f"sqlite:///{file}", delay=0.6) for _ in range(2))
+    assert first.wait(120) == 0
+    assert second.wait(120) == 0
+    search = Search(job(), Here(evaluate), f"sqlite:///{file}")
+    assert len(summary(search)) == 40
+    owners = {t.user_attrs["owner"]["pid"] for t in search.study.trials}
+    assert len(owners) == 2
+
+
+def test_another_study_of_this_name_is_refused(tmp_path):
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    Search(job(trials=3), Here(evaluate), url).run()
+    with pytest.raises(DataError, match="holds another study named widths"):
+        Search(job(trials=3, digest="other"), Here(evaluate), url)
+
+
+@pytest.mark.parametrize("url", ["nothing://here", "sqlite:////proc/1/study.db", "postgresql://nobody@127.0.0.1:1/x"])
+def test_a_storage_that_cannot_be_opened_is_named(url):
+    with pytest.raises(DataError, match="cannot be opened"):
+        Search(job(), Here(evaluate), url)
+
+
+def test_a_file_that_is_no_database_is_named(tmp_path):
+    file = tmp_path / "study.db"
+    file.write_bytes(b"not a database at all, but long enough to be looked at" * 100)
+    with pytest.raises(DataError, match=r"study\.db cannot be opened"):
+        Search(job(), Here(evaluate), f"sqlite:///{file}")
+
+
+def test_progress_tells_best_current_rate_and_time_left():
+    seen = []
+
+    class Seen(Progress):
+        def search(self, state):
+            seen.append(state)
+
+    Search(job(trials=12), Here(evaluate), progress=Seen()).run()
+    assert [s.done for s in seen] == list(range(1, 13))
+    assert seen[-1].left_s == 0
+    assert seen[-1].total == 12
+    values = [s.current for s in seen if s.current is not None]
+    assert seen[-1].best == min(values)
+    assert "trials/min" in seen[-1].line()
