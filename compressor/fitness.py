@@ -26,6 +26,7 @@ from compressor.passes.fitting import fit_on_statistics, jobs_of
 from compressor.passes.readers import readers_of
 from compressor.passes.remove_channels import RemoveChannels
 from compressor.passes.statistics import Statistics, collect
+from compressor.passes.trace import quiet_deepcopy
 from compressor.plan import Plan
 
 logger = logging.getLogger(__name__)
@@ -236,6 +237,7 @@ def _layout(graph: fx.GraphModule, batches: Iterable[tuple[Tensor, Tensor]]) -> 
     if x is None or x.dim() != 4:
         return torch.contiguous_format
     try:
+        graph = quiet_deepcopy(graph).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         with torch.no_grad():
             graph(x.contiguous(memory_format=torch.channels_last).to(device_of(graph)))
     except RuntimeError:  # a view that wants the usual order

@@ -9,6 +9,7 @@ lost, its tasks begin again elsewhere. The target device belongs to one actor, t
 
 import contextlib
 import logging
+import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -73,9 +74,12 @@ def connect(address: str) -> None:
     """
     if ray.is_initialized():
         return
+    place, _, port = address.removeprefix("ray://").rpartition(":")
     try:
+        if port.isdigit():  # Ray itself would try for minutes
+            socket.create_connection((place, int(port)), timeout=10).close()
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         line = str(error).strip().splitlines()[0]
         raise BackendError(f"there is no Ray cluster at {address}: {line}; start one with `ray start --head`") from error
 

@@ -62,7 +62,16 @@ def lost_trials(study: optuna.Study) -> list[FrozenTrial]:
     return [t for t in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)) if _is_lost(t)]
 
 
+def let_go(study: optuna.Study) -> None:
+    """Leave the unfinished trials of this process to whoever comes next."""
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if trial.user_attrs.get(OWNER) == owner():
+            study._storage.set_trial_user_attr(trial._trial_id, OWNER, None)
+
+
 def _is_lost(trial: FrozenTrial) -> bool:
+    if trial.user_attrs.get(OWNER, "") is None:  # let go by a process that was interrupted and lives on
+        return True
     who = trial.user_attrs.get(OWNER)
     since = datetime.now() - (trial.datetime_start or datetime.now())
     if not isinstance(who, dict) or who.get("host") != platform.node():

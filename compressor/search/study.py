@@ -20,7 +20,7 @@ from compressor.errors import CompressorError, DataError
 from compressor.progress import Progress, SearchState
 from compressor.search.execution import Executor
 from compressor.search.samplers import ABANDONED, PopulationSampler, index_of
-from compressor.search.storage import OWNER, lost_trials, open_storage, owner
+from compressor.search.storage import OWNER, let_go, lost_trials, open_storage, owner
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +107,16 @@ class Search(Generic[Task, Answer]):
         Raises:
             CompressorError: Nothing but failures.
         """
+        try:
+            self._do()
+        except BaseException:  # an interrupt too: the same call in the same process must find nobody at work
+            let_go(self.study)
+            raise
+        good = [t for t in self._begun() if t.state == TrialState.COMPLETE]
+        sign = -1 if self._job.direction == "maximize" else 1
+        return sorted(good, key=lambda t: (sign * float(t.value or 0.0), t.number))
+
+    def _do(self) -> None:
         waiting: deque[tuple[int, dict[str, Any]]] = deque()
         while True:
             if not waiting:
@@ -121,9 +131,6 @@ class Search(Generic[Task, Answer]):
                 time.sleep(_POLL_S)  # other processes are still at work; if one is lost, its trial is adopted
             elif len(self._begun()) >= self._job.trials:
                 break
-        good = [t for t in self._begun() if t.state == TrialState.COMPLETE]
-        sign = -1 if self._job.direction == "maximize" else 1
-        return sorted(good, key=lambda t: (sign * float(t.value or 0.0), t.number))
 
     def finished(self) -> list[FrozenTrial]:
         """Finished trials, good and failed, in order."""

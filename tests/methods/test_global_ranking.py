@@ -1,0 +1,105 @@
+"""The walk down a global ranking is the released code's loop, only faster; costs alone are the costs together."""
+
+import numpy as np
+import pytest
+import torch
+
+import compressor
+from compressor import Budget, Target
+from compressor.errors import BudgetError
+from compressor.methods import LeGR, Problem
+from compressor.methods.genomes import NormRanking
+from compressor.methods.global_ranking import GlobalRanking
+from compressor.methods.paths import Widths
+from compressor.passes.criteria import select
+from compressor.space import widths
+from tests.methods.digits import Net
+from tests.networks import randomize
+
+
+@pytest.fixture(scope="module")
+def channels():
+    return compressor.analyze(compressor.trace(randomize(Net()), (torch.zeros(2, 1, 8, 8),)))
+
+
+def released(channels, scores, limit, least):
+    """LeGR's loop: filter after filter from the lowest score, each layer keeping its quota, costs computed anew every time."""
+    groups = {group.name: group for group in channels.groups}
+    entries = sorted((score, name, unit) for name, own in scores.items() for unit, score in enumerate(own))
+    kept = {name: set(range(groups[name].size)) for name in scores}
+    for _, name, unit in entries:
+        structure = channels.structure(compressor.Plan.keep({n: sorted(k) for n, k in kept.items()}))
+        if channels.costs_of(structure).macs[0] <= limit:
+            break
+        if len(kept[name]) > least(groups[name]):
+            kept[name].discard(unit)
+    return {name: sorted(own) for name, own in kept.items()}
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("share", [0.9, 0.5, 0.3])
+def test_the_walk_is_the_loop_of_the_released_code(channels, seed, share):
+    random = np.random.default_rng(seed)
+    scores = {group.name: random.random(group.size) for group in channels.free}
+    limit = share * float(channels.costs_of(channels.full).macs[0])
+
+    def least(group):
+        return max(int(np.ceil(0.1 * group.size)), 2)
+
+    options = [[w for w in widths(g, 1) if w >= least(g)] if g.frozen is None else [g.size] for g in channels.groups]
+    walk = GlobalRanking(channels.groups, options).walk(scores)
+    row = walk.first(lambda rows: channels.costs.macs(rows) <= limit)
+    found = {
+        group.name: select(group, scores[group.name], int(width))
+        for group, width in zip(channels.groups, row, strict=True) if group.frozen is None
+    }  # fmt: skip
+    assert found == released(channels, scores, limit, least)
+    path = walk.path()
+    assert (path[int(np.argmax(channels.costs.macs(path) <= limit))] == row).all()
+
+
+def test_walks_over_legal_widths_stop_on_them_only(channels):
+    random = np.random.default_rng(0)
+    scores = {group.name: random.random(group.size) for group in channels.free}
+    options = [widths(group, 8) for group in channels.groups]
+    path = GlobalRanking(channels.groups, options).walk(scores).path()
+    for k, own in enumerate(options):
+        assert set(path[:, k]) == set(own), "every legal width is passed, and no other"
+    assert (np.diff(path, axis=0) <= 0).all()
+    assert ((np.diff(path, axis=0) != 0).sum(axis=1) == 1).all()
+
+
+def test_macs_alone_are_those_of_all_costs_and_these_are_those_of_the_built_network(channels):
+    random = np.random.default_rng(1)
+    rows = np.stack([[random.choice(widths(g, 1)) for g in channels.groups] for _ in range(20)])
+    costs = channels.costs(rows)
+    assert (channels.costs.macs(rows) == costs.macs).all()
+    scores = {group.name: random.random(group.size) for group in channels.free}
+    plan = Widths(Problem(channels, {}, Target("fake"), None, None, 0), scores).plan(rows[0])
+    graph = compressor.apply(plan, channels.graph, channels=channels)
+    assert costs.params[0] == sum(p.numel() for p in graph.parameters())
+    assert costs.memory_bytes[0] == sum(t.numel() * t.element_size() for t in [*graph.parameters(), *graph.buffers()])
+
+
+@pytest.mark.parametrize("aggregate", ["sum", "mean"])
+def test_norm_scores_are_squared_norms_added_up_over_tied_filters(channels, aggregate):
+    genome = NormRanking(Problem(channels, {}, Target("fake"), None, None, 0), aggregate)
+    params = {name: 1.0 if name.startswith("scale") else 0.0 for name in genome.space}
+    modules = dict(channels.graph.named_modules())
+    stream = next(g for g in channels.groups if "stem" in g.layers)
+    makers = [layer for layer in stream.layers if isinstance(modules[layer], torch.nn.Conv2d)]
+    assert len(makers) == 3
+    norms = torch.stack([modules[layer].weight.detach().double().square().sum((1, 2, 3)) for layer in makers])
+    expected = norms.sum(0) if aggregate == "sum" else norms.mean(0)
+    assert np.allclose(genome.scores(params)[stream.name], expected.numpy())
+    params["scale:stem"], params["shift:stem"] = 3.0, 2.0
+    norms[0] = 3 * norms[0] + 2 * norms[0].std(correction=0)
+    expected = norms.sum(0) if aggregate == "sum" else norms.mean(0)
+    assert np.allclose(genome.scores(params)[stream.name], expected.numpy())
+
+
+def test_an_impossible_budget_says_how_small_the_smallest_is(channels):
+    full = float(channels.costs_of(channels.full).macs[0])
+    problem = Problem(channels, Budget(macs=0.001).limits({"macs": full}), Target("fake"), None, None, 0)
+    with pytest.raises(BudgetError, match=r"smallest legal network has macs .* \(asked: macs"):
+        LeGR.published(trials=3).plan(problem)
