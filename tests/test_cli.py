@@ -127,7 +127,13 @@ WRONG = {
     "no budget": (["compress", "net.py:build", "--input", "1x3x8x8", "--data", "digits", "--out", "x"], "at least one of latency"),
     "budget that cannot be met": (compress("--macs", "10k", out="tiny"), "the smallest legal network has macs"),
     "no such data": (compress(*["--data", "mnist"]), "no such data: 'mnist'"),
-    "no such method": (compress("--method", "magic"), "known methods are cap, magnitude"),
+    "no such method": (compress("--method", "magic"), "known methods are aacp, cap, legr, magnitude"),
+    "no such sampler": (compress("--method", "legr", "--sampler", "bayes"), "there are legr, aacp, cmaes"),
+    "no such fitness": (compress("--method", "aacp", "--fitness", "magic"), "known are none, train"),
+    "no such steps": (compress("--method", "aacp", "--steps", "stairs"), "known are staircase, eighths, align"),
+    "no such ranking": (compress("--method", "legr", "--ranking", "l7"), "known are norm, loss"),
+    "no such storage": (compress("--method", "legr", "--storage", "nothing://x", out="n"), "nothing://x cannot be opened"),
+    "two lists": (compress("--macs", "0.5,0.4", "--latency", "0.5,0.4"), "only one bound may be"),
     "no such criterion": (compress("--criterion", "l3"), "known are l1"),
     "no such back end": (compress("--backend", "tpu"), "known back ends are fake, onnxruntime"),
     "folder in use": (compress(out="."), "holds no run; choose another output folder"),
@@ -215,6 +221,29 @@ def test_compress_export_and_going_on(run, folder):
     other = run(folder, *compress("--epochs", 2, "--weights", "good.safetensors", out="done"))
     assert other.returncode == 2
     assert "holds another run (it differs in finetune)" in other.stderr
+
+
+def test_a_cluster_that_is_not_there_is_a_failed_job(run, folder):
+    found = run(folder, *compress("--method", "legr", "--cluster", "127.0.0.1:1", out="lonely"))
+    assert found.returncode == 1
+    assert "no Ray cluster at 127.0.0.1:1" in found.stderr
+    assert "ray start --head" in found.stderr
+
+
+def test_a_family_by_one_search_and_going_on(run, folder):
+    arguments = ["compress", "net.py:build", "--input", "1x3x8x8", "--data", "net.py:data", "--backend", "fake", "--method", "legr",
+                 "--macs", "0.8,0.6", "--trials", 6, "--align", 4, "--epochs", 0, "--out", "family"]  # fmt: skip
+    found = run(folder, *arguments)
+    assert found.returncode == 0, found.stderr
+    assert "front/0: at most macs" in found.stdout
+    assert "front/1: at most macs" in found.stdout
+    assert found.stdout.count("(met)") >= 3
+    assert "6 candidates, proposed by legr" in found.stderr
+    assert (folder / "family" / "study.db").exists()
+    assert (folder / "family" / "front" / "1" / "model.onnx").exists()
+    again = run(folder, *arguments)
+    assert again.returncode == 0
+    assert "candidates" not in again.stderr, "nothing is searched twice"
 
 
 def test_profile_prints_a_table_and_leaves_a_page(run, folder):

@@ -337,9 +337,35 @@ def compensation(arguments):
     return [row]
 
 
+def search(arguments):
+    """What a candidate of a search is worth, judged on the GPU and on the CPU, and how many it judges in a minute."""
+    import torch
+
+    import compressor
+    from compressor.fitness import Fitness, Judge
+    from compressor.passes.calibration import Calibration
+
+    (name, graph), *_ = networks(arguments).items()
+    size = graph.meta["compressor.inputs"][0][0][-1]
+    images = torch.randn(16 if arguments.dry else 256, 3, size, size, generator=torch.Generator().manual_seed(0))
+    row = {"network": name, "images": len(images)}
+    for device in dict.fromkeys(("cpu", "cuda" if torch.cuda.is_available() else "cpu")):
+        network = graph.to(device)
+        channels = compressor.analyze(network)
+        calibration = Calibration(tuple((batch,) for batch in images.split(16)))
+        with torch.no_grad():
+            labels = torch.cat([network(batch.to(device)).argmax(1).cpu() for batch in images.split(16)])
+        holdout = list(zip(images.split(16), labels.split(16), strict=True))
+        judge = Judge(channels, Fitness("compensate", images=len(images)), holdout, calibration)
+        found = judge(channels.plan(0.3))
+        row[f"{device}_loss"], row[f"{device}_per_minute"] = found.loss, 60 / found.seconds
+    return [row]
+
+
 STEPS = {
     "torch": torch_latency,
     "compensation": compensation,
+    "search": search,
     "tensorrt": tensorrt,
     "staircase": staircase,
     "latency-model": latency_model,
@@ -351,6 +377,7 @@ STEPS = {
 CAPS = {
     "torch": 3,
     "compensation": 2,
+    "search": 2,
     "tensorrt": 4,
     "staircase": 2,
     "latency-model": 6,
