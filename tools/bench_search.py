@@ -5,7 +5,7 @@
 DIR is the official binary version of CIFAR-10. All decisions rest on a hold-out of the training images; `top1` is that of
 the 10,000 test images, looked at once per row, before any training (norms recalibrated, or layers compensated,
 as the method does it) and after the same short fine-tune. Latency is measured, whole engines, original and result in
-one session.
+one session. `seconds` are those of judging candidates; a ranking by loss takes about a minute more, once per network.
 
 Killed, the same command goes on: studies and finished parts lie in `--work`, rows in `tools/results/search-NETWORK.json`.
 """
@@ -37,6 +37,7 @@ from compressor.passes.trace import quiet_deepcopy
 from compressor.plan import Plan
 from compressor.runtime.latency import Comparison, measure
 from compressor.search.storage import open_storage
+from compressor.search.study import OUTCOME
 from compressor.store import load_tensors, load_weights, read_json, save_tensors, write_bytes, write_json
 from compressor.train import FineTune
 from compressor.train import train as fine_tune
@@ -110,7 +111,7 @@ class Bench:
         slug = "".join(c if c.isalnum() else "-" for c in f"{self.args.network} {name} {driver} {ratio:g} {seed}".lower())
         folder = self.args.work / slug
         folder.mkdir(parents=True, exist_ok=True)
-        plan, seconds = self.search(method, driver, ratio, seed, folder)
+        plan = self.search(method, driver, ratio, seed, folder)
         graph = compressor.apply(plan, self.graph, channels=self.channels).eval()
         if method.compensation is None:
             pairs = [(batch[0], batch[0]) for batch in self.calibration.batches]
@@ -129,7 +130,7 @@ class Bench:
             save_tensors(tuned, finetuned.state_dict())
         found = measure({"original": self.graph, "compressed": graph}, self.target, seed)
         macs = float(self.channels.costs_of(self.channels.structure(plan)).macs[0]) / self.full
-        images = self.images(folder)
+        images, seconds = self.spent(folder)
         row = {
             "network": self.args.network, "method": name,
             "options": {**_plain(method), "seed": seed, "asked": ratio, "epochs": self.args.epochs},
@@ -142,26 +143,26 @@ class Bench:
         write_bytes(self.results, (json.dumps([*self.rows(), row], indent=1) + "\n").encode())
         (folder / "checkpoint.safetensors").unlink(missing_ok=True)
 
-    def search(self, method: Method, driver: str, ratio: float, seed: int, folder: Path) -> tuple[Plan, float]:
-        file, clock = folder / "plan.json", folder / "seconds.json"
+    def search(self, method: Method, driver: str, ratio: float, seed: int, folder: Path) -> Plan:
+        file = folder / "plan.json"
         if file.exists():
-            return Plan.load(file), float(read_json(clock)["seconds"])
-        begun = time.monotonic()
+            return Plan.load(file)
         with Comparison(self.graph, self.target, seed) as comparison:
             plan = method.plan(self.problem(driver, ratio, seed, folder, comparison))
-        write_json(clock, {"seconds": time.monotonic() - begun})
         write_bytes(file, plan.to_json().encode())
-        return plan, time.monotonic() - begun
+        return plan
 
-    def images(self, folder: Path) -> int:
+    def spent(self, folder: Path) -> tuple[int, float]:
+        """Images and seconds that judging candidates took, however often the search was interrupted."""
         if not (folder / "study.db").exists():
-            return 0
+            return 0, 0.0
         import optuna
 
         storage = open_storage(f"sqlite:///{folder / 'study.db'}")
         (summary,) = optuna.get_all_study_summaries(storage)
         trials = optuna.load_study(study_name=summary.study_name, storage=storage).get_trials(deepcopy=False)
-        return images_of([t for t in trials if "outcome" in t.user_attrs])
+        judged = [t for t in trials if OUTCOME in t.user_attrs]
+        return images_of(judged), sum(float(t.user_attrs[OUTCOME]["seconds"]) for t in judged)
 
 
 def _plain(method: Method) -> dict:
