@@ -21,7 +21,7 @@ from compressor.passes.channels import ChannelGraph, analyze
 from compressor.passes.compensation import Compensation
 from compressor.passes.remove_channels import RemoveChannels
 from compressor.passes.trace import INPUTS, outputs_of, trace
-from compressor.plan import Plan, Structure
+from compressor.plan import Plan, Structure, digest_of
 from compressor.progress import Progress
 from compressor.report import write_report
 from compressor.result import Result
@@ -140,12 +140,24 @@ class Compression:
             write_bytes(file, plan.to_json().encode())
         return plans
 
+    def _once(self, name: str, work: Callable[[], dict[str, object]]) -> dict[str, object]:
+        """Keeps what was measured: in the run's folder, or where all who share the storage find it."""
+        if self._storage is None:
+            return self._run.once(name, work)
+        from compressor.search.storage import shared_once
+
+        given = self._given
+        digest = digest_of(
+            [self._channels.digest, digest_of_tensors(self._original.state_dict()), given.target.to_dict(), given.seed]
+        )
+        return shared_once(self._storage, f"compressor-facts-{digest[:12]}", name, work)
+
     def _problem(self, gauge: "_Gauge", budget: Budget | None) -> Problem:
         given = self._given
         limits = budget.limits({**given.full_costs, "latency": 1.0}) if budget else {}
         latency = budget.bounds.get("latency") if budget else None
         if isinstance(latency, str):  # absolute: as a fraction of what the original takes here and now
-            original = self._run.once(
+            original = self._once(
                 "original latency",
                 lambda: measure({"original": self._original}, given.target, given.seed)["original"].to_dict(),
             )
@@ -163,14 +175,15 @@ class Compression:
             storage=self._storage or f"sqlite:///{self._run.path / 'study.db'}",
             cluster=self._cluster,
             observe=gauge.observe,
-            once=self._run.once,
+            once=self._once,
         )
 
     @contextmanager
     def _gauge(self) -> Iterator["_Gauge"]:
         """What measures candidates: this process, or the node of the cluster that holds the target device."""
         given = self._given
-        if self._cluster is not None:
+        asked = any(budget is not None and "latency" in budget.bounds for budget in self._budgets)
+        if self._cluster is not None and asked:
             from compressor.search import cluster  # needs the package `ray`
 
             if cluster.has_device(self._cluster):

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from compressor.errors import DataError
-from compressor.evaluate import device_of, pair_of, recalibrate
+from compressor.evaluate import Batches, device_of, pair_of, recalibrate
 from compressor.passes.base import eval_mode
 from compressor.passes.calibration import Calibration
 from compressor.passes.channels import ChannelGraph
@@ -130,11 +130,9 @@ class Judge:
         self._calibration = calibration.first(fitness.images) if calibration is not None else None
         self._train: list[tuple[Tensor, Tensor]] = []
         if fitness.repair == "train":
-            if train is None:
+            if not train:
                 raise DataError("a fitness that trains needs training data: pass train=…")
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                self._train = list(itertools.islice(_endless(train), fitness.steps))
+            self._train = list(itertools.islice(_endless(train), fitness.steps))
         elif fitness.repair != "none" and self._calibration is None:
             raise DataError(f"a fitness that {fitness.repair}s needs images: pass calibrate=… or train=…")
         self._statistics: dict[str, Statistics] = {}
@@ -198,6 +196,27 @@ class Judge:
                 torch.autograd.backward(F.cross_entropy(graph(x.to(device)), y.to(device)))
                 optimizer.step()
         graph.eval()
+
+
+def samples(
+    fitness: Fitness, validate: Batches, train: Batches | None, seed: int
+) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]]:
+    """The images that candidates are judged on, and the batches that they are trained on.
+
+    They are the same for a seed, wherever candidates are judged and whatever was drawn before.
+
+    Raises:
+        DataError: There are none.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        holdout = _first(validate, fitness.holdout, torch.contiguous_format)
+        if fitness.repair != "train":
+            return holdout, []
+        if train is None:
+            raise DataError("a fitness that trains needs training data: pass train=…")
+        torch.manual_seed(seed)
+        return holdout, list(itertools.islice(_endless(train), fitness.steps))
 
 
 _CLOSED = Compensation("original", shortcuts=False, layers="readers", ridge=1e-4, choose_ridge=False, positions=12)

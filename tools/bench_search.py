@@ -57,7 +57,7 @@ def methods(trials: int) -> dict[str, Callable[[], Method]]:
         "TPE": lambda: replace(rival, sampler="tpe"),
         "CMA-ES": lambda: replace(rival, sampler="cmaes"),
         "LeGR, as published": lambda: LeGR.published(trials),
-        "LeGR, compensated": lambda: LeGR(trials, CLOSED, population=16, samples=4, identity=0),
+        "LeGR, compensated": lambda: LeGR(trials, CLOSED),
         "AACP, as published": lambda: AACP.published(trials),
         "AACP, staircase, compensated": lambda: AACP(trials, "staircase", CLOSED),
         "TPE, staircase, compensated": lambda: AACP(trials, "staircase", CLOSED, sampler="tpe"),
@@ -99,16 +99,18 @@ class Bench:
             return known[name]
 
         return Problem(
-            self.channels, limits, self.target, measured, self.train, seed, self.data.validate, self.calibration,
-            ConsoleProgress(), f"sqlite:///{folder / 'study.db'}", None, once,
+            self.channels, limits, self.target, measured, self.train, seed,
+            validate=self.data.validate, calibration=self.calibration, progress=ConsoleProgress(),
+            storage=f"sqlite:///{folder / 'study.db'}", once=once,
         )  # fmt: skip
 
     def run(self, name: str, method: Method, driver: str, ratio: float, seed: int) -> None:
-        key = (name, driver, ratio, seed)
+        key = (name, driver, ratio, seed, getattr(method, "trials", 0), self.args.epochs, self.args.align)
         if key in {key_of(row) for row in self.rows()}:
             return
         print(f"\n== {name}, {driver} {ratio:g}, seed {seed}", flush=True)
-        slug = "".join(c if c.isalnum() else "-" for c in f"{self.args.network} {name} {driver} {ratio:g} {seed}".lower())
+        text = f"{self.args.network} {name} {driver} {ratio:g} {seed} {key[4]} {self.args.align}".lower()
+        slug = "".join(c if c.isalnum() else "-" for c in text)
         folder = self.args.work / slug
         folder.mkdir(parents=True, exist_ok=True)
         plan = self.search(method, driver, ratio, seed, folder)
@@ -133,7 +135,7 @@ class Bench:
         images, seconds = self.spent(folder)
         row = {
             "network": self.args.network, "method": name,
-            "options": {**_plain(method), "seed": seed, "asked": ratio, "epochs": self.args.epochs},
+            "options": {**_plain(method), "seed": seed, "asked": ratio, "epochs": self.args.epochs, "align": self.args.align},
             "driver": driver, "target": {k: str(v) for k, v in found["original"].target.items()},
             "macs_ratio": round(macs, 4), "latency_ratio": round(found["compressed"].ratio_to(found["original"]), 4),
             "top1": round(top1, 2), "top1_finetuned": round(evaluate(finetuned, self.data.test).percent, 2),
@@ -172,7 +174,8 @@ def _plain(method: Method) -> dict:
 
 
 def key_of(row: dict) -> tuple:
-    return row["method"], row["driver"], row["options"]["asked"], row["options"]["seed"]
+    options = row["options"]
+    return row["method"], row["driver"], *(options.get(name, 0) for name in ("asked", "seed", "trials", "epochs", "align"))
 
 
 def table(rows: list[dict]) -> str:

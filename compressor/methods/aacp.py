@@ -33,7 +33,7 @@ from compressor.methods.affordable import Affordable
 from compressor.methods.base import Problem
 from compressor.methods.genomes import LossRanking
 from compressor.methods.global_ranking import GlobalRanking, first_within
-from compressor.methods.paths import Rows, Widths, fitting
+from compressor.methods.paths import AIM, Rows, Widths, fitting
 from compressor.methods.searching import Conduct, Quest, search
 from compressor.methods.steps import Steps, options_of
 from compressor.methods.streams import is_stream
@@ -45,6 +45,7 @@ from compressor.search.study import STRUCTURE
 from compressor.space import widths
 
 _NOISE = 0.1  # of a group's range: of the members of the first population around the allocation
+_FINALISTS = 3  # candidates that are measured where the budget is a latency
 _BETWEEN = 16  # structures on the way from the whole network to the best, and from there to the narrowest
 
 
@@ -136,7 +137,7 @@ class AACP:
         affordable = Affordable(problem, options, self.engines)
         vectors = _Vectors([g.name for g in problem.channels.groups], options, affordable)
         start = self._start(problem, scores, options, vectors)
-        settings = {key: value for key, value in self.to_dict().items() if key not in ("compensation", "parallel")}
+        settings = {key: value for key, value in self.to_dict().items() if key != "parallel"}
         own = {"aacp": lambda: self._sampler(problem.seed, vectors, start)}
         space = Widths(problem, scores)
 
@@ -145,11 +146,14 @@ class AACP:
             return np.asarray(vectors.rows(levels[None])[0])
 
         quest = Quest(self.name, vectors.space, own, row, lambda params: space, settings)
-        best = search(problem, self.conduct, quest, affordable)[0]
-        found = np.array(best.user_attrs[STRUCTURE]["widths"], dtype=np.int64)
-        if "latency" in problem.limits:  # the model may be off: the neighbourhood of the best is measured
-            return fitting(space, vectors.around(found))
-        return space.plan(found)
+        found = search(problem, self.conduct, quest, affordable)
+        rows = [np.array(trial.user_attrs[STRUCTURE]["widths"], dtype=np.int64) for trial in found[:_FINALISTS]]
+        if "latency" not in problem.limits:
+            return space.plan(rows[0])
+        for widths_found in rows:  # the model may be off
+            if problem.measure(space.plan(widths_found)).ratio <= AIM * problem.limits["latency"]:
+                return space.plan(widths_found)
+        return fitting(space, vectors.around(rows[0]))
 
     def _scores(self, problem: Problem) -> dict[str, Scores]:
         channels = problem.channels
@@ -187,11 +191,7 @@ class _Vectors:
         self._names = names
         self._top = np.array([len(own) - 1 for own in options], dtype=np.int64)
         self._affordable = affordable
-        least = self.rows(np.zeros((1, len(names)), dtype=np.int64))
-        if not affordable.within(least)[0]:
-            costs = ", ".join(f"{name} {found[0]:,.3g}" for name, found in affordable.costs(least).items())
-            limits = ", ".join(f"{name} {limit:,.3g}" for name, limit in affordable.problem.limits.items())
-            raise BudgetError(f"the budget cannot be met: the smallest network of these steps has {costs} (asked: {limits})")
+        affordable.check(self.rows(np.zeros((1, len(names)), dtype=np.int64)))
 
     @property
     def space(self) -> dict[str, BaseDistribution]:

@@ -7,9 +7,9 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.errors import BackendError
+from compressor.errors import BackendError, BudgetError
 from compressor.methods.base import Problem
-from compressor.methods.paths import Rows
+from compressor.methods.paths import AIM, Rows
 from compressor.plan import Structure
 from compressor.runtime.latency_model import LatencyModel, Observation
 from compressor.runtime.model_training import observe, train_latency_model
@@ -50,8 +50,15 @@ class Affordable:
         """(structures,) from (structures, groups)."""
         good = np.ones(len(rows), dtype=bool)
         for name, found in self.costs(rows).items():
-            good &= found <= self.problem.limits[name]
+            good &= found <= self.problem.limits[name] * (AIM if name == "latency" else 1.0)
         return good
+
+    def check(self, smallest: Rows) -> None:
+        """Raise `BudgetError` where not even the smallest structure that may be asked for, (1, groups), is within the limits."""
+        if not self.within(smallest)[0]:
+            costs = ", ".join(f"{name} {found[0]:,.3g}" for name, found in self.costs(smallest).items())
+            limits = ", ".join(f"{name} {limit:,.3g}" for name, limit in self.problem.limits.items())
+            raise BudgetError(f"the budget cannot be met: the smallest legal network has {costs} (asked: {limits})")
 
     def costs(self, rows: Rows) -> dict[str, NDArray[np.float64]]:
         """Those costs of structures that have a limit; latency as a share of the original's."""

@@ -13,6 +13,7 @@ from compressor.methods.paths import steepest
 from compressor.passes.compensation import Compensation
 from compressor.passes.criteria import Scores, Scoring, select
 from compressor.passes.losses import loss_curves
+from compressor.plan import digest_of
 
 _SENSITIVITY = 0.5  # its power: what did best most often on ResNet-56 (`mixed` of CaP)
 _LEAST = 1e-30
@@ -93,7 +94,8 @@ class LossRanking:
             raise DataError("a ranking by loss needs images for its statistics (no labels): pass calibrate=… or train=…")
         channels = problem.channels
         problem.progress.stage("statistics, ranking and sensitivity of every group")
-        record = problem.once("prices of all channels", lambda: {"scores": self._computed(problem, settings, options)})
+        key = digest_of([[list(own) for own in options], settings.to_dict(), problem.seed])[:12]
+        record = problem.once(f"prices of all channels {key}", lambda: {"scores": self._computed(problem, settings, options)})
         found = record["scores"]
         assert isinstance(found, dict)
         self._base = {name: np.asarray(own, dtype=np.float64) for name, own in found.items()}

@@ -42,6 +42,8 @@ from compressor.plan import Plan
 from compressor.search.samplers import LeGRSampler
 from compressor.space import widths
 
+_POPULATION = 64 / 400  # of the trials
+
 
 @dataclass(frozen=True)
 class LeGR:
@@ -53,8 +55,8 @@ class LeGR:
         ranking: What is scaled and shifted: squared filter `norm`s, or the `loss` of each channel.
         aggregate: Of the scores of tied filters: `sum` or `mean`.
         quota: Share of every group that stays (at least two channels).
-        population: See `LeGRSampler`.
-        samples: See there.
+        population: See `LeGRSampler`; by default as large a share of the trials as published, 64 of 400.
+        samples: See there; a quarter of the population by default, as published.
         sigma: See there.
         mutate: See there.
         identity: Which trial is the unchanged ranking; the last of the first population, as published, by default.
@@ -73,8 +75,8 @@ class LeGR:
     ranking: Literal["norm", "loss"] = "loss"
     aggregate: Literal["sum", "mean"] = "sum"
     quota: float = 0.1
-    population: int = 64
-    samples: int = 16
+    population: int | None = None
+    samples: int | None = None
     sigma: float = 1.0
     mutate: float = 0.1
     identity: int | None = None
@@ -116,7 +118,7 @@ class LeGR:
             steps: tau; 0 in the script of the paper's Table 1, 200 elsewhere.
         """
         fitness = Fitness("train", steps=steps) if steps else Fitness("none")
-        return cls(trials=trials, fitness=fitness, ranking="norm", compensation=None)
+        return cls(trials, fitness, "norm", population=64, samples=16, compensation=None)
 
     def to_dict(self) -> dict[str, object]:
         """The settings as plain data."""
@@ -147,17 +149,14 @@ class LeGR:
         options = [self._legal(group, tightest) if group.name in genome.groups else (group.size,) for group in groups]
         ranking = GlobalRanking(groups, options)
         affordable = Affordable(tightest, options, self.engines)
-        if not affordable.within(ranking.narrowest)[0]:
-            costs = ", ".join(f"{name} {found[0]:,.3g}" for name, found in affordable.costs(ranking.narrowest).items())
-            limits = ", ".join(f"{name} {limit:,.3g}" for name, limit in tightest.limits.items())
-            raise BudgetError(f"the budget cannot be met: the smallest legal network has {costs} (asked: {limits})")
+        affordable.check(ranking.narrowest)
 
         def row(params: Mapping[str, Any], index: int) -> Rows:
             del index
             return ranking.walk(genome.scores(params)).first(affordable.within)
 
         space = genome.space
-        settings = {key: value for key, value in self.to_dict().items() if key not in ("compensation", "parallel")}
+        settings = {key: value for key, value in self.to_dict().items() if key != "parallel"}
         own = {"legr": lambda: self._sampler(tightest.seed, space)}
         quest = Quest(self.name, space, own, row, lambda p: Widths(tightest, genome.scores(p)), settings)
         best = search(tightest, self.conduct, quest, affordable)[0]
@@ -181,6 +180,6 @@ class LeGR:
         return tuple(w for w in widths(group, problem.target.align) if w >= least or w == group.size)
 
     def _sampler(self, seed: int, space: Mapping[str, FloatDistribution]) -> BaseSampler:
-        return LeGRSampler(
-            seed, self.population, self.samples, self.trials, self.sigma, self.mutate, self.identity, self.parallel, space
-        )
+        population = max(round(_POPULATION * self.trials), 1) if self.population is None else self.population
+        samples = max(population // 4, 1) if self.samples is None else self.samples
+        return LeGRSampler(seed, population, samples, self.trials, self.sigma, self.mutate, self.identity, self.parallel, space)

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 Rows = NDArray[np.int64]
 
 _CLOSE = 0.97  # a measured latency from here up to the budget ends the bisection
-_AIM = 0.985  # of the latency budget: what the search accepts, so that the final measurement holds too
+AIM = 0.985  # of the latency budget: what the search accepts, so that the final measurement holds too
 _HORIZON = 4  # how many notches of one group are looked at together
 
 
@@ -146,13 +146,13 @@ def bisect_latency(space: Widths, path: Rows, first: int) -> int:
             f"the latency budget cannot be met: the smallest legal network takes {high_ratio:.3f} of the original's "
             f"latency, asked for is {limit:.3f}; a smaller `align` of the target allows narrower layers"
         )
-    while high - low > 1 and not _CLOSE * limit <= high_ratio <= _AIM * limit:
-        wanted = 0.5 * (_CLOSE + _AIM) * limit
+    while high - low > 1 and not _CLOSE * limit <= high_ratio <= AIM * limit:
+        wanted = 0.5 * (_CLOSE + AIM) * limit
         share = float(np.clip((low_ratio - wanted) / max(low_ratio - high_ratio, 1e-12), 0.1, 0.9))
         goal = macs[low] + share * (macs[high] - macs[low])
         middle = int(np.clip(np.searchsorted(-macs, -goal), low + 1, high - 1))
         found = ratio_at(middle)
-        if found <= _AIM * limit:
+        if found <= AIM * limit:
             high, high_ratio = middle, found
         else:
             low, low_ratio = middle, found

@@ -5,19 +5,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
-from compressor.errors import BudgetError, DataError
-from compressor.fitness import Fitness, Judge, Worth
+from compressor.errors import BackendError, BudgetError, DataError
+from compressor.evaluate import Batches
+from compressor.fitness import Fitness, Judge, Worth, samples
 from compressor.methods.affordable import Affordable
 from compressor.methods.base import Problem
 from compressor.methods.paths import Rows, Widths
 from compressor.plan import Plan, Structure, digest_of
 from compressor.search.execution import Executor, Here
-from compressor.search.samplers import RIVALS, SAMPLERS
+from compressor.search.samplers import RIVALS, SAMPLERS, AACPSampler, LeGRSampler
 from compressor.search.study import OUTCOME, STRUCTURE, Job, Search
+from compressor.store import digest_of_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -97,23 +100,41 @@ def search(problem: Problem, conduct: Conduct, quest: Quest, affordable: Afforda
     def sampler(index: int) -> BaseSampler:
         if conduct.sampler in quest.own:
             return quest.own[conduct.sampler]()
+        if conduct.sampler == "legr":
+            return LeGRSampler(problem.seed, generations=conduct.trials, lag=conduct.parallel, space=quest.space)
+        if conduct.sampler == "aacp":
+            return AACPSampler(problem.seed, lag=conduct.parallel, space=quest.space)
         return RIVALS[conduct.sampler]((problem.seed * 1_000_003 + index) % 2**32)
 
     budget = ", ".join(f"{name} {limit:.3g}" for name, limit in problem.limits.items())
-    digest = digest_of([problem.channels.digest, quest.settings, dict(problem.limits), problem.target.to_dict(), problem.seed])
+    holdout, train = samples(conduct.fitness, problem.validate, problem.train, problem.seed)
+    digest = digest_of([
+        problem.channels.digest, digest_of_tensors(problem.channels.graph.state_dict()), quest.settings, dict(problem.limits),
+        problem.target.to_dict(), problem.seed, {name: str(d) for name, d in quest.space.items()}, _digest(problem, holdout),
+    ])  # fmt: skip
     job = Job(
-        quest.name, digest, quest.space, sampler, conduct.fitness.direction, conduct.trials, conduct.parallel, decode, value,
-        budget, "loss" if conduct.fitness.objective == "loss" else "accuracy %",
-    )  # fmt: skip
+        name=f"{quest.name}-{digest[:12]}",
+        digest=digest,
+        space=quest.space,
+        sampler=sampler,
+        direction=conduct.fitness.direction,
+        trials=conduct.trials,
+        parallel=conduct.parallel,
+        decode=decode,
+        value=value,
+        budget=budget,
+        unit="loss" if conduct.fitness.objective == "loss" else "accuracy %",
+    )
     problem.progress.stage(f"{quest.name}: {conduct.trials} candidates, proposed by {conduct.sampler}")
-    with executor_of(problem, conduct.fitness) as executor:
+    with executor_of(problem, conduct, holdout, train) as executor:
         running = Search(job, executor, problem.storage, problem.progress)
         leaders = _Leaders(running, conduct, affordable)
         running.after = leaders
         found = running.run()
     if not found:
         raise DataError(f"{quest.name}: not one of {conduct.trials} candidates could be judged; the study holds the reasons")
-    return found
+    within = affordable.within(np.array([t.user_attrs[STRUCTURE]["widths"] for t in found], dtype=np.int64))
+    return [t for t, good in zip(found, within, strict=True) if good] or found  # by the model as it is in the end
 
 
 class _Leaders:
@@ -121,38 +142,65 @@ class _Leaders:
 
     def __init__(self, running: Search[Plan, Worth], conduct: Conduct, affordable: Affordable) -> None:
         self._running, self._conduct, self._affordable = running, conduct, affordable
-        for name in sorted(running.study.user_attrs, key=lambda key: int(key.removeprefix(_LEADER)) if _LEADER in key else -1):
-            if name.startswith(_LEADER) and running.study.user_attrs[name]:
-                affordable.learn(running.study.user_attrs[name])
+        self._learnt: set[str] = set()
 
     def __call__(self, finished: int) -> None:
-        study, name = self._running.study, f"{_LEADER}{finished}"
-        if self._affordable.model is None or finished % self._conduct.leaders or name in study.user_attrs:
+        if self._affordable.model is None:
             return
-        good = [t for t in self._running.finished() if t.state == TrialState.COMPLETE]
+        study = self._running.study
+        attributes = study.user_attrs
+        known = [name for name in attributes if name.startswith(_LEADER)]
+        for name in sorted(set(known) - self._learnt, key=lambda name: int(name.removeprefix(_LEADER))):
+            self._learn(name, attributes[name])
+        due = finished // self._conduct.leaders * self._conduct.leaders
+        if not due or f"{_LEADER}{due}" in attributes:
+            return
+        record = self._measured(due, [attributes[name].get("widths") for name in known])
+        study.set_user_attr(f"{_LEADER}{due}", record)
+        self._learn(f"{_LEADER}{due}", record)
+
+    def _learn(self, name: str, record: Mapping[str, object]) -> None:
+        self._learnt.add(name)
+        if "median_ms" in record:
+            self._affordable.learn(record)
+
+    def _measured(self, due: int, known: list[object]) -> dict[str, object]:
+        """The best of the first so many trials; nothing where it was measured before, or why it cannot be."""
+        good = [t for t in self._running.finished()[:due] if t.state == TrialState.COMPLETE]
         if not good:
-            return
+            return {}
         sign = -1 if self._conduct.fitness.objective == "accuracy" else 1
         best = min(good, key=lambda t: (sign * float(t.value or 0.0), t.number))
         groups = self._affordable.problem.channels.groups
         structure = Structure(tuple(zip((g.name for g in groups), best.user_attrs[STRUCTURE]["widths"], strict=True)))
-        known = [record["widths"] for key, record in study.user_attrs.items() if key.startswith(_LEADER) and record]
-        record = None if dict(structure.widths) in known else self._affordable.measured(structure)
-        study.set_user_attr(name, record or {})
-        if record:
-            self._affordable.learn(record)
+        if dict(structure.widths) in known:
+            return {}
+        try:
+            return self._affordable.measured(structure) or {"failure": "its engine cannot be built"}
+        except BackendError as error:
+            logger.warning("a leader cannot be measured: %s", error)
+            return {"failure": str(error)}
 
 
-def executor_of(problem: Problem, fitness: Fitness) -> "_Closing":
+def executor_of(problem: Problem, conduct: Conduct, holdout: Batches, train: Batches) -> "_Closing":
     """Where a problem's candidates are judged."""
     if problem.cluster is None:
-        holdout = list(problem.validate)
-        judge = Judge(problem.channels, fitness, holdout, problem.calibration, problem.train, problem.seed)
+        judge = Judge(problem.channels, conduct.fitness, holdout, problem.calibration, train, problem.seed)
         return _Closing(Here(judge), lambda: None)
     from compressor.search.cluster import Cluster  # needs the package `ray`
 
-    cluster = Cluster(problem, fitness)
+    if conduct.parallel == 1:
+        problem.progress.stage("parallel=1: the cluster judges one candidate at a time; parallel= says how many")
+    cluster = Cluster(problem, conduct.fitness, holdout, train)
     return _Closing(cluster, cluster.close)
+
+
+def _digest(problem: Problem, holdout: Batches) -> str:
+    """Of the images and labels that candidates are judged and repaired on."""
+    parts = {f"{kind}{k}": x for k, (x, y) in enumerate(holdout) for kind, x in (("x", x), ("y", y))}
+    if problem.calibration is not None:
+        parts |= {f"c{k}.{n}": x for k, batch in enumerate(problem.calibration.batches) for n, x in enumerate(batch)}
+    return digest_of_tensors(parts)
 
 
 class _Closing:

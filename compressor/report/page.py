@@ -23,6 +23,7 @@ _PAGE = Template("""<!doctype html>
 <h2>Before and after each step</h2><div class="wide">$steps</div>
 <p>$notes</p>
 <h2>Budget</h2>$budget
+$family
 <h2>Accuracy against measured latency</h2>$scatter
 <h2>Channels per group</h2>$widths
 <h2>Cost per layer</h2><div class="wide">$layers</div>
@@ -55,6 +56,7 @@ def write_report(result: Result, channels: ChannelGraph, trials: Sequence[str]) 
         steps=_steps(result),
         notes=_notes(result),
         budget=_budget(result),
+        family=_family(result),
         scatter=accuracy_against_latency(result, _tried(trials)),
         widths=widths_per_group(result),
         layers=_layers(result, channels),
@@ -62,6 +64,23 @@ def write_report(result: Result, channels: ChannelGraph, trials: Sequence[str]) 
         frozen=_frozen(result),
         environment=_environment(result.compressed.target),
     )
+
+
+def _family(result: Result) -> str:
+    """The networks for all values of a budget that was a list."""
+    if len(result.members) < 2:
+        return ""
+    rows = []
+    for k, member in enumerate(result.members):
+        first, last = member.steps[0], member.steps[-1]
+        low, high = member.compressed.interval_ms
+        rows.append([
+            f"front/{k}", "met" if member.met else "missed", f"{last.accuracy:.2f} %",
+            f"{member.compressed.median_ms:.3f} ms [{low:.3f}, {high:.3f}]", f"{member.latency_ratio:.3f}",
+            f"{last.macs / first.macs:.3f}", f"{last.params / first.params:.3f}",
+        ])  # fmt: skip
+    header = ("member", "budget", f"top-1 {_word(result)}", "latency (median)", "of original", "MACs", "parameters")
+    return f'<h2>The family</h2><div class="wide">{table(header, rows)}</div>'
 
 
 def _word(result: Result) -> str:

@@ -10,7 +10,7 @@ lost, its tasks begin again elsewhere. The target device belongs to one actor, t
 import contextlib
 import logging
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +18,14 @@ import torch
 from torch import Tensor
 
 from compressor.errors import BackendError, DataError
+from compressor.evaluate import Batches
 from compressor.fitness import Fitness, Judge, Worth
 from compressor.methods.base import Problem
 from compressor.passes.calibration import Calibration
 from compressor.passes.channels import ChannelGraph, analyze
 from compressor.passes.portable import Portable, assembled, portable
 from compressor.passes.remove_channels import RemoveChannels
+from compressor.passes.trace import quiet_deepcopy
 from compressor.plan import Plan, Structure
 from compressor.runtime.latency import Comparison
 from compressor.runtime.latency_model import Observation
@@ -101,6 +103,8 @@ class Cluster:
     Args:
         problem: With the address of the cluster.
         fitness: How candidates are judged.
+        holdout: Batches `(inputs, labels)` that they are judged on.
+        train: Batches that they are trained on.
         threads: CPUs of one task.
 
     Raises:
@@ -108,13 +112,12 @@ class Cluster:
         DataError: The network or its data cannot be sent.
     """
 
-    def __init__(self, problem: Problem, fitness: Fitness, threads: int = 1) -> None:
+    def __init__(self, problem: Problem, fitness: Fitness, holdout: Batches, train: Batches, threads: int = 1) -> None:
         assert problem.cluster is not None
         connect(problem.cluster)
-        holdout = tuple(_upto(problem.validate, fitness.holdout))
-        train = tuple(_upto(problem.train or (), 10**9, fitness.steps)) if fitness.repair == "train" else ()
         calibration = problem.calibration.first(fitness.images) if problem.calibration is not None else None
-        parcel = Parcel(portable(problem.channels.graph), fitness, holdout, calibration, train, problem.seed, threads)
+        graph = portable(quiet_deepcopy(problem.channels.graph).to("cpu"))  # workers may have no GPU
+        parcel = Parcel(graph, fitness, tuple(holdout), calibration, tuple(train), problem.seed, threads)
         self._parcel, self._threads = _put(parcel), threads
         self._waiting: dict[int, Any] = {}
 
@@ -224,16 +227,3 @@ def _fetched(reference: Any) -> Any:
         raise error.cause if isinstance(error.cause, Exception) else BackendError(str(error)) from error
     except ray.exceptions.RayError as error:
         raise BackendError(f"the cluster lost it: {str(error).strip().splitlines()[0]}") from error
-
-
-def _upto(batches: Iterable[tuple[Tensor, Tensor]], images: int, count: int = 10**9) -> list[tuple[Tensor, Tensor]]:
-    """The first so many images, in so many batches at most."""
-    found: list[tuple[Tensor, Tensor]] = []
-    for x, y in batches:
-        left = images - sum(len(labels) for _, labels in found)
-        if left <= 0 or len(found) >= count:
-            break
-        found.append((x[:left], y[:left]))
-    if not found:
-        raise DataError("there are no images to send to the cluster")
-    return found

@@ -3,7 +3,8 @@
 import contextlib
 import os
 import platform
-from datetime import datetime, timedelta
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import optuna
@@ -16,13 +17,15 @@ from compressor.errors import DataError
 OWNER = "owner"
 """User attribute: which process evaluates a trial."""
 
-_PATIENCE = timedelta(hours=1)  # after which a trial of another machine is taken to be lost
+_PATIENCE_S = 3600.0  # after which a trial of another machine is taken to be lost
+_TRIES = 5  # of opening a storage that another process sets up at the same moment
 
 
 def open_storage(url: str | None) -> BaseStorage:
     """A storage by its URL; None for one in memory.
 
-    SQLite waits for other processes, and writes ahead: a commit is safe from a kill of the process, not from a power cut.
+    SQLite waits for other processes of the machine, and writes ahead: a commit is safe from a kill of the process, not from a
+    power cut. For several machines take a database server.
 
     Raises:
         DataError: It cannot be opened.
@@ -35,7 +38,9 @@ def open_storage(url: str | None) -> BaseStorage:
             return optuna.storages.get_storage(url)
         file = url.partition("sqlite:///")[2]
         Path(file).parent.mkdir(parents=True, exist_ok=True)
-        storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 120}})
+        if not file or file == ":memory:":
+            raise ValueError("name a file, sqlite:///FILE")
+        storage = _set_up(url)
         with storage.engine.connect() as connection:
             connection.exec_driver_sql("PRAGMA journal_mode=WAL")
         sqlalchemy.event.listen(storage.engine, "connect", _relax)
@@ -46,6 +51,17 @@ def open_storage(url: str | None) -> BaseStorage:
         raise DataError(f"the study's storage {url} cannot be opened: {line}") from error
 
 
+def _set_up(url: str) -> RDBStorage:
+    for attempt in range(_TRIES):
+        try:
+            return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 120}})
+        except (sqlalchemy.exc.OperationalError, sqlalchemy.exc.IntegrityError):
+            if attempt == _TRIES - 1:
+                raise
+            time.sleep(0.2 * (attempt + 1))
+    raise AssertionError
+
+
 def _relax(connection: object, record: object) -> None:
     del record
     with contextlib.closing(connection.cursor()) as cursor:  # type: ignore[attr-defined]
@@ -54,7 +70,37 @@ def _relax(connection: object, record: object) -> None:
 
 def owner() -> dict[str, object]:
     """This process."""
-    return {"host": platform.node(), "pid": os.getpid(), "started": _started(os.getpid())}
+    return {"host": _host(), "pid": os.getpid(), "started": _started(os.getpid())}
+
+
+def claim() -> dict[str, object]:
+    """What a trial says of the process that evaluates it."""
+    return {**owner(), "since": time.time()}
+
+
+def is_own(trial: FrozenTrial) -> bool:
+    """Whether this process evaluates a trial."""
+    who = trial.user_attrs.get(OWNER)
+    return isinstance(who, dict) and {name: who.get(name) for name in owner()} == owner()
+
+
+def shared_once(url: str, study: str, key: str, work: Callable[[], dict[str, object]]) -> dict[str, object]:
+    """What a function returned under a key, for all processes that share a storage.
+
+    Args:
+        url: Of the storage.
+        study: Name of the study that keeps it; it has no trials.
+        key: Of the result.
+        work: Called where nothing is kept yet.
+    """
+    storage = open_storage(url)
+    kept = optuna.create_study(storage=storage, study_name=study, load_if_exists=True)
+    if key not in kept.user_attrs:
+        value = work()
+        if key not in kept.user_attrs:  # who was first is right, so that all have the same
+            kept.set_user_attr(key, value)
+    found: dict[str, object] = kept.user_attrs[key]
+    return found
 
 
 def lost_trials(study: optuna.Study) -> list[FrozenTrial]:
@@ -65,7 +111,7 @@ def lost_trials(study: optuna.Study) -> list[FrozenTrial]:
 def let_go(study: optuna.Study) -> None:
     """Leave the unfinished trials of this process to whoever comes next."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if trial.user_attrs.get(OWNER) == owner():
+        if is_own(trial):
             study._storage.set_trial_user_attr(trial._trial_id, OWNER, None)
 
 
@@ -73,10 +119,19 @@ def _is_lost(trial: FrozenTrial) -> bool:
     if trial.user_attrs.get(OWNER, "") is None:  # let go by a process that was interrupted and lives on
         return True
     who = trial.user_attrs.get(OWNER)
-    since = datetime.now() - (trial.datetime_start or datetime.now())
-    if not isinstance(who, dict) or who.get("host") != platform.node():
-        return since > (_PATIENCE if who else timedelta(minutes=1))
+    if not isinstance(who, dict):
+        return False  # somebody's who does not say
+    if who.get("host") != _host():
+        return time.time() - float(who.get("since", 0.0)) > _PATIENCE_S
     return _started(int(who["pid"])) != who.get("started")
+
+
+def _host() -> str:
+    """This machine since it was started, and its processes' name space: containers of one name are different places."""
+    parts = [platform.node()]
+    with contextlib.suppress(OSError):
+        parts += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
+    return " ".join(parts)
 
 
 def _started(pid: int) -> str | None:

@@ -1,9 +1,10 @@
 """`Search`: a study that asks a sampler, has trials evaluated, and tells it what came out; killed, it goes on.
 
-A trial is finished in one write. What a kill interrupts is marked and begun again with the same parameters, since
-samplers draw from the seed and the finished trials alone. Trials that fail are recorded with their reason.
+A trial is finished by its last write. What a kill interrupts is taken up again with the same parameters by whoever comes
+next; samplers draw from the seed and the trials before alone. Trials that fail are recorded with their reason.
 """
 
+import contextlib
 import logging
 import time
 from collections import deque
@@ -20,7 +21,7 @@ from compressor.errors import CompressorError, DataError
 from compressor.progress import Progress, SearchState
 from compressor.search.execution import Executor
 from compressor.search.samplers import ABANDONED, PopulationSampler, index_of
-from compressor.search.storage import OWNER, let_go, lost_trials, open_storage, owner
+from compressor.search.storage import OWNER, claim, is_own, let_go, lost_trials, open_storage
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +118,7 @@ class Search(Generic[Task, Answer]):
         return sorted(good, key=lambda t: (sign * float(t.value or 0.0), t.number))
 
     def _do(self) -> None:
+        self.after(len(self.finished()))  # what a kill has left undone
         waiting: deque[tuple[int, dict[str, Any]]] = deque()
         while True:
             if not waiting:
@@ -146,8 +148,8 @@ class Search(Generic[Task, Answer]):
             if set(trial.params) != set(self._job.space):  # a rival was still proposing
                 self._abandon(trial.number)
                 continue
-            self.study._storage.set_trial_user_attr(trial._trial_id, OWNER, owner())
-            if self.study._storage.get_trial(trial._trial_id).user_attrs[OWNER] == owner():
+            self.study._storage.set_trial_user_attr(trial._trial_id, OWNER, claim())
+            if is_own(self.study._storage.get_trial(trial._trial_id)):
                 begun = [t for t in self._begun() if t.number < trial.number]
                 prepared = self._prepared(trial.number, trial.params, begun)
                 if prepared is not None:
@@ -155,16 +157,14 @@ class Search(Generic[Task, Answer]):
         return found
 
     def _ask(self) -> tuple[int, dict[str, Any]] | None:
-        """Begin a trial; None where its parameters stand for nothing that may be built."""
-        job = self._job
-        begun = self._begun()
-        sampler = job.sampler(len(begun))
-        self.study.sampler = sampler
-        number, params = self._begin(sampler) if isinstance(sampler, PopulationSampler) else self._ask_rival()
-        if index_of(self.study.get_trials(deepcopy=False), number) >= job.trials:  # another process began the last one first
+        """Begin a trial; None where its parameters stand for nothing that may be built, or another process was first."""
+        number, params = self._begin()
+        everything = self.study.get_trials(deepcopy=False)
+        index = index_of(everything, number)
+        if params is None or index >= self._job.trials:
             self._abandon(number)
             return None
-        return self._prepared(number, params, begun)
+        return self._prepared(number, params, [t for t in self._begun() if t.number < number])
 
     def _prepared(self, number: int, params: Mapping[str, Any], begun: list[FrozenTrial]) -> tuple[int, dict[str, Any]] | None:
         """Submit a trial; None where it is finished at once."""
@@ -181,28 +181,32 @@ class Search(Generic[Task, Answer]):
         self._executor.submit(number, task)
         return number, structure
 
-    def _begin(self, sampler: PopulationSampler) -> tuple[int, dict[str, Any]]:
-        """Begin a trial with all its parameters in one write: Optuna's own `ask` needs one for each."""
-        past = sampler.past(self.study, len(self.study.get_trials(deepcopy=False)))
-        params, attributes = sampler.draw(past, self._job.space)
-        trial_id = self._create(params, dict(self._job.space), attributes)
-        return self.study._storage.get_trial_number_from_id(trial_id), params
-
-    def _ask_rival(self) -> tuple[int, dict[str, Any]]:
-        """`Study.ask`, but that the trial has an owner from the first."""
+    def _begin(self) -> tuple[int, dict[str, Any] | None]:
+        """Begin a trial; no parameters where another process began one in between, for which these were drawn, too."""
+        expected = len(self.study.get_trials(deepcopy=False))
+        sampler = self._job.sampler(len(self._begun()))
+        self.study.sampler = sampler
+        if isinstance(sampler, PopulationSampler):  # all parameters in one write: Optuna's own `ask` needs one for each
+            params, attributes = sampler.draw(sampler.past(self.study, expected), self._job.space)
+            trial_id = self._create(params, dict(self._job.space), attributes)
+            number = self.study._storage.get_trial_number_from_id(trial_id)
+            return number, params if number == expected else None
+        trial = optuna.Trial(self.study, self._create({}, {}, {}))  # an owner from the first, which `ask` does not give
+        if trial.number != expected:
+            return trial.number, None
         self.study._thread_local.cached_all_trials = None  # as `ask` does
-        trial = optuna.Trial(self.study, self._create({}, {}, {}))
         return trial.number, {name: trial._suggest(name, distribution) for name, distribution in self._job.space.items()}
 
     def _create(self, params: dict[str, Any], space: dict[str, BaseDistribution], attributes: dict[str, Any]) -> int:
         template = optuna.trial.create_trial(
-            state=TrialState.RUNNING, params=params, distributions=space, system_attrs=attributes, user_attrs={OWNER: owner()}
+            state=TrialState.RUNNING, params=params, distributions=space, system_attrs=attributes, user_attrs={OWNER: claim()}
         )
         return self.study._storage.create_new_trial(self.study._study_id, template)
 
     def _abandon(self, number: int) -> None:
-        self.study._storage.set_trial_system_attr(self._id(number), ABANDONED, True)
-        self.study._storage.set_trial_state_values(self._id(number), TrialState.FAIL)
+        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+            self.study._storage.set_trial_system_attr(self._id(number), ABANDONED, True)
+            self.study._storage.set_trial_state_values(self._id(number), TrialState.FAIL)
 
     def _tell(self, number: int, structure: dict[str, Any]) -> None:
         try:
@@ -216,16 +220,18 @@ class Search(Generic[Task, Answer]):
 
     def _finish(self, number: int, value: float, outcome: dict[str, Any], structure: dict[str, Any]) -> None:
         trial_id = self._id(number)
-        self.study._storage.set_trial_user_attr(trial_id, STRUCTURE, structure)
-        self.study._storage.set_trial_user_attr(trial_id, OUTCOME, outcome)
-        self.study.tell(number, value)
+        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # another process took this one for lost
+            self.study._storage.set_trial_user_attr(trial_id, STRUCTURE, structure)
+            self.study._storage.set_trial_user_attr(trial_id, OUTCOME, outcome)
+            self.study.tell(number, value, skip_if_finished=True)
         self._show()
 
     def _fail(self, number: int, error: BaseException) -> None:
         reason = f"{type(error).__name__}: {error}"
         logger.warning("trial %d failed: %s", number, reason)
-        self.study._storage.set_trial_user_attr(self._id(number), FAILURE, reason)
-        self.study.tell(number, state=TrialState.FAIL)
+        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+            self.study._storage.set_trial_user_attr(self._id(number), FAILURE, reason)
+            self.study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
         finished = self.finished()
         if len(finished) >= _HOPELESS and all(t.state == TrialState.FAIL for t in finished):
             kind = type(error) if isinstance(error, CompressorError) else CompressorError

@@ -58,7 +58,8 @@ def method(parallel):
 def trials(url):
     import optuna
 
-    study = optuna.load_study(study_name="aacp", storage=url)
+    (summary,) = optuna.get_all_study_summaries(url)
+    study = optuna.load_study(study_name=summary.study_name, storage=url)
     return [(t.params, t.state, t.value) for t in study.trials if ABANDONED not in t.system_attrs], study
 
 

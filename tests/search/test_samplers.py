@@ -76,8 +76,6 @@ def test_legr_is_aging_evolution_with_the_identity_last_in_the_first_population(
         assert 1 <= len(changed) <= 2, "at most 0.4 of five layers are drawn, with replacement"
         for key in changed:
             assert all(trial.params[f"{kind}:{key}"] != parent.params[f"{kind}:{key}"] for kind in ("scale", "shift"))
-        losses = sorted(t.value for t in pool)
-        assert parent.value <= losses[-1]
 
 
 def test_legr_chooses_the_best_of_those_it_draws():
@@ -179,7 +177,8 @@ def test_failed_trials_are_no_members():
             study.tell(trial, state=TrialState.FAIL)
         else:
             study.tell(trial, sphere(trial.params))
-    assert study.best_value < np.inf
+    members = {t.system_attrs[MEMBER][0] for t in study.trials if t.state == TrialState.COMPLETE}
+    assert members == set(range(5)), "a member that failed at first is filled later"
 
 
 @pytest.mark.parametrize("make", [

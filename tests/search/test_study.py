@@ -16,6 +16,7 @@ from compressor.errors import BackendError, DataError
 from compressor.progress import Progress
 from compressor.search.execution import Here
 from compressor.search.samplers import ABANDONED, RIVALS, AACPSampler, LeGRSampler
+from compressor.search.samplers.aacp import MEMBER
 from compressor.search.study import FAILURE, OUTCOME, Job, Search
 
 SPACE = {f"width:{k}": IntDistribution(1, 16) for k in range(4)}
@@ -180,8 +181,11 @@ def test_two_processes_share_a_study(tmp_path):
     assert second.wait(120) == 0
     search = Search(job(), Here(evaluate), f"sqlite:///{file}")
     assert len(summary(search)) == 40
-    owners = {t.user_attrs["owner"]["pid"] for t in search.study.trials}
-    assert len(owners) == 2
+    trials = [t for t in search.study.trials if ABANDONED not in t.system_attrs]
+    assert len({t.user_attrs["owner"]["pid"] for t in trials}) == 2
+    assert [t.system_attrs[MEMBER] for t in trials[:6]] == [[k, "first"] for k in range(6)], "each draws its own"
+    judged = [tuple(t.params.values()) for t in trials if "same_as" not in t.user_attrs.get(OUTCOME, {})]
+    assert len(set(judged[:6])) == 6
 
 
 def test_another_study_of_this_name_is_refused(tmp_path):

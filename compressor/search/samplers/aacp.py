@@ -4,8 +4,9 @@ Lin et al., "AACP: Model Compression by Accurate and Automatic Channel Pruning",
 (`linlb11/AACP`), with the constants of the latter as defaults: DE/best/1/bin over the structure vector, rounded to the
 pruning steps, repaired to the budgets, members that have not improved for `max_stay` turns drawn anew.
 
-Where this differs from the released code: the best is that of the whole first population, not of its first member
-(which the code copies); and the repair is given from outside, so that it may know any budget.
+Where this differs from the released code: mutants are rounded, but repaired only after the crossover; the best is that of
+the whole first population, not of its first member (which the code copies); the repair is given from outside, so that it
+may know any budget; and numbers of uneven steps are rounded to the nearest, not cut.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -138,8 +139,8 @@ class AACPSampler(PopulationSampler):
         return params
 
     def _mutant(self, random: np.random.Generator, axis: Axis, best: Any, two: Any, three: Any) -> Any:
-        """DE/best/1: best + F (x2 - x3), cut towards zero and rounded to the step, as in the released code."""
+        """DE/best/1: best + F (x2 - x3); widths are cut to whole channels and rounded to the step, as in the released code."""
         if axis.categorical:
             return best if two == three else axis.uniform(random)
         moved = axis.to(best) + self._factor * (axis.to(two) - axis.to(three))
-        return axis.value(float(int(moved)) if axis.integer and not axis.log else moved)
+        return axis.value(float(int(moved)) if axis.step > 1 else moved)

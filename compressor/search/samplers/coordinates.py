@@ -18,6 +18,7 @@ class Axis:
         self.distribution = distribution
         self.categorical = isinstance(distribution, CategoricalDistribution)
         self.integer = isinstance(distribution, IntDistribution)
+        self.step = float(getattr(distribution, "step", None) or 0.0) if self.integer else 0.0
         self.log = not self.categorical and bool(getattr(distribution, "log", False))
         if isinstance(distribution, FloatDistribution | IntDistribution):
             self.low, self.high = self.to(distribution.low), self.to(distribution.high)

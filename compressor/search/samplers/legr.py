@@ -5,8 +5,8 @@ Chin et al., "Towards Efficient Model Compression via Learned Global Ranking", C
 range are *scales*, which are multiplied by exp(N(0, sigma)), others are *shifts*, to which N(0, 1) is added; an eighth of the
 range is the unit of both, and its middle stands for the identity.
 
-Where this differs from the released code: the parent is drawn from the population as it is after the oldest has
-left, and a trial that failed takes no place in it.
+Where this differs from the released code: ranges end four units from the middle, and a trial that failed takes no place in
+the population.
 """
 
 from collections.abc import Mapping
