@@ -63,6 +63,7 @@ def trials(url):
     return [(t.params, t.state, t.value) for t in study.trials if ABANDONED not in t.system_attrs], study
 
 
+@pytest.mark.slow
 def test_a_node_killed_in_the_middle_changes_nothing(problem, cluster, tmp_path):
     here, there = (f"sqlite:///{tmp_path / name}.db" for name in ("here", "there"))
     expected = method(3).plan(replace(problem, storage=here))
@@ -98,6 +99,7 @@ def test_a_node_killed_in_the_middle_changes_nothing(problem, cluster, tmp_path)
     assert sum(t.user_attrs[OUTCOME]["images"] > 0 for t in study.trials) > 12
 
 
+@pytest.mark.slow
 def test_the_target_device_is_one_actors_and_measures(problem, cluster):
     from compressor.search.cluster import RemoteDevice, has_device
 
@@ -114,6 +116,7 @@ def test_the_target_device_is_one_actors_and_measures(problem, cluster):
     device.close()
 
 
+@pytest.mark.slow
 def test_a_cluster_without_the_device_says_how_to_start_the_node_that_has_it(problem, cluster):
     from compressor.search.cluster import RemoteDevice
 
