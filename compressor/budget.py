@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from compressor.errors import BudgetError
 
@@ -44,7 +44,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         """Check every bound."""
-        given = {name: value for name, value in vars(self).items() if value is not None}
+        given = self._given
         if not given:
             raise BudgetError("a budget needs at least one of latency, macs, params, memory")
         lists = [name for name, value in given.items() if isinstance(value, Sequence) and not isinstance(value, str)]
@@ -73,14 +73,17 @@ class Budget:
         Raises:
             BudgetError: One is a list: ask the `members`.
         """
-        given = {name: value for name, value in vars(self).items() if value is not None}
-        if any(isinstance(value, tuple) for value in given.values()):
+        if any(isinstance(value, tuple) for value in self._given.values()):
             raise BudgetError("this budget is a family; ask its members for their bounds")
-        return given
+        return self._given
+
+    @property
+    def _given(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if value is not None}
 
     def to_dict(self) -> dict[str, object]:
         """The bounds that are set, lists as lists."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items() if value is not None}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in self._given.items()}
 
     def limits(self, original: Mapping[str, float]) -> dict[str, float]:
         """The bounds in numbers: milliseconds, MACs, parameters, bytes.

@@ -183,17 +183,19 @@ class Compression:
         """What measures candidates: this process, or the node of the cluster that holds the target device."""
         given = self._given
         asked = any(budget is not None and "latency" in budget.bounds for budget in self._budgets)
-        if self._cluster is not None and asked:
+        if self._cluster is not None:
             from compressor.search import cluster  # needs the package `ray`
 
-            if cluster.has_device(self._cluster):
+            cluster.connect(self._cluster)  # that there is none is told before anything is computed
+            if asked and cluster.has_device(self._cluster):
                 device = cluster.RemoteDevice(self._cluster, self._channels, given.target, given.seed)
                 try:
                     yield _Gauge(device.trial, device.fingerprint(), device.observe)
                 finally:
                     device.close()
                 return
-            given.progress.stage("no node of the cluster holds the target device: latency is measured here")
+            if asked:
+                given.progress.stage("no node of the cluster holds the target device: latency is measured here")
         with Comparison(self._original, given.target, given.seed) as comparison:
 
             def trial(plan: Plan) -> Trial:

@@ -128,7 +128,7 @@ WRONG = {
     "budget that cannot be met": (compress("--macs", "10k", out="tiny"), "the smallest legal network has macs"),
     "no such data": (compress(*["--data", "mnist"]), "no such data: 'mnist'"),
     "no such method": (compress("--method", "magic"), "known methods are aacp, cap, legr, magnitude"),
-    "no such sampler": (compress("--method", "legr", "--sampler", "bayes"), "there are legr, aacp, cmaes"),
+    "no such sampler": (compress("--method", "legr", "--sampler", "bayes"), "known are legr, aacp, cmaes"),
     "no such fitness": (compress("--method", "aacp", "--fitness", "magic"), "known are none, train"),
     "no such steps": (compress("--method", "aacp", "--steps", "stairs"), "known are staircase, eighths, align"),
     "no such ranking": (compress("--method", "legr", "--ranking", "l7"), "known are norm, loss"),

@@ -16,7 +16,7 @@ CASES = {
     "magnitude": Magnitude(compensation=SMALL),
     "cap": CaP(compensation=SMALL, probes=64, engines=6),
     "legr": LeGR(6, QUICK, population=4, samples=2, engines=6, leaders=3, compensation=SMALL),
-    "aacp": AACP(6, "align", QUICK, population=4, engines=6, leaders=3, compensation=SMALL),
+    "aacp": AACP(6, QUICK, steps="align", population=4, engines=6, leaders=3, compensation=SMALL),
 }
 BUDGETS = {
     "latency": Budget(latency=0.9),

@@ -58,10 +58,11 @@ def methods(trials: int) -> dict[str, Callable[[], Method]]:
         "CMA-ES": lambda: replace(rival, sampler="cmaes"),
         "LeGR, as published": lambda: LeGR.published(trials),
         "LeGR, compensated": lambda: LeGR(trials, CLOSED),
+        "LeGR, compensated, mean of tied": lambda: LeGR(trials, CLOSED, aggregate="mean"),
         "AACP, as published": lambda: AACP.published(trials),
-        "AACP, staircase, compensated": lambda: AACP(trials, "staircase", CLOSED),
-        "TPE, staircase, compensated": lambda: AACP(trials, "staircase", CLOSED, sampler="tpe"),
-        "random, staircase, compensated": lambda: AACP(trials, "staircase", CLOSED, sampler="random"),
+        "AACP, staircase, compensated": lambda: AACP(trials, CLOSED),
+        "TPE, staircase, compensated": lambda: AACP(trials, CLOSED, sampler="tpe"),
+        "random, staircase, compensated": lambda: AACP(trials, CLOSED, sampler="random"),
     }
 
 
@@ -94,7 +95,8 @@ class Bench:
             file = self.args.work / f"{self.args.network}-once.json"
             known = read_json(file) if file.exists() else {}
             if name not in known:
-                known[name] = work()
+                found = work()
+                known = (read_json(file) if file.exists() else {}) | {name: found}  # another process may have written
                 write_json(file, known)
             return known[name]
 

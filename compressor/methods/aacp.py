@@ -19,7 +19,7 @@ test set), on fixed images without augmentation, and statistics are cumulative (
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -32,9 +32,9 @@ from compressor.fitness import Fitness
 from compressor.methods.affordable import Affordable
 from compressor.methods.base import Problem
 from compressor.methods.genomes import LossRanking
-from compressor.methods.global_ranking import GlobalRanking, first_within
+from compressor.methods.global_ranking import GlobalRanking, bisected
 from compressor.methods.paths import AIM, Rows, Widths, fitting
-from compressor.methods.searching import Conduct, Quest, search
+from compressor.methods.searching import Quest, SearchingMethod, search
 from compressor.methods.steps import Steps, options_of
 from compressor.methods.streams import is_stream
 from compressor.passes.compensation import Compensation
@@ -50,80 +50,49 @@ _BETWEEN = 16  # structures on the way from the whole network to the best, and f
 
 
 @dataclass(frozen=True)
-class AACP:
+class AACP(SearchingMethod):
     """Search a structure vector under budgets.
 
-    Attributes:
-        trials: Candidates that are judged; NP + T * NP = 2010 as published.
+    Attributes, besides those of `SearchingMethod`:
         steps: Widths that are searched: of the measured `staircase`, `eighths` of the group, or of the target's `align`.
-        fitness: How candidates are judged.
         ranking: Which channels a group keeps: those with the largest `l1` norm, or by the `loss` after compensation.
         streams: Whether residual streams are pruned as a `group`, or left alone (`inside`).
         population: See `AACPSampler`.
         factor: See there.
         crossover: See there.
         max_stay: See there.
-        sampler: Who proposes; see `Conduct`.
-        parallel: See there.
-        engines: See there.
-        leaders: See there.
-        compensation: How the network is repaired in the end.
 
     Raises:
         BudgetError: A setting is out of range.
     """
 
-    trials: int = 400
+    sampler: str = "aacp"
     steps: Steps = "staircase"
-    fitness: Fitness = field(default_factory=lambda: Fitness("compensate"))
     ranking: Literal["l1", "loss"] = "loss"
     streams: Literal["group", "inside"] = "group"
     population: int = 10
     factor: float = 0.5
     crossover: float = 0.8
     max_stay: int = 4
-    sampler: str = "aacp"
-    parallel: int = 1
-    engines: int = 24
-    leaders: int = 20
-    compensation: Compensation | None = field(default_factory=Compensation)
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        for name, known in (
-            ("steps", ("staircase", "eighths", "align")), ("ranking", ("l1", "loss")), ("streams", ("group", "inside")),
-        ):  # fmt: skip
-            if getattr(self, name) not in known:
-                raise BudgetError(f"AACP({name}={getattr(self, name)!r}): known are {', '.join(known)}")
+        super().__post_init__()
+        self.check(steps=("staircase", "eighths", "align"), ranking=("l1", "loss"), streams=("group", "inside"))
         try:
             AACPSampler(0, self.population, self.factor, self.crossover, self.max_stay)
         except ValueError as error:
             raise BudgetError(str(error)) from error
-        self.conduct  # noqa: B018 - it checks itself
-
-    @property
-    def name(self) -> str:
-        """As the command knows it."""
-        return "aacp"
-
-    @property
-    def conduct(self) -> Conduct:
-        """How the search is conducted."""
-        return Conduct(self.trials, self.sampler, self.fitness, self.parallel, self.engines, self.leaders)
 
     @classmethod
     def published(cls, trials: int = 2010) -> "AACP":
         """As in the released code: eighths, L1, accuracy after recalibration, streams left alone.
 
         Args:
-            trials: Evaluations, those of the first population among them.
+            trials: Evaluations; NP + T NP = 2010 with those of the first population.
         """
         fitness = Fitness("recalibrate", objective="accuracy")
-        return cls(trials, "eighths", fitness, ranking="l1", streams="inside", compensation=None)
-
-    def to_dict(self) -> dict[str, object]:
-        """The settings as plain data."""
-        return {"name": self.name, **asdict(self)}
+        return cls(trials, fitness, compensation=None, steps="eighths", ranking="l1", streams="inside")
 
     def plan(self, problem: Problem) -> Plan:
         """Decide what stays.
@@ -137,7 +106,6 @@ class AACP:
         affordable = Affordable(problem, options, self.engines)
         vectors = _Vectors([g.name for g in problem.channels.groups], options, affordable)
         start = self._start(problem, scores, options, vectors)
-        settings = {key: value for key, value in self.to_dict().items() if key != "parallel"}
         own = {"aacp": lambda: self._sampler(problem.seed, vectors, start)}
         space = Widths(problem, scores)
 
@@ -145,8 +113,8 @@ class AACP:
             levels = vectors.repaired(vectors.levels(params), np.random.default_rng([problem.seed, index, 1]))
             return np.asarray(vectors.rows(levels[None])[0])
 
-        quest = Quest(self.name, vectors.space, own, row, lambda params: space, settings)
-        found = search(problem, self.conduct, quest, affordable)
+        quest = Quest(vectors.space, own, row, lambda params: space)
+        found = search(problem, self, quest, affordable)
         rows = [np.array(trial.user_attrs[STRUCTURE]["widths"], dtype=np.int64) for trial in found[:_FINALISTS]]
         if "latency" not in problem.limits:
             return space.plan(rows[0])
@@ -262,7 +230,7 @@ class _Vectors:
         counts = np.zeros((len(order) + 1, len(levels)), dtype=np.int64)
         counts[np.arange(1, len(order) + 1), order] = 1
         path = levels - np.cumsum(counts, axis=0)
-        return self._levels_of(first_within(lambda at: self.rows(path[at]), len(path), self._affordable.within))
+        return self._levels_of(bisected(lambda at: self.rows(path[at]), len(path), self._affordable.within))
 
     def around(self, widths: NDArray[np.int64]) -> Rows:
         """Structures from the whole network down through a given one, (groups,), to the narrowest, all groups in proportion."""

@@ -103,10 +103,10 @@ class Walk:
         Raises:
             BudgetError: Not even the last is.
         """
-        return first_within(self.rows, len(self), within)
+        return bisected(self.rows, len(self), within)
 
 
-def first_within(rows: Callable[[NDArray[np.int64]], Rows], count: int, within: Within) -> Rows:
+def bisected(rows: Callable[[NDArray[np.int64]], Rows], count: int, within: Within) -> Rows:
     """The first of some structures, each narrower than the one before, that is within a budget, (groups,).
 
     Args:

@@ -21,7 +21,7 @@ shortcut ends misaligned), and candidates are judged on images held out of the t
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -35,7 +35,7 @@ from compressor.methods.base import Problem
 from compressor.methods.genomes import Genome, LossRanking, NormRanking
 from compressor.methods.global_ranking import GlobalRanking
 from compressor.methods.paths import Rows, Widths, fitting
-from compressor.methods.searching import Conduct, Quest, search
+from compressor.methods.searching import Quest, SearchingMethod, search
 from compressor.passes.compensation import Compensation
 from compressor.passes.groups import ChannelGroup
 from compressor.plan import Plan
@@ -46,12 +46,10 @@ _POPULATION = 64 / 400  # of the trials
 
 
 @dataclass(frozen=True)
-class LeGR:
+class LeGR(SearchingMethod):
     """Learn a global ranking, and prune by it to one or several budgets.
 
-    Attributes:
-        trials: Candidates that are judged, those of the first population among them.
-        fitness: How they are judged.
+    Attributes, besides those of `SearchingMethod`:
         ranking: What is scaled and shifted: squared filter `norm`s, or the `loss` of each channel.
         aggregate: Of the scores of tied filters: `sum` or `mean`.
         quota: Share of every group that stays (at least two channels).
@@ -60,18 +58,12 @@ class LeGR:
         sigma: See there.
         mutate: See there.
         identity: Which trial is the unchanged ranking; the last of the first population, as published, by default.
-        sampler: Who proposes; see `Conduct`.
-        parallel: See there.
-        engines: See there.
-        leaders: See there.
-        compensation: How the network is repaired in the end.
 
     Raises:
         BudgetError: A setting is out of range.
     """
 
-    trials: int = 400
-    fitness: Fitness = field(default_factory=lambda: Fitness("compensate"))
+    sampler: str = "legr"
     ranking: Literal["norm", "loss"] = "loss"
     aggregate: Literal["sum", "mean"] = "sum"
     quota: float = 0.1
@@ -80,34 +72,17 @@ class LeGR:
     sigma: float = 1.0
     mutate: float = 0.1
     identity: int | None = None
-    sampler: str = "legr"
-    parallel: int = 1
-    engines: int = 24
-    leaders: int = 20
-    compensation: Compensation | None = field(default_factory=Compensation)
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        for name, known in (("ranking", ("norm", "loss")), ("aggregate", ("sum", "mean"))):
-            if getattr(self, name) not in known:
-                raise BudgetError(f"LeGR({name}={getattr(self, name)!r}): known are {', '.join(known)}")
+        super().__post_init__()
+        self.check(ranking=("norm", "loss"), aggregate=("sum", "mean"))
         if not 0 <= self.quota < 1:
             raise BudgetError(f"LeGR(quota={self.quota}): the share that stays must lie in [0, 1)")
         try:
             self._sampler(0, {})
         except ValueError as error:
             raise BudgetError(str(error)) from error
-        self.conduct  # noqa: B018 - it checks itself
-
-    @property
-    def name(self) -> str:
-        """As the command knows it."""
-        return "legr"
-
-    @property
-    def conduct(self) -> Conduct:
-        """How the search is conducted."""
-        return Conduct(self.trials, self.sampler, self.fitness, self.parallel, self.engines, self.leaders)
 
     @classmethod
     def published(cls, trials: int = 400, steps: int = 0) -> "LeGR":
@@ -118,11 +93,7 @@ class LeGR:
             steps: tau; 0 in the script of the paper's Table 1, 200 elsewhere.
         """
         fitness = Fitness("train", steps=steps) if steps else Fitness("none")
-        return cls(trials, fitness, "norm", population=64, samples=16, compensation=None)
-
-    def to_dict(self) -> dict[str, object]:
-        """The settings as plain data."""
-        return {"name": self.name, **asdict(self)}
+        return cls(trials, fitness, compensation=None, ranking="norm", population=64, samples=16)
 
     def plan(self, problem: Problem) -> Plan:
         """Decide what stays.
@@ -156,10 +127,9 @@ class LeGR:
             return ranking.walk(genome.scores(params)).first(affordable.within)
 
         space = genome.space
-        settings = {key: value for key, value in self.to_dict().items() if key != "parallel"}
         own = {"legr": lambda: self._sampler(tightest.seed, space)}
-        quest = Quest(self.name, space, own, row, lambda p: Widths(tightest, genome.scores(p)), settings)
-        best = search(tightest, self.conduct, quest, affordable)[0]
+        quest = Quest(space, own, row, lambda p: Widths(tightest, genome.scores(p)))
+        best = search(tightest, self, quest, affordable)[0]
         scores = genome.scores(best.params)
         walk = ranking.walk(scores)
         return [self._settled(problem, Widths(problem, scores), walk.path()) for problem in problems]

@@ -1,8 +1,8 @@
 """What the methods that search have in common: a study over parameters that stand for plans, judged on a hold-out."""
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from compressor.fitness import Fitness, Judge, Worth, samples
 from compressor.methods.affordable import Affordable
 from compressor.methods.base import Problem
 from compressor.methods.paths import Rows, Widths
+from compressor.passes.compensation import Compensation
 from compressor.plan import Plan, Structure, digest_of
 from compressor.search.execution import Executor, Here
 from compressor.search.samplers import RIVALS, SAMPLERS, AACPSampler, LeGRSampler
@@ -28,35 +29,56 @@ _LEADER = "leader:"  # user attributes of a study: what was measured after so ma
 
 
 @dataclass(frozen=True)
-class Conduct:
-    """How a search is conducted.
+class SearchingMethod:
+    """Base of methods that search: how candidates are proposed, judged and measured.
 
     Attributes:
-        trials: How many candidates are judged.
-        sampler: Who proposes them: `legr`, `aacp`, or one of Optuna's: `tpe`, `cmaes`, `nsgaii`, `random`.
+        trials: How many candidates are judged, those of the first population among them.
         fitness: How they are judged.
+        sampler: Who proposes them: `legr`, `aacp`, or one of Optuna's: `tpe`, `cmaes`, `nsgaii`, `random`.
         parallel: How many are under way at once. The search depends on this number, not on where they run.
         engines: Engines that the latency model begins with, where the budget is a latency.
         leaders: After so many trials the best is built and measured, and the latency model learns from it.
+        compensation: How the network is repaired in the end.
 
     Raises:
         BudgetError: A setting is out of range.
     """
 
-    trials: int
-    sampler: str
-    fitness: Fitness
+    trials: int = 400
+    fitness: Fitness = field(default_factory=lambda: Fitness("compensate"))
+    sampler: str = "random"
     parallel: int = 1
     engines: int = 24
     leaders: int = 20
+    compensation: Compensation | None = field(default_factory=Compensation)
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        if self.sampler not in SAMPLERS:
-            raise BudgetError(f"there is no sampler {self.sampler!r}; there are {', '.join(SAMPLERS)}")
+        self.check(sampler=SAMPLERS)
         for name, least in (("trials", 1), ("parallel", 1), ("engines", 6), ("leaders", 1)):
             if getattr(self, name) < least:
-                raise BudgetError(f"{name}={getattr(self, name)}: must be at least {least}")
+                raise BudgetError(f"{type(self).__name__}({name}={getattr(self, name)}): must be at least {least}")
+
+    def check(self, **known: Sequence[str]) -> None:
+        """Raise `BudgetError` where a setting is none of those that are known."""
+        for name, values in known.items():
+            if getattr(self, name) not in values:
+                raise BudgetError(f"{type(self).__name__}({name}={getattr(self, name)!r}): known are {', '.join(values)}")
+
+    @property
+    def name(self) -> str:
+        """As the command knows it."""
+        return type(self).__name__.lower()
+
+    @property
+    def deciding(self) -> dict[str, object]:
+        """The settings that decide what a trial is worth, as plain data."""
+        return {key: value for key, value in self.to_dict().items() if key != "parallel"}
+
+    def to_dict(self) -> dict[str, object]:
+        """The settings as plain data."""
+        return {"name": self.name, **asdict(self)}
 
 
 @dataclass(frozen=True)
@@ -64,30 +86,26 @@ class Quest:
     """One search.
 
     Attributes:
-        name: Of the method.
         space: Parameter name -> distribution.
-        own: The method's own samplers, by name, from the space and the seed; Optuna's are added.
+        own: The method's own sampler, by its name; the others are there for every space.
         row: From parameters and the index of a trial, the structure (groups,) that they stand for.
         widths: From parameters, the plans of structures.
-        settings: Everything else that decides the outcome, as plain data.
     """
 
-    name: str
     space: Mapping[str, BaseDistribution]
     own: Mapping[str, Callable[[], BaseSampler]]
     row: Callable[[Mapping[str, Any], int], Rows]
     widths: Callable[[Mapping[str, Any]], Widths]
-    settings: Mapping[str, object]
 
 
-def search(problem: Problem, conduct: Conduct, quest: Quest, affordable: Affordable) -> list[FrozenTrial]:
+def search(problem: Problem, method: SearchingMethod, quest: Quest, affordable: Affordable) -> list[FrozenTrial]:
     """Do the trials that are not done yet; all good ones, best first.
 
     Raises:
         DataError: Data that the fitness needs are not there.
     """
     if not quest.space:
-        raise BudgetError(f"{quest.name}: no group of this network has more than one legal width")
+        raise BudgetError(f"{method.name}: no group of this network has more than one legal width")
 
     def decode(params: Mapping[str, Any], index: int) -> tuple[Plan, dict[str, Any]]:
         row = quest.row(params, index)
@@ -95,44 +113,43 @@ def search(problem: Problem, conduct: Conduct, quest: Quest, affordable: Afforda
         return plan, {"widths": row.tolist(), "digest": digest_of(dict(plan.kept))}
 
     def value(worth: Worth) -> tuple[float, dict[str, Any]]:
-        return worth.loss if conduct.fitness.objective == "loss" else worth.accuracy, asdict(worth)
+        return worth.loss if method.fitness.objective == "loss" else worth.accuracy, asdict(worth)
 
     def sampler(index: int) -> BaseSampler:
-        if conduct.sampler in quest.own:
-            return quest.own[conduct.sampler]()
-        if conduct.sampler == "legr":
-            return LeGRSampler(problem.seed, generations=conduct.trials, lag=conduct.parallel, space=quest.space)
-        if conduct.sampler == "aacp":
-            return AACPSampler(problem.seed, lag=conduct.parallel, space=quest.space)
-        return RIVALS[conduct.sampler]((problem.seed * 1_000_003 + index) % 2**32)
+        if method.sampler in quest.own:
+            return quest.own[method.sampler]()
+        if method.sampler == "legr":
+            return LeGRSampler(problem.seed, generations=method.trials, lag=method.parallel, space=quest.space)
+        if method.sampler == "aacp":
+            return AACPSampler(problem.seed, lag=method.parallel, space=quest.space)
+        return RIVALS[method.sampler]((problem.seed * 1_000_003 + index) % 2**32)
 
     budget = ", ".join(f"{name} {limit:.3g}" for name, limit in problem.limits.items())
-    holdout, train = samples(conduct.fitness, problem.validate, problem.train, problem.seed)
+    holdout, train = samples(method.fitness, problem.validate, problem.train, problem.seed)
     digest = digest_of([
-        problem.channels.digest, digest_of_tensors(problem.channels.graph.state_dict()), quest.settings, dict(problem.limits),
+        problem.channels.digest, digest_of_tensors(problem.channels.graph.state_dict()), method.deciding, dict(problem.limits),
         problem.target.to_dict(), problem.seed, {name: str(d) for name, d in quest.space.items()}, _digest(problem, holdout),
     ])  # fmt: skip
     job = Job(
-        name=f"{quest.name}-{digest[:12]}",
+        name=f"{method.name}-{digest[:12]}",
         digest=digest,
         space=quest.space,
         sampler=sampler,
-        direction=conduct.fitness.direction,
-        trials=conduct.trials,
-        parallel=conduct.parallel,
+        direction=method.fitness.direction,
+        trials=method.trials,
+        parallel=method.parallel,
         decode=decode,
         value=value,
         budget=budget,
-        unit="loss" if conduct.fitness.objective == "loss" else "accuracy %",
+        unit="loss" if method.fitness.objective == "loss" else "accuracy %",
     )
-    problem.progress.stage(f"{quest.name}: {conduct.trials} candidates, proposed by {conduct.sampler}")
-    with executor_of(problem, conduct, holdout, train) as executor:
+    problem.progress.stage(f"{method.name}: {method.trials} candidates, proposed by {method.sampler}")
+    with executor_of(problem, method, holdout, train) as executor:
         running = Search(job, executor, problem.storage, problem.progress)
-        leaders = _Leaders(running, conduct, affordable)
-        running.after = leaders
+        running.after = _Leaders(running, method, affordable)
         found = running.run()
     if not found:
-        raise DataError(f"{quest.name}: not one of {conduct.trials} candidates could be judged; the study holds the reasons")
+        raise DataError(f"{method.name}: not one of {method.trials} candidates could be judged; the study holds the reasons")
     within = affordable.within(np.array([t.user_attrs[STRUCTURE]["widths"] for t in found], dtype=np.int64))
     return [t for t, good in zip(found, within, strict=True) if good] or found  # by the model as it is in the end
 
@@ -140,8 +157,8 @@ def search(problem: Problem, conduct: Conduct, quest: Quest, affordable: Afforda
 class _Leaders:
     """Builds and measures the best candidate from time to time, and lets the latency model know."""
 
-    def __init__(self, running: Search[Plan, Worth], conduct: Conduct, affordable: Affordable) -> None:
-        self._running, self._conduct, self._affordable = running, conduct, affordable
+    def __init__(self, running: Search[Plan, Worth], method: SearchingMethod, affordable: Affordable) -> None:
+        self._running, self._method, self._affordable = running, method, affordable
         self._learnt: set[str] = set()
 
     def __call__(self, finished: int) -> None:
@@ -152,7 +169,7 @@ class _Leaders:
         known = [name for name in attributes if name.startswith(_LEADER)]
         for name in sorted(set(known) - self._learnt, key=lambda name: int(name.removeprefix(_LEADER))):
             self._learn(name, attributes[name])
-        due = finished // self._conduct.leaders * self._conduct.leaders
+        due = finished // self._method.leaders * self._method.leaders
         if not due or f"{_LEADER}{due}" in attributes:
             return
         record = self._measured(due, [attributes[name].get("widths") for name in known])
@@ -169,7 +186,7 @@ class _Leaders:
         good = [t for t in self._running.finished()[:due] if t.state == TrialState.COMPLETE]
         if not good:
             return {}
-        sign = -1 if self._conduct.fitness.objective == "accuracy" else 1
+        sign = -1 if self._method.fitness.objective == "accuracy" else 1
         best = min(good, key=lambda t: (sign * float(t.value or 0.0), t.number))
         groups = self._affordable.problem.channels.groups
         structure = Structure(tuple(zip((g.name for g in groups), best.user_attrs[STRUCTURE]["widths"], strict=True)))
@@ -182,16 +199,16 @@ class _Leaders:
             return {"failure": str(error)}
 
 
-def executor_of(problem: Problem, conduct: Conduct, holdout: Batches, train: Batches) -> "_Closing":
+def executor_of(problem: Problem, method: SearchingMethod, holdout: Batches, train: Batches) -> "_Closing":
     """Where a problem's candidates are judged."""
     if problem.cluster is None:
-        judge = Judge(problem.channels, conduct.fitness, holdout, problem.calibration, train, problem.seed)
+        judge = Judge(problem.channels, method.fitness, holdout, problem.calibration, train, problem.seed)
         return _Closing(Here(judge), lambda: None)
     from compressor.search.cluster import Cluster  # needs the package `ray`
 
-    if conduct.parallel == 1:
+    if method.parallel == 1:
         problem.progress.stage("parallel=1: the cluster judges one candidate at a time; parallel= says how many")
-    cluster = Cluster(problem, conduct.fitness, holdout, train)
+    cluster = Cluster(problem, method.fitness, holdout, train)
     return _Closing(cluster, cluster.close)
 
 

@@ -5,6 +5,9 @@ lost, its tasks begin again elsewhere. The target device belongs to one actor, t
 `compressor_target`, which the nodes that have the device are started with:
 
     ray start --address=HEAD --resources='{"compressor_target": 1}'
+
+It measures what the search asks for: the engines of the latency model, leaders, and the candidates of the last bisection.
+Staircases, an absolute budget's original and the latency that is reported in the end are measured by the process that called.
 """
 
 import contextlib

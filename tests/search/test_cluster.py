@@ -52,7 +52,7 @@ def cluster(monkeypatch):
 
 def method(parallel):
     fitness = Fitness("compensate", holdout=400, images=200)
-    return AACP(24, "align", fitness, population=5, parallel=parallel, compensation=Compensation(images=200, positions=8))
+    return AACP(24, fitness, steps="align", population=5, parallel=parallel, compensation=Compensation(images=200, positions=8))
 
 
 def trials(url):
