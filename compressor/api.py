@@ -16,7 +16,7 @@ from compressor.methods import Magnitude, Method
 from compressor.passes.channels import ChannelGraph, analyze
 from compressor.passes.narrow_module import narrow_module
 from compressor.passes.products import take_state
-from compressor.passes.remove_channels import RemoveChannels
+from compressor.passes.realise import realised
 from compressor.passes.trace import is_traced, trace
 from compressor.plan import Plan
 from compressor.progress import Progress
@@ -49,7 +49,12 @@ def apply(
         PlanError: The plan does not fit; or the model's `forward` holds sizes of its own (they are named).
     """
     if is_traced(graph):
-        return RemoveChannels(plan, channels)(cast(fx.GraphModule, graph)).graph
+        traced = cast(fx.GraphModule, graph)
+        return realised(plan, analyze(traced) if channels is None else channels)
+    if plan.factors:
+        raise PlanError(
+            f"the plan factorizes {len(plan.factors)} layers, which makes a new graph: pass compressor.trace(model, inputs)"
+        )
     if example_inputs is None:
         raise PlanError(
             "this is no traced graph: pass compressor.trace(model, inputs), or example_inputs to narrow the model in place"
@@ -170,7 +175,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     inputs = [
         torch.zeros(shape, dtype=getattr(torch, dtype)) for shape, dtype in cast(list[tuple[list[int], str]], config["inputs"])
     ]
-    graph = RemoveChannels(Plan.load(folder / "plan.json"))(trace(model, inputs)).graph
+    graph = realised(Plan.load(folder / "plan.json"), analyze(trace(model, inputs)), weights=False)
     take_state(graph, load_tensors(folder / "weights.safetensors"))
     return graph.eval()
 

@@ -19,7 +19,7 @@ from compressor.methods.base import plans_of
 from compressor.passes.calibration import Calibration
 from compressor.passes.channels import ChannelGraph, analyze
 from compressor.passes.compensation import Compensation
-from compressor.passes.remove_channels import RemoveChannels
+from compressor.passes.realise import realised
 from compressor.passes.trace import INPUTS, outputs_of, trace
 from compressor.plan import Plan, Structure, digest_of
 from compressor.progress import Progress
@@ -199,7 +199,7 @@ class Compression:
         with Comparison(self._original, given.target, given.seed) as comparison:
 
             def trial(plan: Plan) -> Trial:
-                found, original = comparison.measure(RemoveChannels(plan, self._channels)(self._original).graph)
+                found, original = comparison.measure(realised(plan, self._channels))
                 return Trial(self._channels.structure(plan), found, original)
 
             yield _Gauge(trial, given.target.fingerprint(), None)

@@ -22,6 +22,7 @@ from compressor.passes.calibration import Calibration
 from compressor.passes.channels import ChannelGraph
 from compressor.passes.compensate import Compensate
 from compressor.passes.compensation import Compensation
+from compressor.passes.factorize_conv import FactorizeConv
 from compressor.passes.fitting import fit_on_statistics, jobs_of
 from compressor.passes.readers import readers_of
 from compressor.passes.remove_channels import RemoveChannels
@@ -151,6 +152,8 @@ class Judge:
         """
         begun = time.monotonic()
         graph = RemoveChannels(plan, self._channels)(self._channels.graph).graph.eval()
+        if self.fitness.repair != "compensate":  # which keeps layers whole, with weights that are as good as factorized
+            graph = FactorizeConv(plan.factors)(graph).graph
         graph, seen = self._repaired(plan, graph)
         graph = graph.to(memory_format=self._layout)  # type: ignore[call-overload]
         loss = right = count = 0.0
@@ -178,7 +181,7 @@ class Judge:
             return Compensate(self._channels, plan, self._calibration, settings, self._seed).run(graph).graph, 2 * seen
         if repair == "compensate":
             for job in jobs_of(self._channels, self._channels.kept_masks(plan), graph, plan):
-                if job.loses and job.product.blocks == job.whole.blocks:
+                if job.changes and job.product.blocks == job.whole.blocks:
                     fit_on_statistics(graph, job, self._statistics[job.reader.node], _CLOSED)
         graph = graph.to(memory_format=self._layout)  # type: ignore[call-overload]
         pairs = [(_in_layout(batch[0], self._layout), batch[0]) for batch in self._calibration.batches]

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +17,7 @@ from compressor.passes.calibration import Calibration
 from compressor.passes.channels import ChannelGraph
 from compressor.passes.compensate import Compensate
 from compressor.passes.compensation import Repair
+from compressor.passes.factorize_conv import FactorizeConv
 from compressor.passes.products import take_state
 from compressor.passes.remove_channels import RemoveChannels
 from compressor.passes.trace import DYNAMIC, example_inputs_of
@@ -112,7 +113,7 @@ class Member:
         graph = RemoveChannels(plan, given.channels)(given.original).graph
         checked = verify_removal(given.channels, plan, graph)
         accuracies["channels removed"] = self._accuracy("channels removed", graph)
-        graph = self._compensated(graph, accuracies)
+        graph = self._repaired(graph, accuracies)
         if given.train is not None:
             graph = self._trained(graph, given.train, accuracies)
         graph.eval()
@@ -138,27 +139,30 @@ class Member:
             labelled=given.labelled,
         )
 
-    def _compensated(self, graph: fx.GraphModule, accuracies: dict[str, float]) -> fx.GraphModule:
-        given, run = self._given, self._given.run
+    def _repaired(self, graph: fx.GraphModule, accuracies: dict[str, float]) -> fx.GraphModule:
+        """Compensate, factorize, recalibrate: whichever of them there is to do."""
+        given, run, factors = self._given, self._given.run, self._plan.factors
         settings, images = given.method.compensation, given.images
-        if images is None:
+        if images is None and not factors:
             return graph
         file = self._folder / "compensated.safetensors"
         if run.done(self._step("compensated")) is None or not (file.exists() or self._finished().exists()):
             repairs: tuple[Repair, ...] = ()
-            if settings is not None:
+            if settings is not None and images is not None:
                 given.progress.stage(self._step("compensate"))
                 found = Compensate(given.channels, self._plan, images, settings, given.seed).run(graph)
                 graph, repairs = found.graph, found.repairs
-            if settings is None or settings.recalibrate:
+            graph = FactorizeConv(factors)(graph).graph
+            if images is not None and (settings is None or settings.recalibrate):
                 given.progress.stage(self._step("recalibrate batch norms"))
                 pairs = [(batch[0], batch[0]) for batch in images.batches]
                 recalibrate(graph, pairs, len(pairs), given.progress)
             save_tensors(file, graph.state_dict())
             run.finish(self._step("compensated"), {"layers": [asdict(repair) for repair in repairs]})
         else:
+            graph = FactorizeConv(factors, weights=False)(graph).graph
             take_state(graph, load_tensors(file if file.exists() else self._finished()))
-        name = "norms recalibrated" if settings is None else "compensated"
+        name = "factorized" if factors and images is None else "norms recalibrated" if settings is None else "compensated"
         accuracies[name] = self._accuracy(name, graph)
         return graph
 
@@ -216,12 +220,13 @@ class Member:
         return before, given.accuracy(self._step("accuracy: test, result"), graph, given.test)
 
     def _steps(self, accuracies: Mapping[str, float], graph: nn.Module) -> tuple[Step, ...]:
-        channels = self._given.channels
-        before, after = (channels.costs_of(s) for s in (channels.full, channels.structure(self._plan)))
-        steps = []
+        channels, structure = self._given.channels, self._given.channels.structure(self._plan)
+        removed = channels.costs_of(replace(structure, ranks=()))
+        known = {"original": channels.costs_of(channels.full), "channels removed": removed}
+        after, steps = channels.costs_of(structure), []
         for name, accuracy in accuracies.items():
-            found = before if name == "original" else after
-            more, more_bytes = (0, 0) if name in ("original", "channels removed") else self._added(graph)
+            found = known.get(name, after)
+            more, more_bytes = (0, 0) if name in known else self._added(graph)
             steps.append(
                 Step(name, accuracy, int(found.macs[0]), int(found.params[0]) + more, int(found.memory_bytes[0]) + more_bytes)
             )
@@ -229,9 +234,10 @@ class Member:
 
     def _added(self, graph: nn.Module) -> tuple[int, int]:
         """Parameters and bytes of the biases that compensation gave to layers without one and without a norm behind them."""
-        before = self._given.original.state_dict()
-        biases = [tensor for name, tensor in graph.named_parameters() if name not in before]
-        return sum(b.numel() for b in biases), sum(b.numel() * b.element_size() for b in biases)
+        costs = self._given.channels.costs_of(self._given.channels.structure(self._plan))
+        parameters = list(graph.parameters())
+        more = sum(p.numel() for p in parameters) - int(costs.params[0])
+        return more, more * parameters[0].element_size()
 
     def _found(self, original: Measurement, compressed: Measurement, graph: nn.Module) -> dict[str, tuple[float, float]]:
         limits = self._budget.limits({**self._given.full_costs, "latency": original.median_ms}) if self._budget else {}

@@ -23,13 +23,49 @@ def digest_of(value: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+@dataclass(frozen=True, order=True)
+class Factorization:
+    """One layer as a sequence of smaller ones.
+
+    Attributes:
+        layer: Its qualified name.
+        form: Name of the form (`compressor.passes.forms`).
+        ranks: Inner sizes of each block, in the order of the sequence.
+    """
+
+    layer: str
+    form: str
+    ranks: tuple[int, ...]
+
+    @property
+    def axes(self) -> tuple[tuple[str, int], ...]:
+        """The same as the ranks of a `Structure`."""
+        return tuple((f"{self.layer}:{self.form}:{k}", rank) for k, rank in enumerate(self.ranks))
+
+    @classmethod
+    def of_axes(cls, axes: Iterable[tuple[str, int]]) -> "tuple[Factorization, ...]":
+        """Back from the ranks of a `Structure`.
+
+        Raises:
+            PlanError: A name is not that of such an axis.
+        """
+        found: dict[tuple[str, str], dict[int, int]] = {}
+        for name, rank in axes:
+            layer, _, rest = name.partition(":")
+            form, _, index = rest.partition(":")
+            if not index.isdecimal():
+                raise PlanError(f"structure: `{name}` is no rank; ranks are named `layer:form:number`")
+            found.setdefault((layer, form), {})[int(index)] = rank
+        return tuple(cls(layer, form, tuple(own[k] for k in sorted(own))) for (layer, form), own in found.items())
+
+
 @dataclass(frozen=True)
 class Structure:
-    """Widths (and, once factorization is in, ranks): everything a latency depends on.
+    """Widths and ranks: everything a latency depends on.
 
     Attributes:
         widths: `(group name, number of channels that stay)`, in the order of the channel graph.
-        ranks: `(layer name, rank)` of factorized convolutions.
+        ranks: `(layer:form:number, rank)` of factorized layers; see `Factorization.axes`.
         reads: `(layer name, number of inputs)` of layers that read a part of a stream through a gather.
     """
 
@@ -70,14 +106,22 @@ class Plan:
         model: Digest of the architecture it was made for; empty when made by hand.
         reads: `(layer name, input channels that it goes on reading)`, counted on the original network, of layers that
             read a part of a stream through a gather, sorted by name.
+        factors: Layers that become sequences after the removal, sorted by name.
     """
 
     kept: tuple[tuple[str, tuple[int, ...]], ...]
     model: str = field(default="")
     reads: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    factors: tuple[Factorization, ...] = ()
 
     @classmethod
-    def keep(cls, kept: Mapping[str, Iterable[int]], model: str = "", reads: Mapping[str, Iterable[int]] | None = None) -> "Plan":
+    def keep(
+        cls,
+        kept: Mapping[str, Iterable[int]],
+        model: str = "",
+        reads: Mapping[str, Iterable[int]] | None = None,
+        factors: Iterable[Factorization] = (),
+    ) -> "Plan":
         """Make a plan by hand.
 
         Args:
@@ -85,26 +129,41 @@ class Plan:
             model: Digest of the architecture (`ChannelGraph.digest`); without it any graph that has
                 these groups is accepted.
             reads: For layers that are to read a part of a stream, which of their input channels.
+            factors: Layers that are to become sequences.
 
         Raises:
-            PlanError: An index is not a non-negative integer, is given twice, or a group would be empty.
+            PlanError: An index is not a non-negative integer, is given twice, or a group would be empty; a rank is not
+                positive, or a layer is factorized twice.
         """
         chosen = reads or {}
+        factored = tuple(sorted(factors))
+        for before, after in itertools.pairwise(factored):
+            if before.layer == after.layer:
+                raise PlanError(f"plan: layer `{after.layer}` is factorized twice")
+        for one in factored:
+            if not one.ranks or any(not isinstance(r, int) or isinstance(r, bool) or r < 1 for r in one.ranks):
+                raise PlanError(f"plan: ranks of `{one.layer}` must be positive integers, found {list(one.ranks)}")
         return cls(
             tuple(sorted((name, _indices(f"group `{name}` keeps", list(kept[name]))) for name in kept)),
             model,
             tuple(sorted((name, _indices(f"layer `{name}` reads", list(chosen[name]))) for name in chosen)),
+            factored,
         )
 
     @property
     def digest(self) -> str:
         """A name for this plan that survives processes and machines."""
-        return digest_of([self.kept, self.model, *([self.reads] if self.reads else [])])
+        more = [self.reads] if self.reads or self.factors else []
+        return digest_of([self.kept, self.model, *more, *([[f.axes for f in self.factors]] if self.factors else [])])
 
     def to_json(self) -> str:
         """The plan as a JSON text; `from_json` gives an equal value back."""
-        data = {"schema": SCHEMA, "model": self.model, "keep": dict(self.kept)}
-        return json.dumps({**data, "reads": dict(self.reads)} if self.reads else data, indent=1)
+        data: dict[str, object] = {"schema": SCHEMA, "model": self.model, "keep": dict(self.kept)}
+        if self.reads:
+            data["reads"] = dict(self.reads)
+        if self.factors:
+            data["factors"] = {one.layer: {"form": one.form, "ranks": list(one.ranks)} for one in self.factors}
+        return json.dumps(data, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> "Plan":
@@ -117,7 +176,7 @@ class Plan:
         model = data.get("model")
         if not isinstance(model, str):
             raise PlanError(f"plan: field `model` must be a text, found {model!r}")
-        return cls.keep(_lists(data, "keep"), model, _lists(data, "reads") if "reads" in data else None)
+        return cls.keep(_lists(data, "keep"), model, _lists(data, "reads") if "reads" in data else None, _factors(data))
 
     @classmethod
     def load(cls, path: str | Path) -> "Plan":
@@ -134,6 +193,19 @@ class Plan:
             return cls.from_json(text)
         except PlanError as error:
             raise PlanError(f"{path}: {error}") from error
+
+
+def _factors(data: dict[str, object]) -> list[Factorization]:
+    found = data.get("factors", {})
+    if not isinstance(found, dict):
+        raise PlanError(f"plan: field `factors` must be an object, found {type(found).__name__}")
+    factors = []
+    for layer, own in found.items():
+        form, ranks = (own.get("form"), own.get("ranks")) if isinstance(own, dict) else (None, None)
+        if not isinstance(form, str) or not isinstance(ranks, list):
+            raise PlanError(f"plan: field `factors[{layer!r}]` must hold a form and a list of ranks, found {own!r}")
+        factors.append(Factorization(layer, form, tuple(ranks)))
+    return factors
 
 
 def _lists(data: dict[str, object], key: str) -> dict[str, list[int]]:

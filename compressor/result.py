@@ -18,7 +18,8 @@ class Step:
     """The network after one step.
 
     Attributes:
-        name: `original`, `channels removed`, `compensated` or `norms recalibrated`, `fine-tuned`.
+        name: `original`, `channels removed`, `compensated`, `norms recalibrated` or `factorized`, `fine-tuned`. Layers are
+            factorized behind `channels removed`, whatever the step after it is called.
         accuracy: Top-1 in percent on the validation data.
         macs: Multiply-accumulates for one sample.
         params: Elements of all parameters.
@@ -80,9 +81,14 @@ class Result:
         """Whether every bound of the budget holds."""
         return all(found <= limit for found, limit in self.budget.values())
 
-    def latency_of(self, step: Step) -> Measurement:
-        """Measured latency of the network at a step; it depends on the structure alone."""
-        return self.original if step is self.steps[0] else self.compressed
+    def latency_of(self, step: Step) -> Measurement | None:
+        """Measured latency of the network at a step; None where that structure was not measured.
+
+        It depends on the structure alone.
+        """
+        if step is self.steps[0]:
+            return self.original
+        return None if self.plan.factors and step.name == "channels removed" else self.compressed
 
     def summary(self) -> str:
         """A table: accuracy, latency with its interval, MACs and parameters, before and after each step."""
@@ -101,12 +107,10 @@ class Result:
             table.add_column(name, justify="left" if name == "step" else "right", no_wrap=True)
         for step in self.steps:
             latency = self.latency_of(step)
-            low, high = latency.interval_ms
             table.add_row(
                 step.name,
                 f"{step.accuracy:.2f}",
-                f"{latency.median_ms:.3f} [{low:.3f}, {high:.3f}]" + ("" if latency.status == "ok" else f" {latency.status}"),
-                f"{latency.ratio_to(self.original):.2f}",
+                *self._latency_cells(latency),
                 human(step.macs),
                 human(step.params),
                 human(step.memory_bytes, "B"),
@@ -119,12 +123,22 @@ class Result:
             lines.append(f"budget {name}: {_value(name, found)} of at most {_value(name, limit)} ({word})")
         if self.test is not None:
             lines.append(f"test data: {self.test[0]:.2f} % before, {self.test[1]:.2f} % after")
+        if self.plan.factors:
+            forms = ", ".join(sorted({one.form for one in self.plan.factors}))
+            lines.append(f"{len(self.plan.factors)} layers factorized ({forms})")
         if len(self.members) > 1:
             lines += ["", "the family, the smallest of which this is:", *self._family()]
         lines.append(
             f"removed = masked within {self.error:.1e}" + (f"; lossy by nature: {', '.join(self.lossy)}" if self.lossy else "")
         )
         return "\n".join(lines)
+
+    def _latency_cells(self, latency: Measurement | None) -> tuple[str, str]:
+        if latency is None:
+            return "-", "-"
+        low, high = latency.interval_ms
+        status = "" if latency.status == "ok" else f" {latency.status}"
+        return f"{latency.median_ms:.3f} [{low:.3f}, {high:.3f}]{status}", f"{latency.ratio_to(self.original):.2f}"
 
     def _family(self) -> list[str]:
         lines = []
@@ -154,6 +168,7 @@ class Result:
             "frozen": self.frozen,
             "repairs": [asdict(repair) for repair in self.repairs],
             "widths": {name: list(pair) for name, pair in self.widths.items()},
+            "factors": {one.layer: {"form": one.form, "ranks": list(one.ranks)} for one in self.plan.factors},
         }
 
 

@@ -8,12 +8,13 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import fx, nn
+from torch import fx
 
 from compressor.errors import PlanError
 from compressor.passes.costs import CostModel, Costs
 from compressor.passes.groups import ChannelGroup, Grouping, make_groups
 from compressor.passes.labels import IntArray
+from compressor.passes.layer_costs import added
 from compressor.passes.shapes import shapes_of
 from compressor.passes.walk import Walk, walk
 from compressor.plan import Plan, Structure, digest_of
@@ -95,7 +96,8 @@ class ChannelGraph:
         """How many units of each group a plan keeps."""
         kept = dict(plan.kept)
         widths = tuple((g.name, len(kept[g.name]) if g.name in kept else g.size) for g in self.groups)
-        return Structure(widths, reads=tuple((layer, len(inputs)) for layer, inputs in plan.reads))
+        ranks = tuple(axis for one in plan.factors for axis in one.axes)
+        return Structure(widths, ranks, tuple((layer, len(inputs)) for layer, inputs in plan.reads))
 
     def widths(self, structures: Sequence[Structure]) -> NDArray[np.int64]:
         """Structures as rows for `costs`."""
@@ -103,31 +105,18 @@ class ChannelGraph:
         return np.array([[row.get(g.name, g.size) for g in self.groups] for row in rows], dtype=np.int64)
 
     def costs_of(self, structure: Structure) -> Costs:
-        """Costs of one structure, the layers that read a part of a stream among it; arrays of one entry.
+        """Costs of one structure, with the layers that read a part of a stream or are factorized; arrays of one entry.
 
         Raises:
-            PlanError: A layer that reads a part is not there.
+            PlanError: Such a layer is not there, or its ranks are not possible.
         """
         row = self.widths([structure])
         found = self.costs(row)
-        macs, elements = (0, 0) if not structure.reads else self._spared(structure, row)
-        spared_bytes = elements * 4 - 8 * sum(count for _, count in structure.reads)  # the gather's index is stored
-        return Costs(found.macs - macs, found.params - elements, found.memory_bytes - spared_bytes)
-
-    def _spared(self, structure: Structure, row: NDArray[np.int64]) -> tuple[int, int]:
-        by_layer = self.costs.by_layer(row[0].tolist())
-        modules = dict(self.graph.named_modules())
-        macs = elements = 0
-        for layer, count in structure.reads:
-            if layer not in by_layer or layer not in modules:
-                raise PlanError(f"there is no layer `{layer}` that could read a part of its inputs")
-            sizes = [self.costs.axis_length(f"{layer}.weight", axis, row) for axis in (0, 1)]
-            inputs = sizes[0 if isinstance(modules[layer], nn.modules.conv._ConvTransposeNd) else 1]
-            weight = math.prod(sizes) * math.prod(self.graph.get_parameter(f"{layer}.weight").shape[2:])
-            spared = max(inputs - count, 0)
-            macs += by_layer[layer] * spared // inputs
-            elements += weight * spared // inputs
-        return macs, elements
+        if not structure.reads and not structure.ranks:
+            return found
+        more = added(self, structure, row)
+        more_bytes = more.elements * 4 + 8 * sum(count for _, count in structure.reads)  # the gather's index is stored
+        return Costs(found.macs + more.macs, found.params + more.elements, found.memory_bytes + more_bytes)
 
     def nearest(self, wanted: Mapping[str, float]) -> Structure:
         """The legal structure nearest to wanted widths.

@@ -15,6 +15,9 @@ inputs are repaired, as CaP published it.
 
 A removed channel that is constant leaves through b': E[x] is that of the patches with their padding, so a constant
 that the padding cuts off at the border is folded in by its mean.
+
+A layer that the plan factorizes stays one layer here, with a weight that the factorization writes exactly
+(`rank_reduction.py`); `FactorizeConv` afterwards loses nothing more.
 """
 
 import logging
@@ -75,12 +78,12 @@ class Compensate:
     def run(self, gm: fx.GraphModule) -> Compensated:
         """The same, with what was done to each layer."""
         masks = self._channels.kept_masks(self._plan)
-        if all(mask.all() for mask in masks) and not self._plan.reads:
+        if all(mask.all() for mask in masks) and not self._plan.reads and not self._plan.factors:
             return Compensated(gm)
         settings, result = self._settings, quiet_deepcopy(gm)
         jobs = jobs_of(self._channels, masks, result, self._plan)
-        first = next((k for k, job in enumerate(jobs) if job.loses), len(jobs))  # in front of it all is as it was
-        jobs = [job for job in jobs[first:] if job.loses or settings.layers == "all"]
+        first = next((k for k, job in enumerate(jobs) if job.changes), len(jobs))  # in front of it all is as it was
+        jobs = [job for job in jobs[first:] if job.changes or settings.layers == "all"]
         fit = fit_on_original if settings.features == "original" else fit_side_by_side
         with eval_mode(self._channels.graph), eval_mode(result):
             repairs = fit(self._channels, result, jobs, self._calibration.first(settings.images), settings, self._seed)

@@ -1,7 +1,7 @@
 """Fitting the layers of a narrowed network to what the original gives: the work behind `Compensate`, which explains it."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -13,13 +13,15 @@ from compressor.errors import PassError
 from compressor.passes.calibration import Calibration
 from compressor.passes.channels import ChannelGraph
 from compressor.passes.compensation import Compensation, Repair
+from compressor.passes.factorize_conv import sizes_of
 from compressor.passes.moments import Moments
 from compressor.passes.prefix import Prefix, Shelf
 from compressor.passes.products import Product, sample
+from compressor.passes.rank_reduction import reduced
 from compressor.passes.readers import Reader, affine, inputs_read, kept_channels, norm_of, readers_of
-from compressor.passes.regression import Facts, Solution, pooled, solve, solve_held_out
+from compressor.passes.regression import Facts, Solution, error_of, pooled, solve, solve_held_out
 from compressor.passes.statistics import Statistics, check_finite, collect, generator_of, parts_of
-from compressor.plan import Plan
+from compressor.plan import Factorization, Plan
 
 _NEGLIGIBLE = 1e-3  # of the largest scale of a norm: an output scaled by less cannot make up for a shortcut
 
@@ -36,6 +38,7 @@ class Job:
         rows: (kept outputs,): which outputs stay.
         columns: (blocks, kept columns): which columns of each block stay, where blocks do not go as a whole.
         loses: Whether it lost inputs.
+        factorization: What it becomes afterwards: its new weight is one that this writes exactly.
     """
 
     reader: Reader
@@ -45,6 +48,19 @@ class Job:
     rows: Tensor
     columns: Tensor
     loses: bool
+    factorization: Factorization | None = None
+
+    @property
+    def changes(self) -> bool:
+        """Whether the plan does something to it."""
+        return self.loses or self.factorization is not None
+
+    def reduced(self, graph: fx.GraphModule, matrix: Tensor, covariance: Tensor | None) -> Tensor:
+        """The nearest weight, by what it makes of features with this covariance, that the factorization can write."""
+        if self.factorization is None:
+            return matrix
+        scale = affine(graph, self.reader.norm, self.product.outputs)[0].reshape(matrix.shape[:2])
+        return reduced(matrix, sizes_of(self.product.module), self.factorization, covariance, scale)
 
 
 def jobs_of(
@@ -56,8 +72,9 @@ def jobs_of(
         channels: The analysis of the original network.
         masks: What stays of each group.
         narrowed: The narrowed network.
-        plan: It was narrowed by, where layers read a part of a stream.
+        plan: It was narrowed by, where layers read a part of a stream or are factorized.
     """
+    factors = {one.layer: one for one in plan.factors} if plan is not None else {}
     reads = inputs_read(channels, plan, masks) if plan is not None else {}
     nodes = {node.name: node for node in narrowed.graph.nodes}
     jobs = []
@@ -77,7 +94,8 @@ def jobs_of(
             )
         node = nodes[reader.node]
         source, loses = node.all_input_nodes[0].name, not inputs.all()
-        jobs.append(Job(reader, source, whole, product, rows.to(device), torch.stack(columns).to(device), loses))
+        kept = torch.stack(columns).to(device)
+        jobs.append(Job(reader, source, whole, product, rows.to(device), kept, loses, factors.get(reader.layer)))
     return jobs
 
 
@@ -101,8 +119,22 @@ def fit_on_statistics(narrowed: fx.GraphModule, job: Job, statistics: Statistics
     rows = job.rows.reshape(job.product.blocks, -1) % (job.whole.outputs // job.whole.blocks)
     matrix = torch.stack([own[index] for own, index in zip(job.whole.matrix(), rows, strict=True)])
     found = solve_on_statistics(statistics, matrix, job.columns, settings)
+    if job.factorization is not None:
+        found = _reduced_fit(narrowed, job, statistics, matrix, found)
     write(narrowed, job.reader, job.product, found.matrix, job.product.bias + found.bias.flatten())
     return Repair(job.reader.layer, found.before, found.after, statistics.samples, len(statistics.parts), found.ridge)
+
+
+def _reduced_fit(narrowed: fx.GraphModule, job: Job, statistics: Statistics, whole: Tensor, fit: "Fit") -> "Fit":
+    """The same with a matrix that can be factorized, and the mean of the output put right."""
+    if len(statistics.parts) > 1:  # how the parts vary together is not known: the error of the weights has to do
+        return replace(fit, matrix=job.reduced(narrowed, fit.matrix, None))
+    (part,) = statistics.parts
+    facts = Facts.of_layer(part.mean, part.covariance, whole, whole.new_zeros(whole.shape[:2])).kept(job.columns)
+    matrix = job.reduced(narrowed, fit.matrix, facts.covariance)
+    bias = facts.target_mean - (matrix @ facts.mean[:, :, None])[:, :, 0]
+    after = float(error_of(facts, matrix, bias).sum()) / max(float(facts.target_variance.sum()), 1e-300)
+    return replace(fit, matrix=matrix, bias=bias, after=after)
 
 
 @dataclass(frozen=True)
@@ -186,8 +218,14 @@ def _fit(graph: fx.GraphModule, job: Job, original: Prefix, own: Prefix, setting
         solutions.append(solution)
         matrix[:, :, part], bias = solution.matrix, solution.bias
         count, variance = sum(n for _, n in halves), variance or float(pooled(halves).target_variance.sum())
-    write(own.graph, job.reader, job.product, matrix, bias.flatten())
     before, after = (float(error.sum()) / max(variance, 1e-300) for error in (solutions[0].before, solutions[-1].after))
+    if job.factorization is not None:
+        facts = pooled(halves) if len(parts) == 1 else None
+        matrix = job.reduced(own.graph, matrix, None if facts is None else facts.covariance)
+        if facts is not None:
+            bias = facts.target_mean - (matrix @ facts.mean[:, :, None])[:, :, 0]
+            after = float(error_of(facts, matrix, bias).sum()) / max(variance, 1e-300)
+    write(own.graph, job.reader, job.product, matrix, bias.flatten())
     held_out /= max(variance, 1e-300)
     return Repair(job.reader.layer, before, after, count, len(parts), max(s.ridge for s in solutions), held_out)
 

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from compressor.errors import BackendError
 from compressor.passes.channels import ChannelGraph
-from compressor.passes.remove_channels import RemoveChannels
-from compressor.plan import Plan, Structure
+from compressor.passes.realise import realised
+from compressor.plan import Factorization, Plan, Structure
 from compressor.progress import Progress
 from compressor.runtime.blocks import blocks_of, times_by_block
 from compressor.runtime.latency import Comparison
@@ -105,7 +105,7 @@ def observe(
             built = f"{channels.digest}:{structure.digest}"
             known = kept.get(built, fingerprint, PROTOCOL)
             if known is None:
-                graph = RemoveChannels(plan_of(channels, structure), channels)(channels.graph).graph
+                graph = realised(plan_of(channels, structure), channels)
                 try:
                     found, reference, layers = comparison.examine(graph)
                 except BackendError as error:
@@ -146,4 +146,4 @@ def plan_of(channels: ChannelGraph, structure: Structure) -> Plan:
         width = widths.get(group.name, group.size)
         if width < group.size:
             kept[group.name] = [unit for cell in group.cells for unit in cell[: group.quota(cell, width)]]
-    return Plan.keep(kept, channels.digest)
+    return Plan.keep(kept, channels.digest, factors=Factorization.of_axes(structure.ranks))

@@ -91,10 +91,13 @@ def _steps(result: Result) -> str:
     rows = []
     for step in result.steps:
         latency = result.latency_of(step)
-        low, high = latency.interval_ms
+        measured = ["not measured", "", ""]
+        if latency is not None:
+            low, high = latency.interval_ms
+            measured = [f"{latency.median_ms:.3f} ms", f"{low:.3f} to {high:.3f}", f"{latency.ratio_to(result.original):.3f}"]
         rows.append([
-            escape(step.name), f"{step.accuracy:.2f} %", f"{latency.median_ms:.3f} ms", f"{low:.3f} to {high:.3f}",
-            f"{latency.ratio_to(result.original):.3f}", human(step.macs), human(step.params), human(step.memory_bytes, "B"),
+            escape(step.name), f"{step.accuracy:.2f} %", *measured, human(step.macs), human(step.params),
+            human(step.memory_bytes, "B"),
         ])  # fmt: skip
     header = ("step", f"top-1 {_word(result)}", "latency (median)", "95 % interval", "of original", "MACs", "parameters", "memory")
     return table(header, rows)

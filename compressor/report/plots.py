@@ -23,6 +23,8 @@ def accuracy_against_latency(result: Result, tried: Sequence[float]) -> str:
     axes = figure.add_subplot()
     for step in result.steps:
         latency = result.latency_of(step)
+        if latency is None:
+            continue
         low, high = latency.interval_ms
         first = step is result.steps[0]
         error = [[latency.median_ms - low], [high - latency.median_ms]]
@@ -43,7 +45,10 @@ def _name_steps(axes: Axes, result: Result) -> None:
     gap = 0.055 * max(step.accuracy for step in result.steps)
     free_below: dict[float, float] = {}
     for step in sorted(result.steps, key=lambda step: -step.accuracy):
-        x = result.latency_of(step).median_ms
+        latency = result.latency_of(step)
+        if latency is None:
+            continue
+        x = latency.median_ms
         y = min(step.accuracy, free_below.get(x, step.accuracy))
         free_below[x] = y - gap
         text = f"{step.name} {step.accuracy:.2f}"

@@ -27,7 +27,7 @@ from compressor.methods.base import Problem
 from compressor.passes.calibration import Calibration
 from compressor.passes.channels import ChannelGraph, analyze
 from compressor.passes.portable import Portable, assembled, portable
-from compressor.passes.remove_channels import RemoveChannels
+from compressor.passes.realise import realised
 from compressor.passes.trace import quiet_deepcopy
 from compressor.plan import Plan, Structure
 from compressor.runtime.latency import Comparison
@@ -154,7 +154,7 @@ class _Device:
     def trial(self, plan: str) -> Trial:
         own = Plan.from_json(plan)
         with Comparison(self._channels.graph, self._target, self._seed) as comparison:
-            found, original = comparison.measure(RemoveChannels(own, self._channels)(self._channels.graph).graph)
+            found, original = comparison.measure(realised(own, self._channels))
         return Trial(self._channels.structure(own), found, original)
 
     def observe(self, structures: Sequence[Structure], anchor_ms: float | None) -> list[Observation]:
