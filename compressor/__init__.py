@@ -16,9 +16,9 @@ from compressor.budget import Budget
 from compressor.errors import BackendError, BudgetError, CompressorError, DataError, PassError, PlanError, TraceError
 from compressor.fitness import Fitness
 from compressor.measurement import Measurement
-from compressor.methods import AACP, CaP, LeGR, Magnitude
+from compressor.methods import AACP, CC, CaP, LeGR, Magnitude
 from compressor.passes.compensation import Compensation
-from compressor.plan import Plan, Structure
+from compressor.plan import Factorization, Plan, Structure
 from compressor.progress import Progress
 from compressor.result import Result
 from compressor.target import Target
@@ -30,10 +30,12 @@ __all__ = [
     "BackendError",
     "Budget",
     "BudgetError",
+    "CC",
     "CaP",
     "Compensation",
     "CompressorError",
     "DataError",
+    "Factorization",
     "FineTune",
     "Fitness",
     "LeGR",

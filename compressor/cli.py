@@ -98,7 +98,7 @@ def compress(
     macs: Annotated[str | None, typer.Option(help="MACs: fraction (0.5) or absolute (60M).")] = None,
     params: Annotated[str | None, typer.Option(help="Parameters: fraction (0.5) or absolute (400k).")] = None,
     memory: Annotated[str | None, typer.Option(help="Weight memory: fraction (0.5) or absolute (1.5MB).")] = None,
-    method: Annotated[str, typer.Option(help="magnitude, cap, legr or aacp.")] = "magnitude",
+    method: Annotated[str, typer.Option(help="magnitude, cap, cc, legr or aacp.")] = "magnitude",
     criterion: Annotated[
         str, typer.Option(help="Of magnitude: l1, l2, taylor, batchnorm-scale, geometric-median or random.")
     ] = "l1",
@@ -110,6 +110,10 @@ def compress(
     streams: Annotated[
         str, typer.Option(help="Of cap: residual streams are pruned (group), left alone (inside), read in part (gather), or best.")
     ] = "group",
+    units: Annotated[str, typer.Option(help="Of cc: channels, ranks (layers become sequences of smaller ones), or both.")] = "both",
+    gathers: Annotated[
+        str, typer.Option(help="Of cc: layers that read a part of a stream: none, paying (where measured to be faster) or all.")
+    ] = "none",
     trials: Annotated[int | None, typer.Option(min=1, help="Of legr and aacp: candidates that are judged; 400.")] = None,
     sampler: Annotated[
         str | None, typer.Option(help="Of legr and aacp: who proposes candidates: legr, aacp, tpe, cmaes, nsgaii or random.")
@@ -182,6 +186,7 @@ def compress(
     given: dict[str, dict[str, Any]] = {
         "magnitude": {"criterion": criterion, "scope": scope},
         "cap": {"floor": floor, "search": search, "streams": streams},
+        "cc": {"units": units, "gathers": gathers},
         "legr": {**searches, "ranking": ranking},
         "aacp": {**searches, "ranking": "l1" if ranking == "norm" else ranking, "steps": steps},
     }

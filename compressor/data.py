@@ -79,7 +79,12 @@ class Data:
     @property
     def plain(self) -> Batches:
         """The training data as they are, in their order: without augmentation, for statistics."""
-        return replace(self.train, shuffle=False, augment=0) if isinstance(self.train, Images) else self.train
+        return unaugmented(self.train)
+
+
+def unaugmented(batches: Batches) -> Batches:
+    """The same images as they are, in their order, where these are `Images`; others come back as they are."""
+    return replace(batches, shuffle=False, augment=0) if isinstance(batches, Images) else batches
 
 
 def load_data(

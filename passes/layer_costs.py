@@ -98,6 +98,11 @@ class Layer:
         return LayerCosts(macs, elements)
 
     @property
+    def positions(self) -> int:
+        """Where the weight is applied: MACs per element."""
+        return self._positions(self._all)
+
+    @property
     def _transposed(self) -> bool:
         return isinstance(self.module, Transposed)
 

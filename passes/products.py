@@ -61,6 +61,11 @@ class Product:
         return self.blocks > 1 and self.blocks == self.inputs
 
     @property
+    def transposed(self) -> bool:
+        """Whether the weight is stored with its inputs first."""
+        return isinstance(self.module, Transposed)
+
+    @property
     def weight(self) -> Tensor:
         """The layer's weight as stored."""
         return cast(Tensor, self.module.weight)

@@ -5,14 +5,16 @@ from typing import Any
 from compressor.methods.aacp import AACP
 from compressor.methods.base import Method, Problem
 from compressor.methods.cap import CaP
+from compressor.methods.cc import CC
 from compressor.methods.legr import LeGR
 from compressor.methods.magnitude import Magnitude
 
 METHODS: dict[str, Any] = {
     "aacp": AACP,
     "cap": CaP,
+    "cc": CC,
     "legr": LeGR,
     "magnitude": Magnitude,
 }
 
-__all__ = ["AACP", "METHODS", "CaP", "LeGR", "Magnitude", "Method", "Problem"]
+__all__ = ["AACP", "CC", "METHODS", "CaP", "LeGR", "Magnitude", "Method", "Problem"]

@@ -1,0 +1,239 @@
+"""`CC`: channels and ranks of each layer together (Li et al., CVPR 2021, "Towards Compact CNNs via Collaborative Compression").
+
+Input channels and singular values of a layer are units of one kind, removed in the order of what their loss, and that of one unit
+more, does to the network's loss (`units.py`). How far each layer goes is decided for all at once (`rates.py`).
+What is left of a layer is then taken from its original weights: the channels that stay, and the largest singular values.
+
+`CC.published()` is the released code. What goes beyond it, each an option:
+
+* `information="fisher"`: the mean of the squared gradients of batches instead of the square of the mean gradient;
+* `allocation="curves"`: the curves themselves instead of an exponential fitted to each;
+* a budget of latency is met in milliseconds: what a state costs is measured on the target, layer by layer;
+* `gathers`: a channel that all readers drop is removed with its producer; where only some do, they read the others through a
+  gather (`all`, as published), only where that is measured to be faster (`paying`), or never (`none`);
+* `accept`: a layer stays factorized only if it is measured to be faster than it would be without;
+* `compensation` after the cut, with the truncation that loses least of the output on real images (`rank_reduction.py`).
+
+Where this differs from the released code: the multiplier is found by bisection against the costs of the network that comes
+out (there, a dead producer's MACs are not counted as saved); a decomposition that saves nothing is not made; R is
+min(outputs, inputs * kernel); curves are drawn from at most a hundred states. Its traps (a backup that aliases the weights on a
+CPU, an index map that collapses) have no counterpart here.
+"""
+
+import logging
+from dataclasses import asdict, dataclass, field, replace
+from typing import Literal, cast
+
+import numpy as np
+
+from compressor.data import unaugmented
+from compressor.errors import BudgetError
+from compressor.gradients import squared_gradients
+from compressor.methods.base import Problem
+from compressor.methods.layer_times import LayerTimes
+from compressor.methods.paths import AIM
+from compressor.methods.rates import Allocation, Curves, Exponential, fitted
+from compressor.methods.unit_plans import UnitPlans
+from compressor.methods.units import Layer, State, removal_path, sorted_path
+from compressor.passes.compensation import Compensation
+from compressor.passes.layer_costs import Layer as Sized
+from compressor.passes.products import Product
+from compressor.plan import Plan, digest_of
+from compressor.runtime.pieces import choices
+
+logger = logging.getLogger(__name__)
+
+_STEPS = 14  # of a bisection; a level of 1e-4
+_ENGINES = 7  # built for a budget of latency
+
+
+@dataclass(frozen=True)
+class CC:
+    """Compress channels and ranks together.
+
+    Attributes:
+        units: What may go: input `channels`, singular values (`ranks`), or `both`.
+        information: What an element of a weight is worth: `gradient` (the squared mean gradient) or `fisher`.
+        allocation: Over layers: by `exponential`s fitted to their curves, or by the `curves`.
+        gathers: `all`, `paying` or `none`; see the module.
+        accept: Whether factorized layers have to be faster on the target; `None`: where the budget is a latency.
+        gamma: Weight of the look-ahead.
+        share: Of a layer's units, removed per step.
+        most: The largest share of a layer's MACs that goes.
+        images: Training images for the gradients, without augmentation; those of the hold-out where there is no training data.
+        compensation: How the network is repaired; None for not at all.
+
+    Raises:
+        BudgetError: A setting is out of range.
+    """
+
+    units: Literal["both", "channels", "ranks"] = "both"
+    information: Literal["fisher", "gradient"] = "fisher"
+    allocation: Literal["curves", "exponential"] = "curves"
+    gathers: Literal["none", "paying", "all"] = "none"
+    accept: bool | None = None
+    gamma: float = 0.9
+    share: float = 0.01
+    most: float = 0.95
+    images: int = 10_000
+    compensation: Compensation | None = field(default_factory=Compensation)
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        for name, known in (
+            ("units", ("both", "channels", "ranks")), ("information", ("fisher", "gradient")),
+            ("allocation", ("curves", "exponential")), ("gathers", ("none", "paying", "all")),
+        ):  # fmt: skip
+            if getattr(self, name) not in known:
+                raise BudgetError(f"CC({name}={getattr(self, name)!r}): known are {', '.join(known)}")
+        for name, least, highest in (("gamma", 0, 10), ("share", 1e-6, 1), ("most", 0.01, 0.999), ("images", 1, 1e9)):
+            if not least <= getattr(self, name) <= highest:
+                raise BudgetError(f"CC({name}={getattr(self, name)}): must lie between {least:g} and {highest:g}")
+
+    @property
+    def name(self) -> str:
+        """As the command knows it."""
+        return "cc"
+
+    @classmethod
+    def published(cls, images: int = 10_000) -> "CC":
+        """As in the released code; gathers wherever a layer alone drops a channel."""
+        return cls("both", "gradient", "exponential", "all", accept=False, images=images, compensation=None)
+
+    def to_dict(self) -> dict[str, object]:
+        """The settings as plain data."""
+        return {"name": self.name, **asdict(self)}
+
+    def plan(self, problem: Problem) -> Plan:
+        """Decide what stays.
+
+        Raises:
+            BudgetError: The budget cannot be met; the closest that can is said.
+            DataError: There is no labelled data.
+        """
+        plans = UnitPlans(problem.channels, self.gathers != "none", problem.target.align)
+        layers = self._layers(problem, plans)
+        if not layers:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in list(plans.layers.items())[:5])
+            raise BudgetError(f"CC: there is no layer that it could compress ({reasons})")
+        paths = {name: self._path(problem, name, layer) for name, layer in layers.items()}
+        while True:  # every round leaves at least one more layer plain
+            plan = self._within(problem, plans, self._allocation(problem, layers, paths))
+            refused = self._refused(problem, plan)
+            if not refused:
+                return plan
+            for name in refused:
+                removable = plans.removable(name, gathers=False) & (self.units != "ranks")
+                layers[name] = replace(layers[name], removable=removable, ranks=False)
+                paths[name] = self._path(problem, name, layers[name])
+
+    def _layers(self, problem: Problem, plans: UnitPlans) -> dict[str, Layer]:
+        graph = problem.channels.graph
+        names = [name for name, reason in plans.layers.items() if reason is None]
+        problem.progress.stage(f"gradients on at most {self.images} images")
+        batches = unaugmented(problem.validate if problem.train is None else problem.train)
+        squares = squared_gradients(graph, batches, self.images, self.information == "fisher", problem.progress)
+        found = {}
+        for name in names:
+            product = Product(graph.get_submodule(name))
+            own = [self._as_units(tensor, product) for tensor in (product.weight.detach(), squares[f"{name}.weight"])]
+            removable = plans.removable(name) & (self.units != "ranks")
+            if removable.any() or self.units != "channels":
+                found[name] = Layer(own[0], own[1], removable, self.units != "channels")
+        return found
+
+    @staticmethod
+    def _as_units(tensor: object, product: Product) -> np.ndarray:
+        """(outputs, inputs, kernel); the kernel's order does not matter, as long as both have the same."""
+        weight = cast("np.ndarray", tensor.double().cpu().numpy())  # type: ignore[attr-defined]
+        wide = weight.reshape(*weight.shape[:2], -1)
+        return np.ascontiguousarray(wide.transpose(1, 0, 2) if product.transposed else wide)
+
+    def _path(self, problem: Problem, name: str, layer: Layer) -> list[State]:
+        """States of a layer, computed once per run; kept as the step at which each channel goes."""
+        key = digest_of(
+            [name, layer.removable.tolist(), layer.ranks, self.gamma, self.share, self.most, self.information, self.images]
+        )
+
+        def work() -> dict[str, object]:
+            path = removal_path(layer, self.gamma, self.share, self.most)
+            gone = [
+                next((k for k, state in enumerate(path) if j not in state.kept), len(path)) for j in range(layer.weight.shape[1])
+            ]
+            rows = [[state.rank, state.loss, state.elements] for state in path]
+            return {"gone": gone, "states": rows}
+
+        problem.progress.stage(f"units of {name}")
+        record = problem.once(f"units of {name} {key[:12]}", work)
+        gone = np.array(cast("list[int]", record["gone"]))
+        rows = cast("list[tuple[int | None, float, int]]", record["states"])
+        return [State(tuple(np.flatnonzero(gone > k).tolist()), *row) for k, row in enumerate(rows)]
+
+    def _allocation(self, problem: Problem, layers: dict[str, Layer], paths: dict[str, list[State]]) -> Allocation:
+        if self.allocation == "exponential":
+            curves = {name: fitted(sorted_path(layer, self.share, self.most)) for name, layer in layers.items()}
+            return Exponential(curves, paths)
+        costs = {}
+        times = LayerTimes(problem) if "latency" in problem.limits else None
+        for name, path in paths.items():
+            if times is not None:
+                costs[name] = times(name, path, layers[name].weight.shape[1])
+            else:
+                positions = Sized.of(problem.channels, name).positions
+                costs[name] = [float(state.elements * positions) for state in path]
+        return Curves(paths, costs)
+
+    def _within(self, problem: Problem, plans: UnitPlans, allocation: Allocation) -> Plan:
+        """The least compression that meets the budget."""
+        limits = {name: limit for name, limit in problem.limits.items() if name != "latency"}
+
+        def over(plan: Plan) -> bool:
+            costs = problem.costs(problem.channels.structure(plan))
+            return any(costs[name] > limit for name, limit in limits.items())
+
+        low, high, best = 0.0, 1.0, plans.plan(allocation(1.0))
+        if over(best):
+            costs = problem.costs(problem.channels.structure(best))
+            said = ", ".join(f"{name} {costs[name]:,.0f} (asked: {limit:,.0f})" for name, limit in limits.items())
+            raise BudgetError(f"the budget cannot be met: compressed as far as it can be, this network has {said}")
+        for _ in range(_STEPS if limits else 0):
+            middle = 0.5 * (low + high)
+            plan = plans.plan(allocation(middle))
+            low, high, best = (middle, high, best) if over(plan) else (low, middle, plan)
+        if "latency" not in problem.limits:
+            return best
+        return self._fast_enough(problem, plans, allocation, high if limits else 0.0)
+
+    def _fast_enough(self, problem: Problem, plans: UnitPlans, allocation: Allocation, start: float) -> Plan:
+        """The least compression from a level on that is measured to meet the budget of latency."""
+        limit = AIM * problem.limits["latency"]
+        low, high, best = start, 1.0, plans.plan(allocation(1.0))
+        fastest = problem.measure(best).ratio
+        if fastest > limit:
+            raise BudgetError(
+                f"the latency budget cannot be met: compressed as far as it can be, this network takes {fastest:.3f} of the "
+                f"original's latency, asked for is {problem.limits['latency']:.3f}"
+            )
+        for _ in range(_ENGINES):
+            middle = 0.5 * (low + high)
+            plan = plans.plan(allocation(middle))
+            if plan == best:
+                break
+            if problem.measure(plan).ratio <= limit:
+                high, best = middle, plan
+            else:
+                low = middle
+        return best
+
+    def _refused(self, problem: Problem, plan: Plan) -> list[str]:
+        """Changed layers that are not faster on the target."""
+        accept = "latency" in problem.limits if self.accept is None else self.accept
+        asked = plan if accept else Plan.keep(dict(plan.kept), plan.model, dict(plan.reads)) if self.gathers == "paying" else None
+        if asked is None or not (asked.factors or asked.reads):
+            return []
+        problem.progress.stage("layers that are factorized or read through a gather, measured beside the plain ones")
+        found = choices(problem.channels, asked, problem.target, problem.once, problem.seed)
+        for choice in found:
+            word = "faster" if choice.faster else "not faster: left plain"
+            problem.progress.stage(f"{choice.layer}: dense {choice.dense_ms:.4f} ms, changed {choice.changed_ms:.4f} ms, {word}")
+        return [choice.layer for choice in found if not choice.faster]

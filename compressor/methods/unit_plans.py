@@ -1,0 +1,147 @@
+"""From what becomes of each layer's units to a plan: producers are narrowed where all who read a channel do without it.
+
+every reader of a channel drops it   the channel is removed, with what produces it
+some readers drop it                 they read the others through a gather, where gathers are allowed
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compressor.methods.units import State
+from compressor.passes.channels import ChannelGraph
+from compressor.passes.factorize_conv import sizes_of
+from compressor.passes.forms import FORMS, Sizes
+from compressor.passes.losses import rankable
+from compressor.passes.products import Conv, Product
+from compressor.passes.readers import Reader, readers_of
+from compressor.plan import Factorization, Plan
+
+
+class UnitPlans:
+    """Makes plans for one network.
+
+    Args:
+        channels: Its analysis.
+        gathers: Whether layers may read a part of a stream.
+        align: Ranks and what stays of a group are multiples of this where they are larger.
+    """
+
+    def __init__(self, channels: ChannelGraph, gathers: bool, align: int = 1) -> None:
+        self._channels, self._gathers, self._align = channels, gathers, align
+        self._readers = {reader.layer: reader for reader in readers_of(channels).values()}
+        self._groups = {name: own for name, own in rankable(channels)[0].items() if self._plain(name)}
+
+    @property
+    def layers(self) -> dict[str, str | None]:
+        """Convolutions -> None where CC may compress them, else the reason. The first one is left alone, as published."""
+        found: dict[str, str | None] = {}
+        for number, name in enumerate(self._readers):
+            module = self._channels.graph.get_submodule(name)
+            if not isinstance(module, Conv):
+                found[name] = "it is a linear layer"
+            elif Product(module).blocks > 1:
+                found[name] = "it is a grouped convolution"
+            else:
+                found[name] = "it is the first layer" if number == 0 else None
+        return found
+
+    def removable(self, layer: str, gathers: bool | None = None) -> NDArray[np.bool_]:
+        """Mask over a layer's input channels: those that may go.
+
+        Args:
+            layer: Its name.
+            gathers: Whether it may read a part of what others read whole; as for all layers by default.
+        """
+        reader = self._readers[layer]
+        product = Product(self._channels.graph.get_submodule(layer))
+        if reader.inputs is None:
+            return np.zeros(product.inputs, dtype=bool)
+        owner = self._channels.grouping.group_of[reader.inputs]
+        allowed = np.zeros(product.inputs, dtype=bool)
+        for name, readers in self._groups.items():
+            index = self._index(name)
+            if (self._gathers if gathers is None else gathers) or [own.layer for own in readers] == [layer]:
+                allowed |= owner == index
+        return allowed
+
+    def plan(self, states: Mapping[str, State]) -> Plan:
+        """The plan in which every layer is in its state, as far as narrowing and gathers allow."""
+        channels = self._channels
+        kept: dict[str, list[int]] = {}
+        for name, readers in self._groups.items():
+            group = channels.groups[self._index(name)]
+            needed = np.zeros(group.size, dtype=bool)
+            for reader in readers:
+                needed |= self._units(reader, name, states.get(reader.layer), group.size)
+            needed = self._enough(needed, group.narrowest)
+            if not needed.all():
+                kept[name] = np.flatnonzero(needed).tolist()
+        reads = self._reads(states, kept) if self._gathers else {}
+        widths = Plan.keep(kept, channels.digest, reads)
+        return Plan.keep(kept, channels.digest, reads, self._factors(states, widths))
+
+    def _plain(self, name: str) -> bool:
+        """Whether single units of a group may go, each of which is one input of its readers."""
+        return self._channels.groups[self._index(name)].granularity == 1
+
+    def _index(self, name: str) -> int:
+        return next(k for k, group in enumerate(self._channels.groups) if group.name == name)
+
+    def _units(self, reader: Reader, name: str, state: State | None, size: int) -> NDArray[np.bool_]:
+        """Units of a group that a reader goes on reading."""
+        assert reader.inputs is not None
+        here = self._channels.grouping.group_of[reader.inputs] == self._index(name)
+        read = np.ones(len(here), dtype=bool)
+        if state is not None:
+            read[:] = False
+            read[list(state.kept)] = True
+        units = np.zeros(size, dtype=bool)
+        units[self._channels.grouping.unit_of[reader.inputs[here & read]]] = True
+        return units
+
+    def _enough(self, needed: NDArray[np.bool_], least: int) -> NDArray[np.bool_]:
+        """At least as many as must stay, and a multiple of the alignment."""
+        count = max(int(needed.sum()), least, 1)
+        wanted = min(-(-count // self._align) * self._align if count > self._align else count, len(needed))
+        more = np.flatnonzero(~needed)[: wanted - int(needed.sum())]
+        result = needed.copy()
+        result[more] = True
+        return result
+
+    def _reads(self, states: Mapping[str, State], kept: Mapping[str, list[int]]) -> dict[str, list[int]]:
+        """Layers that read less than what stays."""
+        masks = self._channels.kept_masks(Plan.keep(kept, self._channels.digest))
+        found = {}
+        for layer, state in states.items():
+            labels = self._readers[layer].inputs
+            alive = np.ones(Product(self._channels.graph.get_submodule(layer)).inputs, dtype=bool)
+            if labels is not None:
+                alive = self._channels.kept_labels(labels, masks)
+            read = np.zeros_like(alive)
+            read[list(state.kept)] = True
+            if (alive & ~read).any() and (alive & read).any():
+                found[layer] = np.flatnonzero(alive & read).tolist()
+        return found
+
+    def _factors(self, states: Mapping[str, State], plan: Plan) -> list[Factorization]:
+        """Ranks, where a sequence is still smaller than the layer is after narrowing."""
+        masks = self._channels.kept_masks(plan)
+        reads = dict(plan.reads)
+        found = []
+        for layer, state in states.items():
+            if state.rank is None:
+                continue
+            reader, whole = self._readers[layer], sizes_of(self._channels.graph.get_submodule(layer))
+            inputs, outputs = (
+                whole_count if labels is None else int(self._channels.kept_labels(labels, masks).sum())
+                for labels, whole_count in ((reader.inputs, whole.inputs), (reader.outputs, whole.outputs))
+            )
+            sizes = Sizes(outputs, min(inputs, len(reads.get(layer, range(inputs)))), whole.kernel)
+            rank = min(-(-state.rank // self._align) * self._align if state.rank > self._align else state.rank, whole.outputs)
+            svd = FORMS["svd"]
+            rank = min(rank, svd.full(sizes)[0])
+            if sum(stage.elements(sizes.kernel) for stage in svd.stages(sizes, (rank,))) < sizes.elements:
+                found.append(Factorization(layer, "svd", (rank,)))
+        return found

@@ -1,0 +1,168 @@
+"""Single layers on a target: as they are, with fewer inputs, behind a gather, or as a sequence.
+
+A factorization is a saving in MACs and one layer more; whether it is one in milliseconds is measured: `choices` times every
+layer that a plan factorizes or lets read through a gather, beside the same layer as it would be without, in one session.
+"""
+
+import copy
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import fx, nn
+
+from compressor.errors import BackendError
+from compressor.passes.channels import ChannelGraph, analyze
+from compressor.passes.layer_costs import Layer
+from compressor.passes.products import Conv
+from compressor.passes.realise import realised
+from compressor.passes.trace import trace
+from compressor.plan import Factorization, Plan
+from compressor.runtime.latency import measure
+from compressor.runtime.timing import Protocol
+from compressor.target import Target
+
+logger = logging.getLogger(__name__)
+
+QUICK = Protocol(half_width=0.01, max_samples=300, max_s=2.0)
+
+Once = Callable[[str, Callable[[], dict[str, object]]], dict[str, object]]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to build a layer.
+
+    Attributes:
+        inputs: Channels that come in.
+        outputs: Channels that are made.
+        reads: How many of the inputs it reads, through a gather where that is not all.
+        factorization: Form and ranks; None for the plain layer.
+    """
+
+    inputs: int
+    outputs: int
+    reads: int
+    factorization: tuple[str, tuple[int, ...]] | None = None
+
+    @property
+    def plain(self) -> "Variant":
+        """The same layer without gather and factorization."""
+        return Variant(self.inputs, self.outputs, self.inputs)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was measured of one layer that a plan changes.
+
+    Attributes:
+        layer: Its name.
+        dense_ms: Without factorization and gather, at the widths of the plan.
+        changed_ms: With them.
+        faster: Whether that is faster by more than the noise: the 95 % intervals do not overlap.
+    """
+
+    layer: str
+    dense_ms: float
+    changed_ms: float
+    faster: bool
+
+
+def choices(channels: ChannelGraph, plan: Plan, target: Target, once: Once, seed: int = 0) -> list[Choice]:
+    """Measure what a plan's factorizations and gathers bring, layer by layer; equal layers are measured once.
+
+    Args:
+        channels: The analysis of the network.
+        plan: The plan.
+        target: Where.
+        once: Keeps measurements under a name.
+        seed: Of inputs and order.
+    """
+    found = []
+    for layer, variant in variants_of(channels, plan).items():
+        work = partial(_compared, channels, layer, variant, target, seed)
+        record = once(f"choice {kind_of(channels, layer)} {variant}", work)
+        found.append(Choice(layer, *(cast(Any, record[name]) for name in ("dense_ms", "changed_ms", "faster"))))
+        word = "chosen" if found[-1].faster else "not faster, left dense"
+        logger.info("%s: dense %.4f ms, changed %.4f ms: %s", layer, found[-1].dense_ms, found[-1].changed_ms, word)
+    return found
+
+
+def _compared(channels: ChannelGraph, layer: str, variant: Variant, target: Target, seed: int) -> dict[str, object]:
+    graphs = {"dense": piece(channels, layer, variant.plain), "changed": piece(channels, layer, variant)}
+    try:
+        found = measure(graphs, target, seed, QUICK)
+    except BackendError as error:
+        return {"dense_ms": 0.0, "changed_ms": 0.0, "faster": False, "failure": str(error)}
+    dense, changed = found["dense"], found["changed"]
+    faster = changed.interval_ms[1] < dense.interval_ms[0]
+    return {"dense_ms": dense.median_ms, "changed_ms": changed.median_ms, "faster": faster}
+
+
+def times(
+    channels: ChannelGraph, layer: str, variants: Sequence[Variant], target: Target, once: Once, seed: int = 0
+) -> list[float]:
+    """Milliseconds of some ways to build a layer, measured in one session.
+
+    Raises:
+        BackendError: One of them cannot be built.
+    """
+
+    def work() -> dict[str, object]:
+        graphs = {str(k): piece(channels, layer, variant) for k, variant in enumerate(variants)}
+        found = measure(graphs, target, seed, QUICK)
+        return {"ms": [found[str(k)].median_ms for k in range(len(variants))]}
+
+    named = [list(asdict(variant).values()) for variant in variants]
+    return cast("list[float]", once(f"pieces {kind_of(channels, layer)} {named}", work)["ms"])
+
+
+def variants_of(channels: ChannelGraph, plan: Plan) -> dict[str, Variant]:
+    """How a plan builds the layers that it factorizes or lets read through a gather."""
+    row = channels.widths([channels.structure(plan)])
+    factors = {one.layer: one for one in plan.factors}
+    reads = dict(plan.reads)
+    found = {}
+    for name in dict.fromkeys([*reads, *factors]):
+        blocks, sizes = Layer.of(channels, name).sizes(channels, row)
+        inputs, outputs = blocks * sizes.inputs, blocks * sizes.outputs
+        one = factors.get(name)
+        chosen = (one.form, one.ranks) if one else None
+        found[name] = Variant(inputs, outputs, min(len(reads.get(name, range(inputs))), inputs), chosen)
+    return found
+
+
+def kind_of(channels: ChannelGraph, layer: str) -> str:
+    """What two layers have in common that take equally long at equal widths."""
+    found = Layer.of(channels, layer)
+    module = copy.deepcopy(found.module).to("meta")
+    return f"{module} on {'x'.join(map(str, found.before))}"
+
+
+def piece(channels: ChannelGraph, layer: str, variant: Variant) -> fx.GraphModule:
+    """One layer as a network of its own, with random weights."""
+    found = Layer.of(channels, layer)
+    plain = _resized(found.module, variant)
+    shape = (2, variant.inputs, *found.before) if isinstance(plain, Conv) else (2, *found.before, variant.inputs)
+    graph = trace(nn.Sequential(plain).eval(), (torch.zeros(shape),))
+    factors = [Factorization("0", *variant.factorization)] if variant.factorization else []
+    reads = {"0": range(variant.reads)} if variant.reads < variant.inputs else {}
+    return realised(Plan.keep({}, reads=reads, factors=factors), analyze(graph), weights=True)
+
+
+def _resized(module: nn.Module, variant: Variant) -> nn.Module:
+    """A layer of the same kind with other widths."""
+    bias = cast(object, module.bias) is not None
+    if not isinstance(module, Conv):
+        return nn.Linear(variant.inputs, variant.outputs, bias)
+    depthwise = module.groups > 1 and module.groups == module.in_channels
+    options: dict[str, Any] = {
+        "stride": module.stride, "padding": module.padding, "dilation": module.dilation, "bias": bias,
+        "groups": variant.inputs if depthwise else module.groups, "padding_mode": module.padding_mode,
+    }  # fmt: skip
+    if module.transposed:
+        options["output_padding"] = module.output_padding
+    return cast(nn.Module, type(module)(variant.inputs, variant.outputs, module.kernel_size, **options))

@@ -1,0 +1,240 @@
+"""CC as a method: budgets hold, options do what they say, slow sequences are refused, a killed search goes on."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import compressor
+from compressor import CC, Budget, BudgetError, Compensation, FineTune, Target
+from compressor.errors import DataError
+from compressor.gradients import squared_gradients
+from compressor.methods import Problem
+from compressor.methods.layer_times import LayerTimes
+from compressor.methods.unit_plans import UnitPlans
+from compressor.methods.units import State
+from compressor.passes.calibration import Calibration
+from compressor.passes.losses import rankable
+from compressor.passes.realise import realised
+from compressor.passes.verify import verify_removal
+from compressor.plan import Factorization, Plan
+from compressor.runtime.pieces import Variant, choices, piece, variants_of
+from tests.methods.digits import pairs
+
+SMALL = Compensation(images=200, positions=8)
+
+
+@pytest.fixture(scope="module")
+def problem(net, digits):
+    graph = compressor.trace(net, (torch.zeros(2, 1, 8, 8),))
+    channels = compressor.analyze(graph)
+    full = float(channels.costs_of(channels.full).macs[0])
+    calibration = Calibration.read([(x,) for x, _ in pairs(digits["train"])], graph, 300)
+    return Problem(
+        channels, {"macs": 0.5 * full}, Target("fake", align=1), None, pairs(digits["train"]), 0, pairs(digits["holdout"]),
+        calibration,
+    )  # fmt: skip
+
+
+def share_of(problem, plan):
+    costs = [problem.costs(s)["macs"] for s in (problem.channels.structure(plan), problem.channels.full)]
+    return costs[0] / costs[1]
+
+
+def measured(channels, plan, target):
+    return {choice.layer: choice for choice in choices(channels, plan, target, lambda name, work: work())}
+
+
+@pytest.mark.parametrize(
+    ("units", "information", "allocation", "gathers"),
+    [
+        ("both", "gradient", "exponential", "all"),
+        ("both", "fisher", "curves", "none"),
+        ("both", "fisher", "exponential", "none"),
+        ("channels", "fisher", "curves", "none"),
+        ("channels", "gradient", "curves", "all"),
+        ("ranks", "fisher", "curves", "none"),
+        ("ranks", "gradient", "exponential", "all"),
+    ],
+)
+def test_the_plan_meets_the_budget_closely_and_is_what_is_built(problem, units, information, allocation, gathers):
+    limit = 0.8 if units == "channels" and gathers == "none" else 0.6
+    full = problem.costs(problem.channels.full)["macs"]
+    asked = replace(problem, limits={"macs": limit * full})
+    plan = CC(units, information, allocation, gathers, images=300).plan(asked)
+    assert limit - 0.08 < share_of(problem, plan) <= limit
+    assert bool(plan.reads) <= (gathers == "all" and units != "ranks")
+    assert not plan.factors or units != "channels"
+    built = realised(plan, problem.channels)
+    found = compressor.analyze(built)
+    assert found.costs_of(found.full).macs[0] == problem.costs(problem.channels.structure(plan))["macs"]
+    dense = Plan.keep(dict(plan.kept), plan.model, dict(plan.reads))
+    assert verify_removal(problem.channels, dense, realised(dense, problem.channels)).relative_error < 1e-5
+
+
+def test_squared_gradients_are_those_of_autograd(net, digits):
+    x, y = digits["train"]
+    batches = [(x[:40], y[:40]), (x[40:60], y[40:60])]
+    own = []
+    for inputs, labels in batches:
+        net.zero_grad()
+        F.cross_entropy(net.eval()(inputs), labels).backward()
+        own.append(net.stem.weight.grad.double().clone())
+    net.zero_grad()
+    mean = squared_gradients(net, batches, 60, fisher=False)["stem.weight"]
+    torch.testing.assert_close(mean, ((40 * own[0] + 20 * own[1]) / 60).square(), rtol=1e-4, atol=1e-12)
+    fisher = squared_gradients(net, batches, 60, fisher=True)["stem.weight"]
+    torch.testing.assert_close(fisher, (40 * own[0].square() + 20 * own[1].square()) / 60, rtol=1e-4, atol=1e-12)
+    assert not torch.allclose(squared_gradients(net, batches, 50, fisher=True)["stem.weight"], fisher)
+    with pytest.raises(DataError, match="no labelled images"):
+        squared_gradients(net, [], 10, fisher=True)
+
+
+def test_a_channel_goes_with_its_producer_where_nobody_else_reads_it(problem):
+    channels = problem.channels
+    inner = next(name for name, readers in rankable(channels)[0].items() if [r.layer for r in readers] == ["blocks.0.3"])
+    states = {"blocks.0.3": State((0, 3, 5), None, 0.0, 1)}
+    for gathers in (False, True):
+        plan = UnitPlans(channels, gathers).plan(states)
+        assert dict(plan.kept) == {inner: (0, 3, 5)}
+        assert not plan.reads
+
+
+def test_a_channel_that_others_read_is_left_or_not_gathered(problem):
+    channels = problem.channels
+    states = {"blocks.0.0": State((1, 2), None, 0.0, 1)}
+    assert UnitPlans(channels, gathers=True).plan(states).reads == (("blocks.0.0", (1, 2)),)
+    assert not UnitPlans(channels, gathers=False).plan(states).reads
+    assert not UnitPlans(channels, gathers=False).removable("blocks.0.0").any()
+    assert UnitPlans(channels, gathers=True).removable("blocks.0.0").all()
+    reasons = UnitPlans(channels, gathers=True).layers
+    assert reasons["stem"] == "it is the first layer"
+    assert reasons["fc"] == "it is a linear layer"
+    assert reasons["last"] is None
+
+
+def test_ranks_are_counted_on_what_is_left_of_the_layer(problem):
+    channels = problem.channels
+    whole = tuple(range(16))
+    states = {"blocks.0.3": State(tuple(range(12)), 8, 0.0, 1), "blocks.0.0": State(whole, 14, 0.0, 1)}
+    plan = UnitPlans(channels, gathers=False).plan(states)
+    assert plan.factors == (Factorization("blocks.0.3", "svd", (8,)),)  # 14 of the 12 outputs that are left saves nothing
+    realised(plan, channels)
+    aligned = UnitPlans(channels, gathers=False, align=4).plan({"blocks.0.0": State(whole, 9, 0.0, 1)})
+    assert aligned.factors == (Factorization("blocks.0.0", "svd", (12,)),)
+
+
+def test_a_budget_that_cannot_be_met_says_the_closest(problem):
+    with pytest.raises(BudgetError, match="compressed as far as it can be, this network has macs"):
+        CC(images=100).plan(replace(problem, limits={"macs": 10.0}))
+    with pytest.raises(BudgetError, match="known are both, channels, ranks"):
+        CC("filters")
+    with pytest.raises(BudgetError, match="gamma"):
+        CC(gamma=-1)
+
+
+def test_the_same_plan_with_what_was_kept_of_a_killed_search(problem):
+    kept, asked = {}, []
+
+    def once(name, work):
+        if name not in kept:
+            asked.append(name)
+            if len(asked) == 4:
+                raise KeyboardInterrupt
+            kept[name] = json.loads(json.dumps(work()))
+        return kept[name]
+
+    method = CC(images=300)
+    with pytest.raises(KeyboardInterrupt):
+        method.plan(replace(problem, once=once))
+    done = len(kept)
+    again = method.plan(replace(problem, once=once))
+    assert done == 3
+    assert len(set(asked)) == len(kept)  # nothing was computed twice
+    assert again == method.plan(problem)
+
+
+def test_sequences_that_are_not_faster_on_the_target_are_refused(problem):
+    """On a device that computes 16 channels at a time, ranks below 16 cost what 16 cost."""
+    channels = problem.channels
+    stairs = Target("fake", options={"step": 16, "noise": 0.001})
+    factored = [Factorization("blocks.0.0", "svd", (3,)), Factorization("last", "svd", (17,))]
+    plan = Plan.keep({}, channels.digest, factors=factored)
+    flat = measured(channels, plan, Target("fake", options={"noise": 0.001}))
+    steps = measured(channels, plan, stairs)
+    assert flat["blocks.0.0"].faster
+    assert flat["blocks.0.0"].changed_ms < flat["blocks.0.0"].dense_ms
+    assert flat["last"].faster
+    assert not steps["last"].faster  # 17 ranks cost what 32 cost
+    method = CC(accept=True, images=300)
+    found = method.plan(replace(problem, target=stairs, limits={"macs": 0.8 * 2 * problem.limits["macs"]}))
+    assert all(choice.faster for choice in measured(channels, found, stairs).values())
+
+
+def test_a_latency_budget_is_met_and_no_slower_layer_is_chosen(problem, net, digits, tmp_path):
+    target = Target("fake", options={"noise": 0.001})
+    result = compressor.compress(
+        net, (torch.zeros(2, 1, 8, 8),), train=pairs(digits["train"]), validate=pairs(digits["holdout"]),
+        budget=Budget(latency=0.9), target=target, method=CC(images=300, compensation=SMALL),
+        finetune=FineTune(epochs=0), out=tmp_path / "run",
+    )  # fmt: skip
+    assert result.met
+    assert result.latency_ratio > 0.8
+    assert all(choice.faster for choice in measured(problem.channels, result.plan, target).values())
+
+
+def test_compress_with_ranks_goes_the_whole_way(net, digits, tmp_path):
+    arguments = {
+        "train": pairs(digits["train"]), "validate": pairs(digits["holdout"]), "test": pairs(digits["test"]),
+        "budget": Budget(macs=0.5), "target": Target(threads=1), "method": CC(images=300, compensation=SMALL),
+        "finetune": FineTune(epochs=1), "out": tmp_path / "run",
+    }  # fmt: skip
+    result = compressor.compress(net, (torch.zeros(2, 1, 8, 8),), **arguments)
+    assert result.plan.factors
+    assert result.met
+    assert [step.name for step in result.steps] == ["original", "channels removed", "compensated", "fine-tuned"]
+    assert result.steps[1].macs > result.steps[2].macs
+    assert result.latency_of(result.steps[1]) is None
+    assert sum(p.numel() for p in result.graph.parameters()) == result.steps[-1].params
+    assert "layers factorized (svd)" in result.summary()
+    x = digits["test"][0][:16]
+    with torch.no_grad():
+        expected = result.graph(x)
+        for again in (compressor.load(tmp_path / "run"), compressor.load(tmp_path / "run", net)):
+            torch.testing.assert_close(again(x), expected, atol=1e-5, rtol=1e-4)
+    assert "not measured" in (tmp_path / "run" / "report.html").read_text()
+    resumed = compressor.compress(net, (torch.zeros(2, 1, 8, 8),), **arguments)
+    assert resumed.plan == result.plan
+    assert [s.accuracy for s in resumed.steps] == [s.accuracy for s in result.steps]
+
+
+def test_milliseconds_of_states_are_those_measured(problem):
+    target = Target("fake", options={"noise": 0.001})
+    times = LayerTimes(replace(problem, target=target))
+    path = [
+        State(tuple(range(24)), None, 0.0, 24 * 16 * 9),
+        State(tuple(range(12)), None, 0.0, 12 * 16 * 9),
+        State(tuple(range(24)), 4, 0.0, 928),
+    ]
+    found = times("blocks.0.3", path, 24)
+    expected = [1 + 1e-4 * elements for elements in (24 * 16 * 9, 12 * 16 * 9, 4 * (24 * 9 + 16))]
+    np.testing.assert_allclose(found, expected, rtol=0.01)
+
+
+def test_a_piece_is_the_layer_at_other_widths(problem):
+    channels = problem.channels
+    plan = Plan.keep(
+        {"blocks.0.0": range(20)}, channels.digest, {"blocks.1.0": range(10)}, [Factorization("blocks.0.3", "svd", (5,))]
+    )  # fmt: skip
+    found = variants_of(channels, plan)
+    assert found["blocks.0.3"] == Variant(20, 16, 20, ("svd", (5,)))
+    assert found["blocks.1.0"] == Variant(16, 24, 10)
+    assert found["blocks.1.0"].plain == Variant(16, 24, 16)
+    graph = piece(channels, "blocks.0.3", found["blocks.0.3"])
+    assert graph(torch.zeros(3, 20, 8, 8)).shape == (3, 16, 8, 8)
+    assert sum(p.numel() for p in graph.parameters()) == 5 * (20 * 9 + 16)
+    gathered = piece(channels, "blocks.1.0", found["blocks.1.0"])
+    assert gathered(torch.zeros(3, 16, 8, 8)).shape == (3, 24, 8, 8)
