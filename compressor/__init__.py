@@ -16,7 +16,7 @@ from compressor.budget import Budget
 from compressor.errors import BackendError, BudgetError, CompressorError, DataError, PassError, PlanError, TraceError
 from compressor.fitness import Fitness
 from compressor.measurement import Measurement
-from compressor.methods import AACP, CC, CaP, LeGR, Magnitude
+from compressor.methods import AACP, CC, CaP, Factorize, LeGR, Magnitude
 from compressor.passes.compensation import Compensation
 from compressor.plan import Factorization, Plan, Structure
 from compressor.progress import Progress
@@ -36,6 +36,7 @@ __all__ = [
     "CompressorError",
     "DataError",
     "Factorization",
+    "Factorize",
     "FineTune",
     "Fitness",
     "LeGR",

@@ -98,7 +98,7 @@ def compress(
     macs: Annotated[str | None, typer.Option(help="MACs: fraction (0.5) or absolute (60M).")] = None,
     params: Annotated[str | None, typer.Option(help="Parameters: fraction (0.5) or absolute (400k).")] = None,
     memory: Annotated[str | None, typer.Option(help="Weight memory: fraction (0.5) or absolute (1.5MB).")] = None,
-    method: Annotated[str, typer.Option(help="magnitude, cap, cc, legr or aacp.")] = "magnitude",
+    method: Annotated[str, typer.Option(help="magnitude, cap, cc, factorize, legr or aacp.")] = "magnitude",
     criterion: Annotated[
         str, typer.Option(help="Of magnitude: l1, l2, taylor, batchnorm-scale, geometric-median or random.")
     ] = "l1",
@@ -111,6 +111,10 @@ def compress(
         str, typer.Option(help="Of cap: residual streams are pruned (group), left alone (inside), read in part (gather), or best.")
     ] = "group",
     units: Annotated[str, typer.Option(help="Of cc: channels, ranks (layers become sequences of smaller ones), or both.")] = "both",
+    form: Annotated[
+        str, typer.Option(help="Of factorize: layers become svd, spatial_svd, tucker2, cp or tensor_train sequences.")
+    ] = "svd",
+    ranks: Annotated[str, typer.Option(help="Of factorize: by energy, rate (of a layer's MACs) or vbmf.")] = "energy",
     gathers: Annotated[
         str, typer.Option(help="Of cc: layers that read a part of a stream: none, paying (where measured to be faster) or all.")
     ] = "none",
@@ -187,6 +191,7 @@ def compress(
         "magnitude": {"criterion": criterion, "scope": scope},
         "cap": {"floor": floor, "search": search, "streams": streams},
         "cc": {"units": units, "gathers": gathers},
+        "factorize": {"form": form, "choice": ranks},
         "legr": {**searches, "ranking": ranking},
         "aacp": {**searches, "ranking": "l1" if ranking == "norm" else ranking, "steps": steps},
     }

@@ -6,8 +6,9 @@ layer that a plan factorizes or lets read through a gather, beside the same laye
 
 import copy
 import logging
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -27,6 +28,8 @@ from compressor.target import Target
 
 logger = logging.getLogger(__name__)
 
+_RANKS = 16  # measured per layer
+_SAME = 0.99  # of a latency: less of a difference is noise
 QUICK = Protocol(half_width=0.01, max_samples=300, max_s=2.0)
 
 Once = Callable[[str, Callable[[], dict[str, object]]], dict[str, object]]
@@ -118,6 +121,32 @@ def times(
 
     named = [list(asdict(variant).values()) for variant in variants]
     return cast("list[float]", once(f"pieces {kind_of(channels, layer)} {named}", work)["ms"])
+
+
+def rank_edges(
+    channels: ChannelGraph, layer: str, form: str, full: int, align: int, target: Target, once: Once, seed: int = 0
+) -> list[int]:
+    """Right edges of the staircase of a form's one rank: ranks that no larger one beats, ascending.
+
+    Args:
+        channels: The analysis of the network.
+        layer: Its name.
+        form: A form of one rank.
+        full: The largest rank.
+        align: Ranks that are measured are multiples of this, at most sixteen of them.
+        target: Where.
+        once: Keeps measurements under a name.
+        seed: Of inputs and order.
+    """
+    whole = variants_of(channels, Plan.keep({}, factors=[Factorization(layer, form, (full,))]))[layer]
+    step = -(-full // (_RANKS * align)) * align
+    ranks = sorted({*range(step, full, step), full})
+    try:
+        found = times(channels, layer, [replace(whole, factorization=(form, (r,))) for r in ranks], target, once, seed)
+    except BackendError as error:
+        logger.info("ranks of %s: multiples of the target's align (%s)", layer, error)
+        return ranks
+    return [rank for k, rank in enumerate(ranks) if found[k] < _SAME * min(found[k + 1 :], default=math.inf)]
 
 
 def variants_of(channels: ChannelGraph, plan: Plan) -> dict[str, Variant]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import compressor
-from compressor import AACP, CC, Budget, CaP, Compensation, FineTune, Fitness, LeGR, Magnitude, Target
+from compressor import AACP, CC, Budget, CaP, Compensation, Factorize, FineTune, Fitness, LeGR, Magnitude, Target
 from compressor.methods import METHODS
 from compressor.runtime import BACKENDS
 from tests.methods.conftest import digits, net  # noqa: F401 - fixtures
@@ -16,6 +16,7 @@ CASES = {
     "magnitude": Magnitude(compensation=SMALL),
     "cap": CaP(compensation=SMALL, probes=64, engines=6),
     "cc": CC(images=200, compensation=SMALL),
+    "factorize": Factorize("spatial_svd", compensation=SMALL),
     "legr": LeGR(6, QUICK, population=4, samples=2, engines=6, leaders=3, compensation=SMALL),
     "aacp": AACP(6, QUICK, steps="align", population=4, engines=6, leaders=3, compensation=SMALL),
 }

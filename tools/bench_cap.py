@@ -63,7 +63,7 @@ class Bench:
             model = load_callable(args.model)()
             mean, std = (tuple(float(v) for v in text.split(",")) for text in (args.mean, args.std))
             self.images = load_images(args.images, 50, mean, std)
-            self.test = _by_index(Path(args.test), args.offset, mean, std)
+            self.test = by_index(Path(args.test), args.offset, mean, std)
             self.holdout = self.images
         else:
             model = getattr(cifar_resnet, args.network)()
@@ -236,7 +236,7 @@ def partial(args: argparse.Namespace) -> bool:
     return bool(args.only or args.whole or args.floors or args.latencies)
 
 
-def _by_index(folder: Path, offset: int, mean, std) -> Images:
+def by_index(folder: Path, offset: int, mean, std) -> Images:
     parts = [
         (int(path.name.split("_")[0]) + offset, load_images(str(path), 50, mean, std))
         for path in sorted(folder.iterdir())

@@ -88,6 +88,9 @@ class Form(Protocol):
     def stages(self, sizes: Sizes, ranks: Sequence[int]) -> list[StageSizes]:
         """Its stages."""
 
+    def unfoldings(self, weight: Array) -> list[Array]:
+        """For every rank the matrix whose rank it bounds; none where a rank is not that of a matrix."""
+
     def factorize(self, weight: Array, ranks: Sequence[int]) -> list[Stage]:
         """The best stages found for a weight (outputs, inputs, *kernel)."""
 

@@ -35,6 +35,11 @@ class CP:
         own = [StageSizes(ranks[0], ranks[0], (axis,), depthwise=True) for axis in range(len(sizes.kernel))]
         return [StageSizes(ranks[0], sizes.inputs), *own, StageSizes(sizes.outputs, ranks[0])]
 
+    def unfoldings(self, weight: Array) -> list[Array]:
+        """None: how many terms a tensor needs is not the rank of a matrix."""
+        del weight
+        return []
+
     def factorize(self, weight: Array, ranks: Sequence[int]) -> list[Stage]:
         """Alternating least squares; the terms of a full rank are written down."""
         outputs, inputs, *kernel = weight.shape

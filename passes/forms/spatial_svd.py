@@ -31,11 +31,16 @@ class SpatialSVD:
         others = tuple(range(1, len(sizes.kernel)))
         return [StageSizes(ranks[0], sizes.inputs, (0,)), StageSizes(sizes.outputs, ranks[0], others)]
 
+    def unfoldings(self, weight: Array) -> list[Array]:
+        """(inputs * k, outputs * k)."""
+        outputs, inputs, height, *_ = weight.shape
+        return [np.moveaxis(weight.reshape(outputs, inputs, height, -1), 0, 2).reshape(inputs * height, -1)]
+
     def factorize(self, weight: Array, ranks: Sequence[int]) -> list[Stage]:
         """The best approximation of this rank."""
         outputs, inputs, height, *rest = weight.shape
         first, last = self.stages(Sizes(outputs, inputs, (height, *rest)), ranks)
-        matrix = np.moveaxis(weight.reshape(outputs, inputs, height, -1), 0, 2).reshape(inputs * height, -1)
+        (matrix,) = self.unfoldings(weight)
         left, right = split(matrix, ranks[0])  # (inputs * height, r), (r, outputs * rest)
         down = left.T.reshape(-1, inputs, height, *[1] * len(rest))
         up = np.moveaxis(right.reshape(-1, outputs, 1, *rest), 1, 0)

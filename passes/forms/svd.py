@@ -24,6 +24,10 @@ class SVD:
         axes = tuple(range(len(sizes.kernel)))
         return [StageSizes(ranks[0], sizes.inputs, axes), StageSizes(sizes.outputs, ranks[0])]
 
+    def unfoldings(self, weight: Array) -> list[Array]:
+        """(outputs, inputs * kernel)."""
+        return [weight.reshape(len(weight), -1)]
+
     def factorize(self, weight: Array, ranks: Sequence[int]) -> list[Stage]:
         """The best approximation of this rank (Eckart and Young, 1936)."""
         outputs, inputs, *kernel = weight.shape

@@ -32,6 +32,11 @@ class TensorTrain:
         middle = [StageSizes(ranks[axis + 1], ranks[axis], (axis,)) for axis in range(len(sizes.kernel))]
         return [StageSizes(ranks[0], sizes.inputs), *middle, StageSizes(sizes.outputs, ranks[-1])]
 
+    def unfoldings(self, weight: Array) -> list[Array]:
+        """The train cut behind every side."""
+        train = np.moveaxis(weight, 0, -1)
+        return [train.reshape(math.prod(train.shape[:cut]), -1) for cut in range(1, train.ndim)]
+
     def factorize(self, weight: Array, ranks: Sequence[int]) -> list[Stage]:
         """TT-SVD; ranks that the cuts before them do not allow are filled with zeros."""
         from tensorly.decomposition import tensor_train

@@ -31,6 +31,10 @@ class Tucker2:
         axes = tuple(range(len(sizes.kernel)))
         return [StageSizes(ranks[0], sizes.inputs), StageSizes(ranks[1], ranks[0], axes), StageSizes(sizes.outputs, ranks[1])]
 
+    def unfoldings(self, weight: Array) -> list[Array]:
+        """Along inputs and along outputs."""
+        return [np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1) for axis in (1, 0)]
+
     def factorize(self, weight: Array, ranks: Sequence[int]) -> list[Stage]:
         """Higher-order orthogonal iteration from the truncated HOSVD."""
         from tensorly.decomposition import partial_tucker

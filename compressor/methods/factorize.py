@@ -1,0 +1,166 @@
+"""`Factorize`: layers become sequences in one form, nothing else: the plain baseline of factorization.
+
+All layers are compressed equally hard, by one number that is bisected until the budget is met: the share of energy that
+is kept, the share of its MACs that a layer may cost, or how far ranks go from the full ones towards those of variational Bayes
+(`rank_choice.py`). A layer whose sequence would cost more stays as it is; the first and the linear layers are left alone.
+"""
+
+from dataclasses import asdict, dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from compressor.errors import BudgetError
+from compressor.methods.base import Problem
+from compressor.methods.paths import AIM
+from compressor.methods.unit_plans import UnitPlans
+from compressor.passes.compensation import Compensation
+from compressor.passes.factorize_conv import blocks_of, factorizable, sizes_of
+from compressor.passes.forms import FORMS, Sizes
+from compressor.passes.rank_choice import by_energy, by_rate, by_vbmf
+from compressor.plan import Factorization, Plan
+from compressor.runtime.pieces import choices, rank_edges
+
+_STEPS = 12
+_ENGINES = 7
+
+
+@dataclass(frozen=True)
+class Factorize:
+    """Factorize layers in one form.
+
+    Attributes:
+        form: `svd`, `spatial_svd`, `tucker2`, `cp` or `tensor_train`.
+        choice: Of ranks: `rate`, `energy`, `vbmf`, or `fixed`.
+        rank: Where the choice is `fixed`: this one, or less where a layer has no such rank.
+        steps: Ranks are multiples of the target's `align`, or right edges of each layer's measured `staircase` (forms of
+            one rank).
+        accept: Whether layers have to be faster on the target to stay factorized; `None`: where the budget is a latency.
+        compensation: How the network is repaired, with the truncation that loses least of the output; None for not at all.
+
+    Raises:
+        BudgetError: A setting is none of these.
+    """
+
+    form: str = "svd"
+    choice: Literal["rate", "energy", "vbmf", "fixed"] = "energy"
+    rank: int | None = None
+    steps: Literal["align", "staircase"] = "align"
+    accept: bool | None = None
+    compensation: Compensation | None = field(default_factory=Compensation)
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        for name, known in (
+            ("form", tuple(FORMS)), ("choice", ("rate", "energy", "vbmf", "fixed")), ("steps", ("align", "staircase")),
+        ):  # fmt: skip
+            if getattr(self, name) not in known:
+                raise BudgetError(f"Factorize({name}={getattr(self, name)!r}): known are {', '.join(known)}")
+        if (self.rank is None) == (self.choice == "fixed") or (self.rank is not None and self.rank < 1):
+            raise BudgetError(f"Factorize(choice={self.choice!r}, rank={self.rank}): a positive rank goes with choice='fixed'")
+        if self.form == "cp" and self.choice in ("energy", "vbmf"):
+            raise BudgetError("Factorize: the number of terms of `cp` is not the rank of a matrix: choice='rate' or 'fixed'")
+
+    @property
+    def name(self) -> str:
+        """As the command knows it."""
+        return "factorize"
+
+    def to_dict(self) -> dict[str, object]:
+        """The settings as plain data."""
+        return {"name": self.name, **asdict(self)}
+
+    def plan(self, problem: Problem) -> Plan:
+        """Decide which layers become sequences, and their ranks.
+
+        Raises:
+            BudgetError: The budget cannot be met; the closest that can is said.
+        """
+        ranks = _Ranks(problem, self)
+        refused: set[str] = set()
+        while True:
+            plan = self._within(problem, ranks, refused)
+            if not ("latency" in problem.limits if self.accept is None else self.accept):
+                return plan
+            found = choices(problem.channels, plan, problem.target, problem.once, problem.seed)
+            slow = {choice.layer for choice in found if not choice.faster}
+            if not slow:
+                return plan
+            problem.progress.stage(f"not faster as a sequence, left plain: {', '.join(sorted(slow))}")
+            refused |= slow
+
+    def _within(self, problem: Problem, ranks: "_Ranks", refused: set[str]) -> Plan:
+        """The plan nearest to the whole network that meets the budget."""
+
+        def good(plan: Plan) -> bool:
+            costs = problem.costs(problem.channels.structure(plan))
+            limits = {name: limit for name, limit in problem.limits.items() if name != "latency"}
+            if any(costs[name] > limit for name, limit in limits.items()):
+                return False
+            return "latency" not in problem.limits or problem.measure(plan).ratio <= AIM * problem.limits["latency"]
+
+        low, high, best = 0.0, 1.0, ranks.plan(1.0, refused)
+        if not good(best):
+            costs = problem.costs(problem.channels.structure(best))
+            said = ", ".join(f"{name} {costs[name]:,.0f}" for name in problem.limits if name in costs) or "a latency above it"
+            raise BudgetError(f"the budget cannot be met by factorization alone: as far as it goes, this network has {said}")
+        if self.choice == "fixed":
+            return best
+        for _ in range(_ENGINES if "latency" in problem.limits else _STEPS):
+            middle = 0.5 * (low + high)
+            plan = ranks.plan(middle, refused)
+            low, high, best = (low, middle, plan) if good(plan) else (middle, high, best)
+        return best
+
+
+class _Ranks:
+    """Ranks of all layers at a level from 0 (full) to 1 (as low as the choice goes)."""
+
+    def __init__(self, problem: Problem, method: Factorize) -> None:
+        self._problem, self._method, self._form = problem, method, FORMS[method.form]
+        graph = problem.channels.graph
+        reasons = UnitPlans(problem.channels, gathers=False).layers
+        able = factorizable(graph, self._form)
+        self._layers: dict[str, tuple[Sizes, list[np.ndarray]]] = {}
+        for name, reason in reasons.items():
+            grouped = reason == "it is a grouped convolution"
+            if (reason is None or grouped) and able.get(name, "") is None:
+                layer = graph.get_submodule(name)
+                self._layers[name] = sizes_of(layer), list(blocks_of(layer))
+        if not self._layers:
+            raise BudgetError(f"no layer of this network can be factorized as {method.form}")
+        need = method.choice == "vbmf"
+        self._vbmf = {name: by_vbmf(self._form, blocks) for name, (_, blocks) in self._layers.items()} if need else {}
+
+    def plan(self, level: float, refused: set[str]) -> Plan:
+        """The plan at a level, without some layers."""
+        factors = []
+        for name, (sizes, _) in self._layers.items():
+            ranks = None if name in refused else self._of(name, level)
+            if ranks is not None:
+                ranks = self._stepped(name, sizes, ranks)
+                if sum(stage.elements(sizes.kernel) for stage in self._form.stages(sizes, ranks)) < sizes.elements:
+                    factors.append(Factorization(name, self._form.name, ranks))
+        return Plan.keep({}, self._problem.channels.digest, factors=factors)
+
+    def _of(self, name: str, level: float) -> tuple[int, ...] | None:
+        sizes, blocks = self._layers[name]
+        full = self._form.full(sizes)
+        match self._method.choice:
+            case "fixed":
+                return tuple(min(self._method.rank or 1, most) for most in full)
+            case "energy":
+                return by_energy(self._form, blocks, 1.0 - level)
+            case "vbmf":
+                least = self._vbmf[name] or full
+                return tuple(round(most - level * (most - low)) for most, low in zip(full, least, strict=True))
+        return by_rate(self._form, sizes, 1.0 - level) or (1,) * len(full)
+
+    def _stepped(self, name: str, sizes: Sizes, ranks: tuple[int, ...]) -> tuple[int, ...]:
+        """Rounded up to the steps of the target."""
+        full, align = self._form.full(sizes), self._problem.target.align
+        if self._method.steps == "staircase" and len(full) == 1:
+            problem = self._problem
+            edges = rank_edges(problem.channels, name, self._form.name, full[0], align, problem.target, problem.once, problem.seed)
+            return (next((edge for edge in edges if edge >= ranks[0]), full[0]),)
+        return tuple(min(-(-rank // align) * align, most) if rank > align else rank for rank, most in zip(ranks, full, strict=True))

@@ -1,0 +1,84 @@
+"""`Factorize`: one form for all layers, within a budget."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import compressor
+from compressor import BudgetError, Factorize, Target
+from compressor.passes.forms import FORMS
+from compressor.passes.realise import realised
+from compressor.runtime.pieces import rank_edges
+from tests.methods.test_cc import measured, problem, share_of  # noqa: F401 - a fixture
+
+
+def limited(problem, share):  # noqa: F811
+    return replace(problem, limits={"macs": share * problem.costs(problem.channels.full)["macs"]})
+
+
+CASES = [(form, choice) for form in FORMS for choice in ("rate", "energy", "vbmf") if form != "cp" or choice == "rate"]
+
+
+@pytest.mark.parametrize(("form", "choice"), CASES)
+def test_the_budget_is_met_by_factorization_alone(problem, form, choice):  # noqa: F811
+    plan = Factorize(form, choice).plan(limited(problem, 0.7))
+    assert {one.form for one in plan.factors} == {form}
+    assert not plan.kept
+    assert 0.55 < share_of(problem, plan) <= 0.7
+    found = compressor.analyze(realised(plan, problem.channels))
+    assert found.costs_of(found.full).macs[0] == problem.costs(problem.channels.structure(plan))["macs"]
+
+
+def test_a_looser_budget_leaves_more_of_the_energy(problem):  # noqa: F811
+    x = torch.randn(16, 1, 8, 8)
+    errors = []
+    with torch.no_grad():
+        expected = problem.channels.graph(x)
+        for share in (0.9, 0.7, 0.5):
+            built = realised(Factorize("svd").plan(limited(problem, share)), problem.channels)
+            errors.append(float((built(x) - expected).norm() / expected.norm()))
+    assert errors == sorted(errors)
+    assert errors[-1] > errors[0] > 0
+
+
+def test_a_fixed_rank_is_taken_where_it_saves_something(problem):  # noqa: F811
+    plan = Factorize("svd", "fixed", 4).plan(limited(problem, 0.9))
+    assert {one.ranks for one in plan.factors} == {(4,)}
+    assert "blocks.0.0" in {one.layer for one in plan.factors}
+    with pytest.raises(BudgetError, match="by factorization alone: as far as it goes, this network has macs"):
+        Factorize("svd", "fixed", 10).plan(limited(problem, 0.1))
+
+
+def test_settings_that_do_not_go_together_are_refused():
+    for given, message in (
+        ({"form": "qr"}, "known are svd, spatial_svd"),
+        ({"choice": "fixed"}, "a positive rank goes with"),
+        ({"rank": 3}, "a positive rank goes with"),
+        ({"form": "cp"}, "not the rank of a matrix"),
+        ({"steps": "eighths"}, "known are align, staircase"),
+    ):
+        with pytest.raises(BudgetError, match=message):
+            Factorize(**given)
+
+
+def test_ranks_on_a_staircase_are_its_right_edges(problem):  # noqa: F811
+    stairs = Target("fake", options={"step": 8, "noise": 0.001})
+    asked = replace(limited(problem, 0.8), target=stairs)
+    assert rank_edges(problem.channels, "last", "svd", 32, 1, stairs, lambda name, work: work()) == [8, 16, 24, 32]
+    plan = Factorize("svd", "rate", steps="staircase", accept=False).plan(asked)
+    assert plan.factors
+    assert all(one.ranks[0] % 8 == 0 for one in plan.factors)
+    free = Factorize("svd", "rate", accept=False).plan(asked)
+    assert any(one.ranks[0] % 8 for one in free.factors)
+
+
+def test_only_what_is_faster_stays_factorized(problem):  # noqa: F811
+    stairs = Target("fake", options={"step": 16, "noise": 0.001})
+    plan = Factorize("spatial_svd", "rate", accept=True).plan(replace(limited(problem, 0.95), target=stairs))
+    found = measured(problem.channels, plan, stairs)
+    assert found
+    assert all(choice.faster for choice in found.values())
+    ratios = [choice.changed_ms / choice.dense_ms for choice in found.values()]
+    assert np.max(ratios) < 1

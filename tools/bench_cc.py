@@ -1,0 +1,264 @@
+"""CC, its halves and its options at equal MACs: accuracy before and after a short fine-tune, MACs, parameters, measured latency.
+
+    python tools/bench_cc.py --data DIR --weights resnet56_cifar10.safetensors
+
+DIR is the official binary version of CIFAR-10. Gradients are those of at most `--gradient-images` training images without
+augmentation, statistics those of 2,000; batch norms are recalibrated in every row that is not compensated. `top1` is that of
+the test images, before any training and after the same fine-tune; latency is measured, whole engines, original and
+result in one session. `seconds` are those of the decision, the gradient pass and the scores among them.
+
+    python tools/bench_cc.py --network mobilenetv2 --model FILE.py:CALLABLE --images FOLDER --test FOLDER --offset 1 \
+        --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5
+
+is another network on folders of images, one per class, named `NUMBER_...`. `--scores` times CC's scores on torchvision's ResNet-50
+with random weights and synthetic gradients instead.
+
+Killed, the same command goes on: scores and finished parts lie in `--work`, rows in `tools/results/cc-NETWORK.json`.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+import bench_cap
+import cifar_resnet
+
+import compressor
+from compressor.console import ConsoleProgress
+from compressor.data import load_data, load_images, unaugmented
+from compressor.evaluate import evaluate, recalibrate
+from compressor.loading import load_callable
+from compressor.methods import CC, Factorize, Problem
+from compressor.methods.unit_plans import UnitPlans
+from compressor.methods.units import Layer, removal_path
+from compressor.passes.calibration import Calibration
+from compressor.passes.compensate import Compensate
+from compressor.passes.compensation import Compensation
+from compressor.passes.factorize_conv import FactorizeConv
+from compressor.passes.products import take_state
+from compressor.passes.remove_channels import RemoveChannels
+from compressor.passes.trace import quiet_deepcopy
+from compressor.plan import Plan
+from compressor.runtime.latency import measure
+from compressor.store import load_tensors, load_weights, read_json, save_tensors, write_bytes, write_json
+from compressor.train import FineTune
+from compressor.train import train as fine_tune
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is compared: a method, and how its network is repaired before any training."""
+
+    method: Callable[[], CC | Factorize]
+    compensation: Compensation | None = None
+
+
+PUBLISHED = CC.published()
+OWN = replace(CC(), compensation=None)
+CLOSED = Compensation()
+ROWS = {
+    "SVD only": Row(lambda: Factorize("svd", "energy", compensation=None)),
+    "Tucker-2 only": Row(lambda: Factorize("tucker2", "energy", compensation=None)),
+    "spatial SVD only": Row(lambda: Factorize("spatial_svd", "energy", compensation=None)),
+    "CC as published": Row(lambda: PUBLISHED),
+    "published, producers narrowed, no gathers": Row(lambda: replace(PUBLISHED, gathers="none")),
+    "published, Fisher": Row(lambda: replace(PUBLISHED, information="fisher")),
+    "published, allocation by curves": Row(lambda: replace(PUBLISHED, allocation="curves")),
+    "CC, all three": Row(lambda: OWN),
+    "channels only": Row(lambda: replace(OWN, units="channels", gathers="all")),
+    "ranks only": Row(lambda: replace(OWN, units="ranks")),
+    "CC, compensated": Row(lambda: OWN, CLOSED),
+    "CC as published, compensated": Row(lambda: PUBLISHED, CLOSED),
+    "channels only, compensated": Row(lambda: replace(OWN, units="channels", gathers="all"), CLOSED),
+    "ranks only, compensated": Row(lambda: replace(OWN, units="ranks"), CLOSED),
+    "SVD only, compensated": Row(lambda: Factorize("svd", "energy", compensation=None), CLOSED),
+    "spatial SVD only, compensated": Row(lambda: Factorize("spatial_svd", "energy", compensation=None), CLOSED),
+}
+
+
+class Bench:
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        if args.model:
+            model = load_callable(args.model)()
+            mean, std = (tuple(float(v) for v in text.split(",")) for text in (args.mean, args.std))
+            images = load_images(args.images, 50, mean, std)
+            self.test = bench_cap.by_index(Path(args.test), args.offset, mean, std)
+            shape = (1, *images.images.shape[1:])
+        else:
+            model = getattr(cifar_resnet, args.network)()
+            load_weights(model, Path(args.weights))
+            data = load_data(f"cifar10:{args.data}", 250)
+            images, self.test, shape = data.plain, data.test, (1, 3, 32, 32)
+        self.graph = compressor.trace(model.eval(), (torch.zeros(shape),))
+        self.channels = compressor.analyze(self.graph)
+        self.calibration = Calibration.read(images, self.graph, args.calibrate)
+        if args.model:  # no labels: the original's own
+            self.train = [(x, self.graph(x).argmax(1)) for (x,) in self.calibration.batches]
+        else:
+            self.train = load_data(f"cifar10:{args.data}", 128, args.train_images).train
+        self.full = self.costs(self.channels.full)
+        self.results = args.results / f"cc-{args.network}.json"
+        self.work = args.work / args.network
+        self.work.mkdir(parents=True, exist_ok=True)
+
+    def costs(self, structure) -> tuple[float, float]:
+        found = self.channels.costs_of(structure)
+        return float(found.macs[0]), float(found.params[0])
+
+    def rows(self) -> list[dict]:
+        return json.loads(self.results.read_text()) if self.results.exists() else []
+
+    def once(self, name: str, work: Callable[[], dict]) -> dict:
+        # scores depend on network and data alone: all rows share them
+        file = self.work / ("".join(c if c.isalnum() else "-" for c in name) + ".json")
+        if not file.exists():
+            begun = time.monotonic()
+            write_json(file, {**work(), "took_s": time.monotonic() - begun})
+        found = read_json(file)
+        self.spent += found["took_s"]
+        return found
+
+    def plan(self, method: CC | Factorize, ratio: float) -> Plan:
+        limits = {"macs": ratio * self.full[0]}
+        problem = Problem(
+            self.channels, limits, compressor.Target(), _refuse, unaugmented(self.train), 0, calibration=self.calibration,
+            progress=ConsoleProgress(), once=self.once,
+        )  # fmt: skip
+        return method.plan(problem)
+
+    def run(self, name: str, row: Row, ratio: float) -> None:
+        if (name, ratio, self.args.epochs) in {key_of(own) for own in self.rows()}:
+            return
+        print(f"\n== {name}, {ratio:g} of the MACs", flush=True)
+        self.spent = 0.0
+        begun = time.monotonic()
+        method = row.method()
+        if isinstance(method, CC):
+            method = replace(method, images=self.args.gradient_images)
+        plan = self.plan(method, ratio)
+        seconds = time.monotonic() - begun + self.spent
+        graph = RemoveChannels(plan, self.channels)(self.graph).graph.eval()
+        if row.compensation is not None:
+            settings = replace(row.compensation, images=self.args.calibrate)
+            graph = Compensate(self.channels, plan, self.calibration, settings).run(graph).graph
+        graph = FactorizeConv(plan.factors)(graph).graph.eval()
+        if row.compensation is None:
+            pairs = [(batch[0], batch[0]) for batch in self.calibration.batches]
+            recalibrate(graph, pairs, len(pairs))
+        top1 = evaluate(graph, self.test).percent
+        print(f"   {top1:.2f} % before training", flush=True)
+        tuned = self.tuned(graph, f"{name} {ratio:g} {self.args.epochs}")
+        found = measure({"original": self.graph, "compressed": graph}, compressor.Target())
+        macs, params = self.costs(self.channels.structure(plan))
+        options = {
+            **method.to_dict(), "compensation": row.compensation is not None, "asked": ratio, "epochs": self.args.epochs,
+            "gathers_made": len(plan.reads), "layers_factorized": len(plan.factors), "gradient_images": self.args.gradient_images,
+        }  # fmt: skip
+        result = {
+            "network": self.args.network, "method": name, "options": options, "macs_ratio": round(macs / self.full[0], 4),
+            "params_ratio": round(params / self.full[1], 4),
+            "latency_ratio": round(found["compressed"].ratio_to(found["original"]), 4),
+            "target": {k: str(v) for k, v in found["original"].target.items()}, "top1": round(top1, 2),
+            "top1_finetuned": round(evaluate(tuned, self.test).percent, 2) if tuned else None, "seconds": round(seconds, 1),
+        }  # fmt: skip
+        print(line(result), flush=True)
+        write_bytes(self.results, (json.dumps([*self.rows(), result], indent=1) + "\n").encode())
+
+    def tuned(self, graph, name: str):
+        if not self.args.epochs or self.args.model:
+            return None
+        result = quiet_deepcopy(graph)
+        slug = "".join(c if c.isalnum() else "-" for c in name.lower())
+        file = self.work / f"{slug}.safetensors"
+        if file.exists():
+            take_state(result, load_tensors(file))
+            return result
+        settings = FineTune(epochs=self.args.epochs, distillation=0.0)
+        checkpoint = self.work / f"{slug}-checkpoint.safetensors"
+        fine_tune(result, self.train, settings, checkpoint=checkpoint)
+        save_tensors(file, result.state_dict())
+        checkpoint.unlink(missing_ok=True)
+        return result
+
+
+def scores() -> None:
+    """CC's scores of every layer of a ResNet-50, random weights, gradients drawn from a normal distribution."""
+    import torchvision_ops
+
+    torchvision_ops.declare()
+    import torchvision
+
+    torch.manual_seed(0)
+    graph = compressor.trace(torchvision.models.resnet50().eval(), (torch.zeros(1, 3, 224, 224),))
+    plans = UnitPlans(compressor.analyze(graph), gathers=True)
+    begun = time.monotonic()
+    for name, reason in plans.layers.items():
+        if reason is None:
+            weight = graph.get_submodule(name).weight.detach().double()
+            own = [t.reshape(*t.shape[:2], -1).numpy() for t in (weight, torch.randn_like(weight).square())]
+            path = removal_path(Layer(*own, plans.removable(name), True))
+            print(f"{name}: {len(path)} states, {time.monotonic() - begun:.0f} s", flush=True)
+    print(f"ResNet-50: scores of {sum(r is None for r in plans.layers.values())} layers in {time.monotonic() - begun:.0f} s")
+
+
+def _refuse(plan: Plan):
+    raise AssertionError("a budget in MACs measures nothing")
+
+
+def key_of(row: dict) -> tuple:
+    return row["method"], row["options"]["asked"], row["options"]["epochs"]
+
+
+def line(row: dict) -> str:
+    tuned = "" if row["top1_finetuned"] is None else f"{row['top1_finetuned']:.2f}"
+    costs = f"{row['macs_ratio']:.3f} | {row['params_ratio']:.3f} | {row['latency_ratio']:.3f}"
+    return f"| {row['method']} | {costs} | {row['top1']:.2f} | {tuned} | {row['seconds']:.0f} s |"
+
+
+def table(rows: list[dict]) -> str:
+    head = ["| method | MACs | parameters | latency | top-1 % | after fine-tune % | decision |", "|" + "---|" * 7]
+    return "\n".join([*head, *map(line, sorted(rows, key=lambda row: (-row["options"]["asked"], row["top1"])))])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", default="resnet56")
+    parser.add_argument("--data", help="folder of the official binary version of CIFAR-10")
+    parser.add_argument("--weights", help=".safetensors of resnet56 or resnet20")
+    parser.add_argument("--model", help="another network: file.py:callable")
+    parser.add_argument("--images", help="its images for gradients (labelled by itself) and statistics")
+    parser.add_argument("--test", help="its test images, one folder per class")
+    parser.add_argument("--offset", type=int, default=0, help="of the network's outputs to the numbers of these folders")
+    parser.add_argument("--mean", default="0.485,0.456,0.406")
+    parser.add_argument("--std", default="0.229,0.224,0.225")
+    parser.add_argument("--ratios", default="0.7,0.5,0.35", help="shares of the MACs that stay")
+    parser.add_argument("--calibrate", type=int, default=2000, help="images for statistics")
+    parser.add_argument("--gradient-images", type=int, default=10_000)
+    parser.add_argument("--epochs", type=int, default=1, help="of the fine-tune; 0 for none")
+    parser.add_argument("--train-images", type=int, default=10_000)
+    parser.add_argument("--only", default="", help="names of rows, joined by semicolons")
+    parser.add_argument("--scores", action="store_true", help="time the scores of a ResNet-50 instead")
+    parser.add_argument("--work", type=Path, default=Path("runs/bench_cc"), help="scores and finished parts")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    args = parser.parse_args()
+    if args.scores:
+        scores()
+        return
+    bench = Bench(args)
+    for ratio in (float(text) for text in args.ratios.split(",")):
+        for name, row in ROWS.items():
+            if not args.only or name in args.only.split(";"):
+                bench.run(name, row, ratio)
+    print(table(bench.rows()))
+
+
+if __name__ == "__main__":
+    main()
