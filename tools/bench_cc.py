@@ -104,6 +104,7 @@ class Bench:
             self.train = [(x, self.graph(x).argmax(1)) for (x,) in self.calibration.batches]
         else:
             self.train = load_data(f"cifar10:{args.data}", 128, args.train_images).train
+        self.target = compressor.Target(align=args.align)
         self.full = self.costs(self.channels.full)
         self.results = args.results / f"cc-{args.network}.json"
         self.work = args.work / args.network
@@ -129,7 +130,7 @@ class Bench:
     def plan(self, method: CC | Factorize, ratio: float) -> Plan:
         limits = {"macs": ratio * self.full[0]}
         problem = Problem(
-            self.channels, limits, compressor.Target(), _refuse, unaugmented(self.train), 0, calibration=self.calibration,
+            self.channels, limits, self.target, _refuse, unaugmented(self.train), 0, calibration=self.calibration,
             progress=ConsoleProgress(), once=self.once,
         )  # fmt: skip
         return method.plan(problem)
@@ -156,10 +157,10 @@ class Bench:
         top1 = evaluate(graph, self.test).percent
         print(f"   {top1:.2f} % before training", flush=True)
         tuned = self.tuned(graph, f"{name} {ratio:g} {self.args.epochs}")
-        found = measure({"original": self.graph, "compressed": graph}, compressor.Target())
+        found = measure({"original": self.graph, "compressed": graph}, self.target)
         macs, params = self.costs(self.channels.structure(plan))
         options = {
-            **method.to_dict(), "compensation": row.compensation is not None, "asked": ratio, "epochs": self.args.epochs,
+            **method.to_dict(), "compensation": row.compensation is not None, "asked": ratio, "epochs": self.args.epochs, "align": self.args.align,
             "gathers_made": len(plan.reads), "layers_factorized": len(plan.factors), "gradient_images": self.args.gradient_images,
         }  # fmt: skip
         result = {
@@ -242,6 +243,7 @@ def main() -> None:
     parser.add_argument("--ratios", default="0.7,0.5,0.35", help="shares of the MACs that stay")
     parser.add_argument("--calibrate", type=int, default=2000, help="images for statistics")
     parser.add_argument("--gradient-images", type=int, default=10_000)
+    parser.add_argument("--align", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=1, help="of the fine-tune; 0 for none")
     parser.add_argument("--train-images", type=int, default=10_000)
     parser.add_argument("--only", default="", help="names of rows, joined by semicolons")
