@@ -114,9 +114,10 @@ class ChannelGraph:
         found = self.costs(row)
         if not structure.reads and not structure.ranks:
             return found
-        more = added(self, structure, row)
-        more_bytes = more.elements * 4 + 8 * sum(count for _, count in structure.reads)  # the gather's index is stored
-        return Costs(found.macs + more.macs, found.params + more.elements, found.memory_bytes + more_bytes)
+        more = added(self, structure, row).values()
+        macs, elements = sum(one.macs for one in more), sum(one.elements for one in more)
+        more_bytes = elements * 4 + 8 * sum(count for _, count in structure.reads)  # the gather's index is stored
+        return Costs(found.macs + macs, found.params + elements, found.memory_bytes + more_bytes)
 
     def nearest(self, wanted: Mapping[str, float]) -> Structure:
         """The legal structure nearest to wanted widths.

@@ -115,8 +115,8 @@ class Layer:
         return math.prod(n if axis in done else m for axis, (m, n) in enumerate(zip(self.before, self.after, strict=True)))
 
 
-def added(channels: "ChannelGraph", structure: Structure, row: NDArray[np.int64]) -> LayerCosts:
-    """What the reads and ranks of a structure cost more (less, as a rule) than its widths alone.
+def added(channels: "ChannelGraph", structure: Structure, row: NDArray[np.int64]) -> dict[str, LayerCosts]:
+    """What the reads and ranks of a structure cost more (less, as a rule) than its widths alone, by layer.
 
     Args:
         channels: The analysis of the network.
@@ -128,7 +128,7 @@ def added(channels: "ChannelGraph", structure: Structure, row: NDArray[np.int64]
     """
     reads = dict(structure.reads)
     factors = {one.layer: one for one in Factorization.of_axes(structure.ranks)}
-    macs = elements = 0
+    found = {}
     for name in dict.fromkeys([*reads, *factors]):
         layer = Layer.of(channels, name)
         blocks, sizes = layer.sizes(channels, row)
@@ -139,6 +139,14 @@ def added(channels: "ChannelGraph", structure: Structure, row: NDArray[np.int64]
         if name in factors:
             form = form_of(factors[name], sizes)
             after = layer.factorized(blocks, sizes, form.stages(sizes, factors[name].ranks))
-        more = after - before
-        macs, elements = macs + more.macs, elements + more.elements
-    return LayerCosts(macs, elements)
+        found[name] = after - before
+    return found
+
+
+def macs_by_layer(channels: "ChannelGraph", structure: Structure) -> dict[str, int]:
+    """MACs of every layer of a structure; a sequence counts under the name of the layer that it stands for."""
+    row = channels.widths([structure])
+    more = added(channels, structure, row)
+    return {
+        name: macs + (more[name].macs if name in more else 0) for name, macs in channels.costs.by_layer(row[0].tolist()).items()
+    }

@@ -18,15 +18,19 @@ from compressor.passes.forms.base import Array
 _STEPS = 30
 
 
-def by_energy(form: Form, weights: Sequence[Array], share: float) -> tuple[int, ...] | None:
+def spectra(form: Form, weights: Sequence[Array]) -> list[list[Array]]:
+    """Squared singular values, largest first, of every unfolding (the inner lists) of every block."""
+    return [[_squares(matrix) for matrix in form.unfoldings(weight)] for weight in weights]
+
+
+def by_energy(energies: Sequence[Sequence[Array]], share: float) -> tuple[int, ...] | None:
     """Ranks that keep a share of the energy of every block's unfoldings; None where the form has none.
 
     Args:
-        form: The form.
-        weights: (outputs, inputs, *kernel) per block.
+        energies: `spectra` of a layer.
         share: 0 to 1.
     """
-    found = [[_energy_rank(matrix, share) for matrix in form.unfoldings(weight)] for weight in weights]
+    found = [[_energy_rank(values, share) for values in own] for own in energies]
     return tuple(max(own) for own in zip(*found, strict=True)) or None
 
 
@@ -56,8 +60,11 @@ def by_rate(form: Form, sizes: Sizes, rate: float) -> tuple[int, ...] | None:
     return at(low)
 
 
-def _energy_rank(matrix: Array, share: float) -> int:
-    values = np.linalg.svd(matrix, compute_uv=False) ** 2
+def _squares(matrix: Array) -> Array:
+    return np.asarray(np.linalg.svd(matrix, compute_uv=False) ** 2, dtype=np.float64)
+
+
+def _energy_rank(values: Array, share: float) -> int:
     kept = np.cumsum(values) / max(values.sum(), 1e-300)
     return min(int(np.searchsorted(kept, share * (1 - 1e-12))) + 1, len(values))
 
@@ -70,7 +77,7 @@ def vbmf_rank(matrix: Array) -> int:
     """
     rows, columns = sorted(matrix.shape)
     ratio = rows / columns
-    values = np.linalg.svd(matrix, compute_uv=False) ** 2
+    values = _squares(matrix)
     if values.sum() <= 0:
         return 0
     threshold = 2.5129 * math.sqrt(ratio)

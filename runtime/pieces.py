@@ -95,7 +95,7 @@ def choices(channels: ChannelGraph, plan: Plan, target: Target, once: Once, seed
 
 
 def _compared(channels: ChannelGraph, layer: str, variant: Variant, target: Target, seed: int) -> dict[str, object]:
-    graphs = {"dense": piece(channels, layer, variant.plain), "changed": piece(channels, layer, variant)}
+    graphs = dict(zip(("dense", "changed"), pieces(channels, layer, [variant.plain, variant]), strict=True))
     try:
         found = measure(graphs, target, seed, QUICK)
     except BackendError as error:
@@ -115,7 +115,7 @@ def times(
     """
 
     def work() -> dict[str, object]:
-        graphs = {str(k): piece(channels, layer, variant) for k, variant in enumerate(variants)}
+        graphs = {str(k): graph for k, graph in enumerate(pieces(channels, layer, variants))}
         found = measure(graphs, target, seed, QUICK)
         return {"ms": [found[str(k)].median_ms for k in range(len(variants))]}
 
@@ -173,13 +173,24 @@ def kind_of(channels: ChannelGraph, layer: str) -> str:
 
 def piece(channels: ChannelGraph, layer: str, variant: Variant) -> fx.GraphModule:
     """One layer as a network of its own, with random weights."""
+    (found,) = pieces(channels, layer, [variant])
+    return found
+
+
+def pieces(channels: ChannelGraph, layer: str, variants: Sequence[Variant]) -> list[fx.GraphModule]:
+    """Several of them; each plain layer is traced once."""
     found = Layer.of(channels, layer)
-    plain = _resized(found.module, variant)
-    shape = (2, variant.inputs, *found.before) if isinstance(plain, Conv) else (2, *found.before, variant.inputs)
-    graph = trace(nn.Sequential(plain).eval(), (torch.zeros(shape),))
-    factors = [Factorization("0", *variant.factorization)] if variant.factorization else []
-    reads = {"0": range(variant.reads)} if variant.reads < variant.inputs else {}
-    return realised(Plan.keep({}, reads=reads, factors=factors), analyze(graph), weights=True)
+    plain: dict[Variant, ChannelGraph] = {}
+    graphs = []
+    for variant in variants:
+        if variant.plain not in plain:
+            module = _resized(found.module, variant)
+            shape = (2, variant.inputs, *found.before) if isinstance(module, Conv) else (2, *found.before, variant.inputs)
+            plain[variant.plain] = analyze(trace(nn.Sequential(module).eval(), (torch.zeros(shape),)))
+        factors = [Factorization("0", *variant.factorization)] if variant.factorization else []
+        reads = {"0": range(variant.reads)} if variant.reads < variant.inputs else {}
+        graphs.append(realised(Plan.keep({}, reads=reads, factors=factors), plain[variant.plain]))
+    return graphs
 
 
 def _resized(module: nn.Module, variant: Variant) -> nn.Module:

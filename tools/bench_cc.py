@@ -145,6 +145,7 @@ class Bench:
         if isinstance(method, CC):
             method = replace(method, images=self.args.gradient_images)
         plan = self.plan(method, ratio)
+        write_bytes(self.file(f"{name} {ratio:g}", ".json"), plan.to_json().encode())
         seconds = time.monotonic() - begun + self.spent
         graph = RemoveChannels(plan, self.channels)(self.graph).graph.eval()
         if row.compensation is not None:
@@ -160,7 +161,8 @@ class Bench:
         found = measure({"original": self.graph, "compressed": graph}, self.target)
         macs, params = self.costs(self.channels.structure(plan))
         options = {
-            **method.to_dict(), "compensation": row.compensation is not None, "asked": ratio, "epochs": self.args.epochs, "align": self.args.align,
+            **method.to_dict(), "compensation": row.compensation is not None, "asked": ratio, "epochs": self.args.epochs,
+            "align": self.args.align,
             "gathers_made": len(plan.reads), "layers_factorized": len(plan.factors), "gradient_images": self.args.gradient_images,
         }  # fmt: skip
         result = {
@@ -173,17 +175,32 @@ class Bench:
         print(line(result), flush=True)
         write_bytes(self.results, (json.dumps([*self.rows(), result], indent=1) + "\n").encode())
 
+    def file(self, name: str, suffix: str) -> Path:
+        return self.work / ("".join(c if c.isalnum() else "-" for c in name.lower()) + suffix)
+
+    def remeasure(self) -> None:
+        rows = self.rows()
+        for row in rows:
+            file = self.file(f"{row['method']} {row['options']['asked']:g}", ".json")
+            if not file.exists():
+                print(f"no plan is left of {row['method']} at {row['options']['asked']:g}")
+                continue
+            graph = compressor.apply(Plan.load(file), self.graph, channels=self.channels).eval()
+            found = measure({"original": self.graph, "compressed": graph}, self.target, 1)
+            row["latency_ratio"] = round(found["compressed"].ratio_to(found["original"]), 4)
+            print(line(row), flush=True)
+        write_bytes(self.results, (json.dumps(rows, indent=1) + "\n").encode())
+
     def tuned(self, graph, name: str):
         if not self.args.epochs or self.args.model:
             return None
         result = quiet_deepcopy(graph)
-        slug = "".join(c if c.isalnum() else "-" for c in name.lower())
-        file = self.work / f"{slug}.safetensors"
+        file = self.file(name, ".safetensors")
         if file.exists():
             take_state(result, load_tensors(file))
             return result
         settings = FineTune(epochs=self.args.epochs, distillation=0.0)
-        checkpoint = self.work / f"{slug}-checkpoint.safetensors"
+        checkpoint = self.file(name, "-checkpoint.safetensors")
         fine_tune(result, self.train, settings, checkpoint=checkpoint)
         save_tensors(file, result.state_dict())
         checkpoint.unlink(missing_ok=True)
@@ -247,6 +264,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=1, help="of the fine-tune; 0 for none")
     parser.add_argument("--train-images", type=int, default=10_000)
     parser.add_argument("--only", default="", help="names of rows, joined by semicolons")
+    parser.add_argument("--remeasure", action="store_true", help="time the networks of all rows again, and nothing else")
     parser.add_argument("--scores", action="store_true", help="time the scores of a ResNet-50 instead")
     parser.add_argument("--work", type=Path, default=Path("runs/bench_cc"), help="scores and finished parts")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
@@ -255,7 +273,9 @@ def main() -> None:
         scores()
         return
     bench = Bench(args)
-    for ratio in (float(text) for text in args.ratios.split(",")):
+    if args.remeasure:
+        bench.remeasure()
+    for ratio in () if args.remeasure else (float(text) for text in args.ratios.split(",")):
         for name, row in ROWS.items():
             if not args.only or name in args.only.split(";"):
                 bench.run(name, row, ratio)

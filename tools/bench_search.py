@@ -7,6 +7,8 @@ the 10,000 test images, looked at once per row, before any training (norms recal
 as the method does it) and after the same short fine-tune. Latency is measured, whole engines, original and result in
 one session. `seconds` are those of judging candidates; a ranking by loss takes about a minute more, once per network.
 
+`--remeasure` times the networks of all rows again, and nothing else: for rows that were made beside other work.
+
 Killed, the same command goes on: studies and finished parts lie in `--work`, rows in `tools/results/search-NETWORK.json`.
 """
 
@@ -111,9 +113,7 @@ class Bench:
         if key in {key_of(row) for row in self.rows()}:
             return
         print(f"\n== {name}, {driver} {ratio:g}, seed {seed}", flush=True)
-        text = f"{self.args.network} {name} {driver} {ratio:g} {seed} {key[4]} {self.args.align}".lower()
-        slug = "".join(c if c.isalnum() else "-" for c in text)
-        folder = self.args.work / slug
+        folder = self.folder(key)
         folder.mkdir(parents=True, exist_ok=True)
         plan = self.search(method, driver, ratio, seed, folder)
         graph = compressor.apply(plan, self.graph, channels=self.channels).eval()
@@ -146,6 +146,24 @@ class Bench:
         print(f"   {row['top1_finetuned']:.2f} % after {self.args.epochs} epochs ({time.monotonic() - begun:.0f} s)", flush=True)
         write_bytes(self.results, (json.dumps([*self.rows(), row], indent=1) + "\n").encode())
         (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+
+    def folder(self, key: tuple) -> Path:
+        name, driver, ratio, seed, trials, _, align = key
+        text = f"{self.args.network} {name} {driver} {ratio:g} {seed} {trials} {align}".lower()
+        return self.args.work / "".join(c if c.isalnum() else "-" for c in text)
+
+    def remeasure(self) -> None:
+        rows = self.rows()
+        for row in rows:
+            file = self.folder(key_of(row)) / "plan.json"
+            if not file.exists():
+                print(f"no plan is left of {row['method']}, {row['driver']} {row['options']['asked']:g}")
+                continue
+            graph = compressor.apply(Plan.load(file), self.graph, channels=self.channels).eval()
+            found = measure({"original": self.graph, "compressed": graph}, self.target, 1)
+            before, row["latency_ratio"] = row["latency_ratio"], round(found["compressed"].ratio_to(found["original"]), 4)
+            print(f"{row['method']}, {row['driver']} {row['options']['asked']:g}: {before} -> {row['latency_ratio']}", flush=True)
+        write_bytes(self.results, (json.dumps(rows, indent=1) + "\n").encode())
 
     def search(self, method: Method, driver: str, ratio: float, seed: int, folder: Path) -> Plan:
         file = folder / "plan.json"
@@ -204,12 +222,15 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2, help="of the fine-tune; 0 for none")
     parser.add_argument("--train-images", type=int, default=10_000)
     parser.add_argument("--align", type=int, default=1)
+    parser.add_argument("--remeasure", action="store_true", help="time the networks of all rows again")
     parser.add_argument("--only", default="", help="names of methods, joined by semicolons")
     parser.add_argument("--work", type=Path, default=Path("runs/bench_search"), help="studies and finished parts")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
     bench = Bench(args)
-    for seed in (int(text) for text in args.seeds.split(",")):
+    if args.remeasure:
+        bench.remeasure()
+    for seed in () if args.remeasure else (int(text) for text in args.seeds.split(",")):
         for goal in args.goals.split(","):
             driver, _, share = goal.partition(":")
             for name, method in methods(args.trials).items():

@@ -17,7 +17,7 @@ from compressor.methods.unit_plans import UnitPlans
 from compressor.passes.compensation import Compensation
 from compressor.passes.factorize_conv import blocks_of, factorizable, sizes_of
 from compressor.passes.forms import FORMS, Sizes
-from compressor.passes.rank_choice import by_energy, by_rate, by_vbmf
+from compressor.passes.rank_choice import by_energy, by_rate, by_vbmf, spectra
 from compressor.plan import Factorization, Plan
 from compressor.runtime.pieces import choices, rank_edges
 
@@ -129,8 +129,9 @@ class _Ranks:
                 self._layers[name] = sizes_of(layer), list(blocks_of(layer))
         if not self._layers:
             raise BudgetError(f"no layer of this network can be factorized as {method.form}")
-        need = method.choice == "vbmf"
-        self._vbmf = {name: by_vbmf(self._form, blocks) for name, (_, blocks) in self._layers.items()} if need else {}
+        own = self._layers.items()
+        self._vbmf = {name: by_vbmf(self._form, blocks) for name, (_, blocks) in own} if method.choice == "vbmf" else {}
+        self._energies = {name: spectra(self._form, blocks) for name, (_, blocks) in own} if method.choice == "energy" else {}
 
     def plan(self, level: float, refused: set[str]) -> Plan:
         """The plan at a level, without some layers."""
@@ -144,13 +145,13 @@ class _Ranks:
         return Plan.keep({}, self._problem.channels.digest, factors=factors)
 
     def _of(self, name: str, level: float) -> tuple[int, ...] | None:
-        sizes, blocks = self._layers[name]
+        sizes, _ = self._layers[name]
         full = self._form.full(sizes)
         match self._method.choice:
             case "fixed":
                 return tuple(min(self._method.rank or 1, most) for most in full)
             case "energy":
-                return by_energy(self._form, blocks, 1.0 - level)
+                return by_energy(self._energies[name], 1.0 - level)
             case "vbmf":
                 least = self._vbmf[name] or full
                 return tuple(round(most - level * (most - low)) for most, low in zip(full, least, strict=True))

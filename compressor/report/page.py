@@ -9,6 +9,7 @@ from typing import cast
 from compressor.measurement import Measurement
 from compressor.passes.channels import ChannelGraph
 from compressor.passes.compensation import Repair
+from compressor.passes.layer_costs import macs_by_layer
 from compressor.report.html import STYLE, table
 from compressor.report.plots import accuracy_against_latency, widths_per_group
 from compressor.result import Result, human
@@ -125,13 +126,14 @@ def _budget(result: Result) -> str:
 
 
 def _layers(result: Result, channels: ChannelGraph) -> str:
-    before = channels.costs.by_layer([pair[0] for pair in result.widths.values()])
-    after = channels.costs.by_layer([pair[1] for pair in result.widths.values()])
-    rows = [
-        [escape(layer), human(macs), human(after[layer]), f"{after[layer] / macs:.2f}" if macs else ""]
-        for layer, macs in before.items()
-    ]
-    return table(("layer", "MACs before", "after", "ratio"), rows)
+    before, after = (macs_by_layer(channels, s) for s in (channels.full, channels.structure(result.plan)))
+    forms = {one.layer: f"{one.form} of rank {', '.join(map(str, one.ranks))}" for one in result.plan.factors}
+    reads = {layer: f"reads {len(inputs)} inputs through a gather" for layer, inputs in result.plan.reads}
+    rows = []
+    for layer, macs in before.items():
+        note = ", ".join(own[layer] for own in (forms, reads) if layer in own)
+        rows.append([escape(layer), human(macs), human(after[layer]), f"{after[layer] / macs:.2f}" if macs else "", note])
+    return table(("layer", "MACs before", "after", "ratio", ""), rows)
 
 
 def _repairs(result: Result) -> str:

@@ -17,6 +17,7 @@ from compressor.methods.layer_times import LayerTimes
 from compressor.methods.unit_plans import UnitPlans
 from compressor.methods.units import State
 from compressor.passes.calibration import Calibration
+from compressor.passes.layer_costs import macs_by_layer
 from compressor.passes.losses import rankable
 from compressor.passes.realise import realised
 from compressor.passes.verify import verify_removal
@@ -205,7 +206,12 @@ def test_compress_with_ranks_goes_the_whole_way(net, digits, tmp_path):
         expected = result.graph(x)
         for again in (compressor.load(tmp_path / "run"), compressor.load(tmp_path / "run", net)):
             torch.testing.assert_close(again(x), expected, atol=1e-5, rtol=1e-4)
-    assert "not measured" in (tmp_path / "run" / "report.html").read_text()
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "not measured" in page
+    assert f"svd of rank {result.plan.factors[0].ranks[0]}" in page
+    channels = compressor.analyze(compressor.trace(net, (torch.zeros(2, 1, 8, 8),)))
+    by_layer = macs_by_layer(channels, channels.structure(result.plan))
+    assert sum(by_layer.values()) == result.steps[-1].macs
     resumed = compressor.compress(net, (torch.zeros(2, 1, 8, 8),), **arguments)
     assert resumed.plan == result.plan
     assert [s.accuracy for s in resumed.steps] == [s.accuracy for s in result.steps]

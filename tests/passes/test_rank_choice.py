@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from compressor.passes.forms import FORMS, Sizes, compose
-from compressor.passes.rank_choice import by_energy, by_rate, by_vbmf, vbmf_rank
+from compressor.passes.rank_choice import by_energy, by_rate, by_vbmf, spectra, vbmf_rank
 
 SIZES = Sizes(12, 10, (3, 3))
 
@@ -17,24 +17,24 @@ def weight(seed=0):
 def test_ranks_by_energy_keep_that_share_of_it(form):
     own, w = FORMS[form], weight()
     for share in (0.5, 0.8, 0.95):
-        ranks = by_energy(own, [w], share)
+        ranks = by_energy(spectra(own, [w]), share)
         for rank, matrix in zip(ranks, own.unfoldings(w), strict=True):
             values = np.linalg.svd(matrix, compute_uv=False) ** 2
             assert values[:rank].sum() >= share * values.sum() * (1 - 1e-9)
             assert rank == 1 or values[: rank - 1].sum() < share * values.sum()
         lost = np.linalg.norm(compose(own.factorize(w, ranks)) - w) ** 2 / np.linalg.norm(w) ** 2
         assert lost <= len(ranks) * (1 - share) + 1e-9  # each unfolding loses at most its share
-    assert by_energy(own, [w], 1.0) == own.full(SIZES)
+    assert by_energy(spectra(own, [w]), 1.0) == own.full(SIZES)
 
 
 def test_several_blocks_get_the_ranks_that_all_of_them_need():
     low = compose(FORMS["svd"].factorize(weight(), (2,)))
-    assert by_energy(FORMS["svd"], [low], 1 - 1e-9) == (2,)
-    assert by_energy(FORMS["svd"], [low, weight()], 1 - 1e-9) == (12,)
+    assert by_energy(spectra(FORMS["svd"], [low]), 1 - 1e-9) == (2,)
+    assert by_energy(spectra(FORMS["svd"], [low, weight()]), 1 - 1e-9) == (12,)
 
 
 def test_what_has_no_unfoldings_has_no_energy():
-    assert by_energy(FORMS["cp"], [weight()], 0.9) is None
+    assert by_energy(spectra(FORMS["cp"], [weight()]), 0.9) is None
     assert by_vbmf(FORMS["cp"], [weight()]) is None
 
 
