@@ -4,7 +4,8 @@
 #     bash tools/gpu_check.sh [--wheels FOLDER] [--trt8 trt8/run] [--out FOLDER] [--minutes 8] [--dry]
 #
 # For a machine without a network: FOLDER holds wheels of packages that its Python lacks (onnxscript, onnx-ir,
-# onnx-graphsurgeon, safetensors, typer, rich, optuna, cmaes, sqlalchemy, alembic, Mako, colorlog, ...); they are unpacked into a temporary folder and put on PYTHONPATH.
+# onnx-graphsurgeon, safetensors, typer, rich, optuna, cmaes, sqlalchemy, alembic, Mako, colorlog, tensorly, ...); they are
+# unpacked into a temporary folder and put on PYTHONPATH.
 # --trt8 names the launcher of an old TensorRT (tensorrt_worker.py speaks 8.5 and newer). --dry runs every step small and
 # on the CPU. Without a GPU every other step says so and is skipped.
 set -euo pipefail
