@@ -128,6 +128,7 @@ def compress(
     ] = "compensate",
     ranking: Annotated[str, typer.Option(help="Of legr and aacp: channels by loss after compensation (loss) or by norm.")] = "loss",
     steps: Annotated[str, typer.Option(help="Of aacp: widths of the measured staircase, eighths, or align.")] = "staircase",
+    space: Annotated[str, typer.Option(help="Of legr and aacp: search channels, or channels+ranks.")] = "channels",
     parallel: Annotated[int, typer.Option(min=1, help="Of legr and aacp: candidates under way at once.")] = 1,
     storage: Annotated[
         str | None, typer.Option(help="URL of the study, such as sqlite:///study.db; processes that share it share the work.")
@@ -186,7 +187,13 @@ def compress(
         target = Target(backend, batch, threads, align, precision, options)
     except BackendError as error:
         raise typer.BadParameter(str(error), param_hint="--precision / --option") from error
-    searches = {"fitness": Fitness(fitness), "parallel": parallel, "sampler": sampler or method, "trials": trials or 400}  # type: ignore[arg-type]
+    searches = {
+        "fitness": Fitness(fitness),  # type: ignore[arg-type]
+        "parallel": parallel,
+        "sampler": sampler or method,
+        "trials": trials or 400,
+        "space": space,
+    }
     given: dict[str, dict[str, Any]] = {
         "magnitude": {"criterion": criterion, "scope": scope},
         "cap": {"floor": floor, "search": search, "streams": streams},

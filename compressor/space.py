@@ -1,9 +1,10 @@
-"""Legal widths: which sizes a group may have on a target."""
+"""Legal widths and ranks: which sizes a group may have on a target."""
 
 import math
 from collections.abc import Sequence
 
 from compressor.passes.groups import ChannelGroup
+from compressor.passes.ranked import RankAxis
 
 
 def widths(group: ChannelGroup, align: int, edges: Sequence[int] | None = None) -> tuple[int, ...]:
@@ -19,6 +20,8 @@ def widths(group: ChannelGroup, align: int, edges: Sequence[int] | None = None) 
     """
     if group.frozen is not None:
         return (group.size,)
+    if isinstance(group, RankAxis):
+        return (*sorted(r for r in edges if r <= group.largest), group.size) if edges is not None else group.legal(align)
     if edges is not None:
         legal = [w for w in edges if group.narrowest <= w < group.size and w % group.granularity == 0]
         return (*sorted(legal), group.size)

@@ -90,12 +90,16 @@ class ChannelGraph:
     @property
     def full(self) -> Structure:
         """The structure of the graph as it is."""
-        return Structure(tuple((group.name, group.size) for group in self.groups))
+        return Structure(tuple((group.name, group.size) for group in self.grouping.groups))
+
+    def structure_of(self, row: NDArray[np.int64]) -> Structure:
+        """The structure of a row as `widths` makes it, (groups,)."""
+        return Structure(tuple((group.name, width) for group, width in zip(self.groups, row.tolist(), strict=True)))
 
     def structure(self, plan: Plan) -> Structure:
         """How many units of each group a plan keeps."""
         kept = dict(plan.kept)
-        widths = tuple((g.name, len(kept[g.name]) if g.name in kept else g.size) for g in self.groups)
+        widths = tuple((g.name, len(kept[g.name]) if g.name in kept else g.size) for g in self.grouping.groups)
         ranks = tuple(axis for one in plan.factors for axis in one.axes)
         return Structure(widths, ranks, tuple((layer, len(inputs)) for layer, inputs in plan.reads))
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import fx, nn
 
 from compressor.passes.channels import ChannelGraph
+from compressor.passes.ranked import RankedChannels, axes_of
 from compressor.passes.shapes import shapes_of
 from compressor.runtime.base import LayerTime
 
@@ -29,6 +30,7 @@ class Block:
         reads: Channels it reads in the whole network.
         makes: Channels it makes.
         depthwise: Whether every channel is computed from itself alone.
+        instead_of: The layer that it is a part of, where it is one of a sequence.
     """
 
     name: str
@@ -36,11 +38,13 @@ class Block:
     reads: int
     makes: int
     depthwise: bool
+    instead_of: str = ""
 
 
 def blocks_of(channels: ChannelGraph) -> tuple[Block, ...]:
     """All blocks of a network, in the order of the graph; a layer that is used several times is one block per use."""
-    found = []
+    found: list[Block] = []
+    ranked = {axis.layer for axis in axes_of(channels)}
     for node in channels.graph.graph.nodes:
         module = channels.graph.get_submodule(node.target) if node.op == "call_module" else None
         if not isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
@@ -53,9 +57,18 @@ def blocks_of(channels: ChannelGraph) -> tuple[Block, ...]:
             groups = "depthwise" if depthwise else module.groups
             own = (type(module).__name__, *module.kernel_size, *module.stride, *module.dilation, groups)  # type: ignore[assignment]
         (shape,) = shapes_of(node)[:1] or ((),)
-        kind = (*own, *shape[2:], *_tail(node, channels.graph))
-        found.append(Block(str(node.target), kind, reads, makes, "depthwise" in own))
+        tail = _tail(node, channels.graph)
+        found.append(Block(str(node.target), (*own, *shape[2:], *tail), reads, makes, "depthwise" in own))
+        if str(node.target) in ranked:
+            found += _stages(found[-1], own, shape[2:], tail)
     return tuple(found)
+
+
+def _stages(block: Block, own: Kind, positions: Sequence[int], tail: Sequence[str]) -> list[Block]:
+    """The two layers of a sequence in place of one."""
+    first = Block(f"{block.name}.0", (*own, *positions, "first of two"), block.reads, 0, False, block.name)
+    last = Block(f"{block.name}.1", ("1x1", *positions, *tail), 0, block.makes, False, block.name)
+    return [first, last]
 
 
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.Dropout, nn.Identity)
@@ -83,8 +96,10 @@ def widths_in(channels: ChannelGraph, blocks: Sequence[Block], rows: NDArray[np.
         rows: (structures, groups): the width of every group.
 
     Returns:
-        (structures, blocks, 2): channels read and made.
+        (structures, blocks, 2): channels read and made; 0 where a structure has no such block.
     """
+    if axes_of(channels):
+        return _with_ranks(channels, blocks, rows)
     found = np.empty((len(rows), len(blocks), 2), dtype=np.int64)
     slots = channels.walk.labeler.slots
     asked: list[tuple[str, int]] = []
@@ -102,6 +117,24 @@ def widths_in(channels: ChannelGraph, blocks: Sequence[Block], rows: NDArray[np.
         lengths = channels.costs.axis_lengths(asked, rows)
         for n, (k, column, factor) in enumerate(places):
             found[:, k, column] = lengths[:, n] * factor
+    return found
+
+
+def _with_ranks(channels: ChannelGraph, blocks: Sequence[Block], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The same where layers may be sequences: a layer is there as itself, or as its two stages."""
+    assert isinstance(channels, RankedChannels)
+    plain = [block for block in blocks if not block.instead_of]
+    widths = widths_in(channels.plain, plain, rows[:, : len(channels.grouping.groups)])
+    of_layer = {block.name: widths[:, k] for k, block in enumerate(plain)}
+    ranks = dict(zip((axis.layer for axis in channels.axes), channels.costs.ranks(rows).T, strict=True))
+    found = np.zeros((len(rows), len(blocks), 2), dtype=np.int64)
+    for k, block in enumerate(blocks):
+        layer = block.instead_of or block.name
+        rank = ranks.get(layer, np.zeros(len(rows), dtype=np.int64))
+        own = of_layer[layer].copy()
+        if block.instead_of:
+            own[:, 1 if block.name.endswith(".0") else 0] = rank
+        found[:, k] = np.where(((rank > 0) == bool(block.instead_of))[:, None], own, 0)
     return found
 
 

@@ -173,7 +173,9 @@ def _sums(formulas: dict[Kind, _Formula], blocks: Sequence[Block], widths: Float
             continue
         pairs = widths[:, indices].reshape(-1, 2)
         distinct, inverse = np.unique(pairs[:, 0] * 2**24 + pairs[:, 1], return_inverse=True)
-        values = formulas[kind](np.stack([distinct // 2**24, distinct % 2**24], axis=1))
+        values = np.zeros(len(distinct))
+        there = distinct > 0  # a block that a structure does not have takes no time
+        values[there] = formulas[kind](np.stack([distinct[there] // 2**24, distinct[there] % 2**24], axis=1))
         total += values[inverse].reshape(len(widths), -1).sum(axis=1)
     return total
 
@@ -228,9 +230,11 @@ def _fit_whole(blocks: Sequence[Block], widths: Floats, measured: Floats) -> _Fi
     kinds = by_kind(blocks)
     best: tuple[float, int, Floats] | None = None
     for step in _STEPS:
-        columns = [
-            _features(widths[:, i].reshape(-1, 2), step).reshape(len(widths), len(i), -1).sum(axis=1) for i in kinds.values()
-        ]
+        columns = []
+        for indices in kinds.values():
+            pairs = widths[:, indices].reshape(-1, 2)
+            there = pairs[:, 1:] > 0  # a block that a structure does not have takes no time
+            columns.append((_features(pairs, step) * there).reshape(len(widths), len(indices), -1).sum(axis=1))
         stacked = np.concatenate([c[:, :4] for c in columns], axis=1) / measured[:, None]
         design = np.concatenate([stacked, 1 / measured[:, None]], axis=1)
         ridge = 1e-3 * np.diag(design.mean(axis=0))

@@ -50,8 +50,7 @@ def train_latency_model(
         BackendError: Too few engines can be built.
     """
     rows = spread(widths, engines, seed)
-    names = [group.name for group in channels.groups]
-    structures = [Structure(tuple(zip(names, row.tolist(), strict=True))) for row in rows]
+    structures = [channels.structure_of(row) for row in rows]
     if observed is not None:
         return LatencyModel(channels, observed(structures, None))
     return LatencyModel(channels, list(observe(channels, structures, target, protocol, store, progress)))

@@ -132,6 +132,7 @@ WRONG = {
     "no such units": (compress("--method", "cc", "--units", "filters"), "known are both, channels, ranks"),
     "no such form": (compress("--method", "factorize", "--form", "qr"), "known are svd, spatial_svd, tucker2, cp"),
     "no such fitness": (compress("--method", "aacp", "--fitness", "magic"), "known are none, train"),
+    "no such space": (compress("--method", "legr", "--space", "ranks"), "known are channels, channels+ranks"),
     "no such steps": (compress("--method", "aacp", "--steps", "stairs"), "known are staircase, eighths, align"),
     "no such ranking": (compress("--method", "legr", "--ranking", "l7"), "known are norm, loss"),
     "no such storage": (compress("--method", "legr", "--storage", "nothing://x", out="n"), "nothing://x cannot be opened"),

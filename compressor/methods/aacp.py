@@ -31,7 +31,7 @@ from compressor.errors import BudgetError
 from compressor.fitness import Fitness
 from compressor.methods.affordable import Affordable
 from compressor.methods.base import Problem
-from compressor.methods.genomes import LossRanking
+from compressor.methods.genomes import LossRanking, singular_values
 from compressor.methods.global_ranking import GlobalRanking, bisected
 from compressor.methods.paths import AIM, Rows, Widths, fitting
 from compressor.methods.searching import Quest, SearchingMethod, search
@@ -39,6 +39,7 @@ from compressor.methods.steps import Steps, options_of
 from compressor.methods.streams import is_stream
 from compressor.passes.compensation import Compensation
 from compressor.passes.criteria import CRITERIA, Scores, Scoring
+from compressor.passes.ranked import axes_of
 from compressor.plan import Plan
 from compressor.search.samplers import AACPSampler
 from compressor.search.study import STRUCTURE
@@ -101,6 +102,7 @@ class AACP(SearchingMethod):
             BudgetError: The budget cannot be met.
             DataError: Data are missing.
         """
+        problem = self.spaced(problem)
         scores = self._scores(problem)
         options = options_of(problem, self.steps, frozenset(scores))
         affordable = Affordable(problem, options, self.engines)
@@ -128,10 +130,11 @@ class AACP(SearchingMethod):
         groups = [g for g in channels.free if self.streams == "group" or not is_stream(channels, g.name)]
         if self.ranking == "l1":
             scoring, criterion = Scoring(channels), CRITERIA["l1"](aggregate="sum")
-            return {group.name: criterion(scoring, group) for group in groups}
+            return {**{group.name: criterion(scoring, group) for group in groups}, **singular_values(channels)}
         legal = [widths(group, problem.target.align) for group in channels.groups]
         prices = LossRanking(problem, self.compensation or Compensation(), legal).plain
-        return {group.name: prices[group.name] for group in groups if group.name in prices}
+        names = [group.name for group in groups] + [axis.name for axis in axes_of(channels)]
+        return {name: prices[name] for name in names if name in prices}
 
     def _start(
         self, problem: Problem, scores: Mapping[str, Scores], options: Sequence[Sequence[int]], vectors: "_Vectors"

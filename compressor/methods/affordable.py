@@ -93,7 +93,8 @@ class Affordable:
             "a leader takes %.3f of the original; the model was off by %+.1f %%", own.median_ms / own.reference_ms, 100 * off
         )
         return {
-            "widths": dict(structure.widths), "median_ms": own.median_ms, "reference_ms": own.reference_ms,
+            "widths": dict(structure.widths), "ranks": dict(structure.ranks),
+            "median_ms": own.median_ms, "reference_ms": own.reference_ms,
             "blocks_ms": [list(pair) for pair in own.blocks_ms],
         }  # fmt: skip
 
@@ -102,7 +103,8 @@ class Affordable:
         if self.model is None:
             return
         blocks = tuple((str(name), float(ms)) for name, ms in cast(list[tuple[str, float]], record["blocks_ms"]))
-        structure = Structure(tuple(cast(Mapping[str, int], record["widths"]).items()))
+        widths, ranks = (tuple(cast(Mapping[str, int], record.get(name, {})).items()) for name in ("widths", "ranks"))
+        structure = Structure(widths, ranks)
         median, reference = (float(cast(float, record[name])) for name in ("median_ms", "reference_ms"))
         try:
             self.model = self.model.observed(Observation(structure, median, reference, blocks))

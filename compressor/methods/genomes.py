@@ -4,15 +4,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from optuna.distributions import FloatDistribution
 
 from compressor.errors import DataError
 from compressor.methods.base import Problem
 from compressor.methods.paths import steepest
+from compressor.passes.channels import ChannelGraph
 from compressor.passes.compensation import Compensation
 from compressor.passes.criteria import Scores, Scoring, select
 from compressor.passes.losses import loss_curves
+from compressor.passes.products import Product
+from compressor.passes.rank_losses import rank_curves
+from compressor.passes.ranked import axes_of
 from compressor.plan import digest_of
 
 _SENSITIVITY = 0.5  # its power: CaP's `mixed`, between its two others; not tuned
@@ -52,6 +57,10 @@ class NormRanking:
                 norms = scoring.rows(slot).double().square().sum(1).cpu().numpy()[here]
                 self._layers.append((group.name, slot.name.removesuffix(".weight"), norms, units, float(norms.std())))
                 self._sizes[group.name] = group.size
+        for name, values in singular_values(problem.channels).items():
+            squares = values**2
+            self._layers.append((name, name, squares, np.arange(len(values)), float(squares.std())))
+            self._sizes[name] = len(values)
         self.groups = frozenset(self._sizes)
 
     @property
@@ -108,6 +117,7 @@ class LossRanking:
         channels = problem.channels
         assert problem.calibration is not None
         curves = loss_curves(channels, problem.calibration, settings, seed=problem.seed)
+        curves |= rank_curves(channels, axes_of(channels), problem.calibration, settings, seed=problem.seed)
         groups = dict(enumerate(channels.groups))
         legal = {k: list(options[k]) for k, group in groups.items() if group.name in curves and len(options[k]) > 1}
         losses = {}
@@ -150,6 +160,15 @@ class LossRanking:
             name: (own - self._middle[name]) * params[f"scale:{name}"] + self._middle[name] + params[f"shift:{name}"]
             for name, own in self._base.items()
         }
+
+
+def singular_values(channels: ChannelGraph) -> dict[str, Scores]:
+    """Of the layers whose ranks are searched, by the name of their axis, largest first."""
+    found = {}
+    for axis in axes_of(channels):
+        matrix = Product(channels.graph.get_submodule(axis.layer)).matrix()[0]
+        found[axis.name] = np.asarray(torch.linalg.svdvals(matrix).cpu().numpy(), dtype=np.float64)
+    return found
 
 
 def _ordered(prices: NDArray[np.float64], scores: Scores) -> NDArray[np.float64]:

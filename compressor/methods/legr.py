@@ -38,6 +38,7 @@ from compressor.methods.paths import Rows, Widths, fitting
 from compressor.methods.searching import Quest, SearchingMethod, search
 from compressor.passes.compensation import Compensation
 from compressor.passes.groups import ChannelGroup
+from compressor.passes.ranked import RankAxis
 from compressor.plan import Plan
 from compressor.search.samplers import LeGRSampler
 from compressor.space import widths
@@ -114,6 +115,7 @@ class LeGR(SearchingMethod):
             BudgetError: A budget cannot be met.
             DataError: Data are missing.
         """
+        problems = [self.spaced(problem) for problem in problems]
         tightest = min(problems, key=lambda p: sorted(p.limits.items()))
         groups = tightest.channels.groups
         genome = self._genome(tightest)
@@ -146,6 +148,8 @@ class LeGR(SearchingMethod):
         return LossRanking(problem, self.compensation or Compensation(), [self._legal(g, problem) for g in problem.channels.groups])
 
     def _legal(self, group: ChannelGroup, problem: Problem) -> tuple[int, ...]:
+        if isinstance(group, RankAxis):
+            return widths(group, problem.target.align)
         least = max(int(np.ceil(self.quota * group.size)), 2)
         return tuple(w for w in widths(group, problem.target.align) if w >= least or w == group.size)
 

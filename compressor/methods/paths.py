@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from compressor.errors import BudgetError
 from compressor.methods.base import Problem
 from compressor.passes.criteria import Scores, select
-from compressor.plan import Plan
+from compressor.plan import Factorization, Plan
 
 logger = logging.getLogger(__name__)
 
@@ -73,11 +73,12 @@ class Widths:
 
     def plan(self, row: Rows) -> Plan:
         """The plan that keeps the best-scored channels of a structure."""
-        kept = {}
-        for group, width in zip(self.problem.channels.groups, row.tolist(), strict=True):
+        channels, kept = self.problem.channels, {}
+        structure = channels.structure_of(row)
+        for group, (_, width) in zip(channels.grouping.groups, structure.widths, strict=True):
             if width < group.size:
                 kept[group.name] = select(group, self._scores[group.name], width)
-        return Plan.keep(kept, self.problem.channels.digest)
+        return Plan.keep(kept, channels.digest, factors=Factorization.of_axes(structure.ranks))
 
     def within(self, rows: Rows) -> NDArray[np.bool_]:
         """Which structures meet the budgets that can be computed."""

@@ -2,8 +2,8 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 from optuna.distributions import BaseDistribution
@@ -17,7 +17,8 @@ from compressor.methods.affordable import Affordable
 from compressor.methods.base import Problem
 from compressor.methods.paths import Rows, Widths
 from compressor.passes.compensation import Compensation
-from compressor.plan import Plan, Structure, digest_of
+from compressor.passes.ranked import RankedChannels
+from compressor.plan import Plan, digest_of
 from compressor.search.execution import Executor, Here
 from compressor.search.samplers import RIVALS, SAMPLERS, AACPSampler, LeGRSampler
 from compressor.search.study import OUTCOME, STRUCTURE, Job, Search
@@ -39,6 +40,7 @@ class SearchingMethod:
         parallel: How many are under way at once. The search depends on this number, not on where they run.
         engines: Engines that the latency model begins with, where the budget is a latency.
         leaders: After so many trials the best is built and measured, and the latency model learns from it.
+        space: What is searched: `channels`, or `channels+ranks`, where layers may become sequences as well (truncated SVD).
         compensation: How the network is repaired in the end.
 
     Raises:
@@ -51,11 +53,12 @@ class SearchingMethod:
     parallel: int = 1
     engines: int = 24
     leaders: int = 20
+    space: Literal["channels", "channels+ranks"] = "channels"
     compensation: Compensation | None = field(default_factory=Compensation)
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        self.check(sampler=SAMPLERS)
+        self.check(sampler=SAMPLERS, space=("channels", "channels+ranks"))
         for name, least in (("trials", 1), ("parallel", 1), ("engines", 6), ("leaders", 1)):
             if getattr(self, name) < least:
                 raise BudgetError(f"{type(self).__name__}({name}={getattr(self, name)}): must be at least {least}")
@@ -70,6 +73,12 @@ class SearchingMethod:
     def name(self) -> str:
         """As the command knows it."""
         return type(self).__name__.lower()
+
+    def spaced(self, problem: Problem) -> Problem:
+        """The problem with the axes that are searched. Engines with ranks are built by this process, on a cluster too."""
+        if self.space == "channels":
+            return problem
+        return replace(problem, channels=RankedChannels.of(problem.channels), observe=None)
 
     @property
     def deciding(self) -> dict[str, object]:
@@ -172,7 +181,8 @@ class _Leaders:
         due = finished // self._method.leaders * self._method.leaders
         if not due or f"{_LEADER}{due}" in attributes:
             return
-        record = self._measured(due, [attributes[name].get("widths") for name in known])
+        measured = [[attributes[name].get("widths"), attributes[name].get("ranks", {})] for name in known]
+        record = self._measured(due, measured)
         study.set_user_attr(f"{_LEADER}{due}", record)
         self._learn(f"{_LEADER}{due}", record)
 
@@ -181,16 +191,16 @@ class _Leaders:
         if "median_ms" in record:
             self._affordable.learn(record)
 
-    def _measured(self, due: int, known: list[object]) -> dict[str, object]:
+    def _measured(self, due: int, known: Sequence[object]) -> dict[str, object]:
         """The best of the first so many trials; nothing where it was measured before, or why it cannot be."""
         good = [t for t in self._running.finished()[:due] if t.state == TrialState.COMPLETE]
         if not good:
             return {}
         sign = -1 if self._method.fitness.objective == "accuracy" else 1
         best = min(good, key=lambda t: (sign * float(t.value or 0.0), t.number))
-        groups = self._affordable.problem.channels.groups
-        structure = Structure(tuple(zip((g.name for g in groups), best.user_attrs[STRUCTURE]["widths"], strict=True)))
-        if dict(structure.widths) in known:
+        row = np.array(best.user_attrs[STRUCTURE]["widths"], dtype=np.int64)
+        structure = self._affordable.problem.channels.structure_of(row)
+        if [dict(structure.widths), dict(structure.ranks)] in known:
             return {}
         try:
             return self._affordable.measured(structure) or {"failure": "its engine cannot be built"}

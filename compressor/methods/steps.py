@@ -9,7 +9,9 @@ from torch import nn
 from compressor.errors import BackendError, BudgetError
 from compressor.methods.base import Problem
 from compressor.passes.groups import ChannelGroup
+from compressor.passes.ranked import RankAxis
 from compressor.passes.shapes import shapes_of
+from compressor.runtime.pieces import rank_edges
 from compressor.runtime.staircase import measure_staircase, piece_of
 from compressor.runtime.timing import Protocol
 from compressor.space import widths
@@ -43,6 +45,8 @@ def options_of(problem: Problem, steps: Steps, groups: frozenset[str]) -> list[t
 
 
 def _options(problem: Problem, steps: Steps, group: ChannelGroup) -> tuple[int, ...]:
+    if isinstance(group, RankAxis):
+        return _ranks(problem, steps, group)
     if steps == "eighths":
         step = max(group.size // 8 // group.granularity, 1) * group.granularity
         legal = [w for w in range(step, group.size, step) if w >= group.narrowest]
@@ -53,6 +57,17 @@ def _options(problem: Problem, steps: Steps, group: ChannelGroup) -> tuple[int, 
     edges = _edges(problem, group)
     found = widths(group, problem.target.align, edges) if edges is not None else legal_widths
     return found if len(found) > 1 else legal_widths
+
+
+def _ranks(problem: Problem, steps: Steps, axis: RankAxis) -> tuple[int, ...]:
+    align = problem.target.align
+    if steps == "eighths":
+        return widths(axis, align, sorted({max(axis.largest * k // 8, 1) for k in range(1, 9)}))
+    if steps == "staircase":
+        edges = rank_edges(problem.channels, axis.layer, "svd", axis.size, align, problem.target, problem.once, problem.seed)
+        found = widths(axis, align, edges)
+        return found if len(found) > 1 else widths(axis, align)
+    return widths(axis, align)
 
 
 def _edges(problem: Problem, group: ChannelGroup) -> list[int] | None:

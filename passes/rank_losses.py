@@ -1,0 +1,105 @@
+"""What lower ranks lose: for every layer that may become a sequence the loss at each rank, as `losses.py` has it for channels.
+
+With the eigenvalues e of the covariance of the layer's output behind its norm, the layer of rank r that loses least leaves
+
+    J(r) = e_{r+1} + e_{r+2} + …        (rank_reduction.py)
+
+which is in the same units as the loss of removed channels: an error behind the norm.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from compressor.passes.calibration import Calibration
+from compressor.passes.channels import ChannelGraph
+from compressor.passes.compensation import Compensation
+from compressor.passes.factorize_conv import sizes_of
+from compressor.passes.losses import Curve, divergence, log_probabilities, statistics_by_group
+from compressor.passes.prefix import Prefix, Shelf
+from compressor.passes.products import Product
+from compressor.passes.rank_reduction import energies, reduced
+from compressor.passes.ranked import RankAxis
+from compressor.passes.ranking import Ranking
+from compressor.passes.readers import Reader, affine, readers_of
+from compressor.passes.statistics import Statistics
+from compressor.passes.trace import quiet_deepcopy
+from compressor.plan import Factorization
+
+_PROBE = 0.15  # of the loss that a layer can cause; see `losses.py`
+
+
+def rank_curves(
+    channels: ChannelGraph,
+    axes: Sequence[RankAxis],
+    calibration: Calibration,
+    settings: Compensation,
+    probes: int = 256,
+    seed: int = 0,
+) -> dict[str, Curve]:
+    """Loss and sensitivity of the ranks of layers.
+
+    Args:
+        channels: The analysis of the network, in eval mode.
+        axes: Of the layers.
+        calibration: Images.
+        settings: Of compensation: images, positions and memory.
+        probes: Images that sensitivities are measured on; 0 for none.
+        seed: Of the sampled positions.
+
+    Returns:
+        Name of each axis whose layer is called once -> its curve.
+    """
+    readers = {reader.layer: reader for reader in readers_of(channels).values()}
+    known = {axis.name: (axis, readers[axis.layer]) for axis in axes if axis.layer in readers}
+    probe = _Probe(channels, calibration.first(probes), settings) if probes and known else None
+    asked = {name: [reader] for name, (_, reader) in known.items()}
+    curves = {}
+    for name, statistics in statistics_by_group(channels, asked, calibration, settings, seed):
+        axis, reader = known[name]
+        own = statistics[reader.node]
+        product = Product(channels.graph.get_submodule(reader.layer))
+        scale = affine(channels.graph, reader.norm, product.outputs)[0].reshape(1, -1)
+        values = _energies(product, own, scale)
+        loss = np.concatenate([values[::-1].cumsum()[::-1], np.zeros(axis.size + 1 - len(values))])
+        ranking = Ranking(np.arange(axis.size), loss)
+        curves[name] = Curve(ranking, probe(axis, reader, own, loss) if probe else 1.0)
+    return curves
+
+
+def _energies(product: Product, statistics: Statistics, scale: torch.Tensor) -> np.ndarray:
+    """Largest first. Parts of a matrix that is too large for the memory count as if they did not vary together."""
+    if len(statistics.parts) == 1:
+        return np.asarray(energies(product.matrix(), statistics.parts[0].covariance, scale)[0].cpu().numpy())
+    wide = product.matrix()[0] * scale[0].abs()[:, None]
+    made = sum(wide[:, part.columns] @ part.covariance[0] @ wide[:, part.columns].T for part in statistics.parts)
+    values = torch.linalg.eigvalsh(torch.as_tensor(made)).clamp_min(0).flip(0)
+    return np.asarray(values[: min(wide.shape)].cpu().numpy())
+
+
+class _Probe:
+    """Measures sensitivities: one layer of a lower rank at a time, in the order of the graph."""
+
+    def __init__(self, channels: ChannelGraph, calibration: Calibration, settings: Compensation) -> None:
+        self._graph, self._calibration, self._memory = channels.graph, calibration, settings.memory_mb << 20
+        self._prefix = Prefix(channels.graph, calibration, Shelf(self._memory))
+        self._outputs = [log_probabilities(output) for output in self._prefix.fork().finish()]
+
+    def __call__(self, axis: RankAxis, reader: Reader, statistics: Statistics, loss: np.ndarray) -> float:
+        """Divergence of the outputs per unit of loss."""
+        if loss[0] <= 0:
+            return 0.0
+        hurting = np.flatnonzero(loss[: axis.largest + 1] >= _PROBE * loss[0])
+        rank = max(int(hurting.max()) if len(hurting) else axis.largest, 1)
+        changed = quiet_deepcopy(self._graph)
+        product = Product(changed.get_submodule(reader.layer))
+        scale = affine(self._graph, reader.norm, product.outputs)[0].reshape(1, -1)
+        covariance = statistics.parts[0].covariance if len(statistics.parts) == 1 else None
+        matrix = reduced(product.matrix(), sizes_of(product.module), Factorization(axis.layer, "svd", (rank,)), covariance, scale)
+        product.write(matrix, None)
+        if self._prefix.passed(reader.node):
+            self._prefix = Prefix(self._graph, self._calibration, Shelf(self._memory))
+        self._prefix.before(reader.node)
+        found = [log_probabilities(output) for output in self._prefix.fork(changed).finish()]
+        return divergence(self._outputs, found) / max(float(loss[rank]), 1e-12 * float(loss[0]))
