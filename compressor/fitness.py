@@ -180,9 +180,12 @@ class Judge:
             settings = replace(_CLOSED, features="narrowed", shortcuts=True, layers="all", images=seen)
             return Compensate(self._channels, plan, self._calibration, settings, self._seed).run(graph).graph, 2 * seen
         if repair == "compensate":
+            fitted = set()
             for job in jobs_of(self._channels, self._channels.kept_masks(plan), graph, plan):
                 if job.changes and job.product.blocks == job.whole.blocks:
                     fit_on_statistics(graph, job, self._statistics[job.reader.node], _CLOSED)
+                    fitted.add(job.reader.layer)
+            graph = FactorizeConv([one for one in plan.factors if one.layer not in fitted])(graph).graph
         graph = graph.to(memory_format=self._layout)  # type: ignore[call-overload]
         pairs = [(_in_layout(batch[0], self._layout), batch[0]) for batch in self._calibration.batches]
         norms = recalibrate(graph, pairs, len(pairs))

@@ -1,12 +1,14 @@
 """Gradients of the loss at the trained weights, for criteria and searches that need them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compressor.errors import DataError
+from compressor.evaluate import device_of
 from compressor.passes.base import eval_mode
 from compressor.progress import Progress
 
@@ -27,26 +29,14 @@ def mean_gradients(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]] | 
     """
     if batches is None:
         raise DataError("this criterion needs training data: pass train=…")
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    totals = {name: torch.zeros_like(p) for name, p in parameters.items()}
-    device = next(iter(parameters.values())).device
-    training = model.training
-    model.eval()
+    totals = {name: torch.zeros_like(p) for name, p in _parameters(model).items()}
     count = 0
-    try:
-        for x, y in batches:
-            loss = F.cross_entropy(model(x.to(device)), y.to(device))
-            if not torch.isfinite(loss):
-                raise DataError(f"the loss of batch {count} is not finite; check the data and the weights")
-            grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-            for total, grad in zip(totals.values(), grads, strict=True):
-                if grad is not None:
-                    total += grad
-            count += 1
-            if count >= limit:
-                break
-    finally:
-        model.train(training)
+    for _, gradients in _batch_by_batch(model, batches):
+        for name, gradient in gradients.items():
+            totals[name] += gradient
+        count += 1
+        if count >= limit:
+            break
     if not count:
         raise DataError("the training data is empty; no gradients")
     return {name: total / count for name, total in totals.items()}
@@ -68,25 +58,53 @@ def squared_gradients(
     Raises:
         DataError: There is no data, or the loss is not finite.
     """
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    totals = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in parameters.items()}
-    device = next(iter(parameters.values())).device
+    totals = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in _parameters(model).items()}
     seen = 0
-    with eval_mode(model):
-        for k, (x, y) in enumerate(batches):
-            x, y = x[: images - seen], y[: images - seen]
-            loss = F.cross_entropy(model(x.to(device)), y.to(device))
-            if not torch.isfinite(loss):
-                raise DataError(f"the loss of batch {k} is not finite; check the data and the weights")
-            grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-            for total, grad in zip(totals.values(), grads, strict=True):
-                if grad is not None:
-                    total += len(y) * (grad.double().square() if fisher else grad.double())
-            seen += len(y)
-            if progress:
-                progress.tick(seen, images, "gradients")
-            if seen >= images:
-                break
+    for count, gradients in _batch_by_batch(model, batches, images):
+        for name, gradient in gradients.items():
+            totals[name] += count * (gradient.double().square() if fisher else gradient.double())
+        seen += count
+        if progress:
+            progress.tick(seen, images, "gradients")
     if not seen:
         raise DataError("there are no labelled images for gradients: pass train=… (or validate=…)")
     return {name: total / seen if fisher else (total / seen).square() for name, total in totals.items()}
+
+
+def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """All of them: what is frozen in training is worth as much."""
+    return dict(model.named_parameters())
+
+
+def _batch_by_batch(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], images: int | None = None
+) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """Images and gradients of batch after batch, in eval mode, until so many images have been seen."""
+    parameters = _parameters(model)
+    frozen = [p for p in parameters.values() if not p.requires_grad]
+    device = device_of(model)
+    seen = 0
+    with eval_mode(model), torch.enable_grad(), _thawed(frozen):
+        for k, (x, y) in enumerate(batches):
+            if images is not None:
+                x, y = x[: images - seen], y[: images - seen]
+            loss = F.cross_entropy(model(x.to(device)), y.to(device))
+            if not torch.isfinite(loss):
+                raise DataError(f"the loss of batch {k} is not finite; check the data and the weights")
+            found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+            yield len(y), {name: g for name, g in zip(parameters, found, strict=True) if g is not None}
+            seen += len(y)
+            if images is not None and seen >= images:
+                break
+
+
+@contextmanager
+def _thawed(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Parameters that ask for gradients inside, and do not outside."""
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(False)

@@ -120,7 +120,7 @@ class ChannelGraph:
             return found
         more = added(self, structure, row).values()
         macs, elements = sum(one.macs for one in more), sum(one.elements for one in more)
-        more_bytes = elements * 4 + 8 * sum(count for _, count in structure.reads)  # the gather's index is stored
+        more_bytes = sum(one.memory_bytes for one in more) + 8 * sum(count for _, count in structure.reads)  # a gather's index
         return Costs(found.macs + macs, found.params + elements, found.memory_bytes + more_bytes)
 
     def nearest(self, wanted: Mapping[str, float]) -> Structure:

@@ -3,17 +3,18 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from compressor.errors import PlanError
 from compressor.passes.factorize_conv import form_of
 from compressor.passes.forms import Sizes, StageSizes
 from compressor.passes.products import Conv, Transposed, is_product
 from compressor.passes.shapes import shapes_of
+from compressor.passes.trace import BATCH
 from compressor.plan import Factorization, Structure
 
 if TYPE_CHECKING:
@@ -27,14 +28,16 @@ class LayerCosts:
     Attributes:
         macs: Multiply-accumulates for one sample.
         elements: Of its weights.
+        memory_bytes: Of its weights.
     """
 
     macs: int
     elements: int
+    memory_bytes: int
 
     def __sub__(self, other: "LayerCosts") -> "LayerCosts":
         """What it costs more."""
-        return LayerCosts(self.macs - other.macs, self.elements - other.elements)
+        return LayerCosts(self.macs - other.macs, self.elements - other.elements, self.memory_bytes - other.memory_bytes)
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,14 @@ class Layer:
         module: The layer.
         before: Positions along every axis of its input that is neither batch nor channels.
         after: The same of its output.
+        repeats: How many of its inputs are one sample: frames or windows that a view has folded into the batch.
     """
 
     name: str
     module: nn.Module
     before: tuple[int, ...]
     after: tuple[int, ...]
+    repeats: int = 1
 
     @classmethod
     def of(cls, channels: "ChannelGraph", name: str) -> "Layer":
@@ -65,7 +70,8 @@ class Layer:
                 (before, *_), (after, *_) = shapes_of(node.all_input_nodes[0]), shapes_of(node)
                 module = channels.graph.get_submodule(name)
                 spatial = slice(2, None) if isinstance(module, Conv) else slice(1, -1)
-                return cls(name, module, before[spatial], after[spatial])
+                repeats = max(after[0] // int(channels.graph.meta.get(BATCH, 1)), 1) if len(after) > 1 else 1
+                return cls(name, module, before[spatial], after[spatial], repeats)
         raise PlanError(f"there is no layer `{name}` that could be factorized or read a part of its inputs")
 
     def sizes(self, channels: "ChannelGraph", row: NDArray[np.int64]) -> tuple[int, Sizes]:
@@ -77,14 +83,15 @@ class Layer:
         groups = whole.groups
         kernel = tuple(int(k) for k in whole.kernel_size)
         if isinstance(whole, Transposed):
-            blocks = first if groups == whole.in_channels else groups
+            blocks = first if groups == whole.in_channels > 1 else groups
             return blocks, Sizes(second, first // blocks, kernel)
-        blocks = first // (whole.out_channels // groups) if groups == whole.in_channels else groups
+        blocks = first // (whole.out_channels // groups) if groups == whole.in_channels > 1 else groups
         return blocks, Sizes(first // blocks, second, kernel)
 
     def dense(self, blocks: int, sizes: Sizes) -> LayerCosts:
         """As it is."""
-        return LayerCosts(blocks * sizes.elements * self._positions(self._all), blocks * sizes.elements)
+        elements = blocks * sizes.elements
+        return LayerCosts(elements * self.positions, elements, elements * self._element_size)
 
     def factorized(self, blocks: int, sizes: Sizes, stages: Sequence[StageSizes]) -> LayerCosts:
         """As a sequence."""
@@ -95,7 +102,16 @@ class Layer:
             elements += own
             macs += own * self._positions(done if self._transposed and stage.axes else done | set(stage.axes))
             done |= set(stage.axes)
-        return LayerCosts(macs, elements)
+        return LayerCosts(macs, elements, elements * self._element_size)
+
+    def saves(self, blocks: int, sizes: Sizes, stages: Sequence[StageSizes]) -> bool:
+        """Whether a sequence has fewer MACs and fewer weights than the layer."""
+        dense, sequence = self.dense(blocks, sizes), self.factorized(blocks, sizes, stages)
+        return sequence.macs < dense.macs and sequence.elements < dense.elements
+
+    @property
+    def _element_size(self) -> int:
+        return cast(Tensor, self.module.weight).element_size()
 
     @property
     def positions(self) -> int:
@@ -112,7 +128,8 @@ class Layer:
 
     def _positions(self, done: set[int]) -> int:
         """Where the axes in `done` have been run over already."""
-        return math.prod(n if axis in done else m for axis, (m, n) in enumerate(zip(self.before, self.after, strict=True)))
+        each = math.prod(n if axis in done else m for axis, (m, n) in enumerate(zip(self.before, self.after, strict=True)))
+        return self.repeats * each
 
 
 def added(channels: "ChannelGraph", structure: Structure, row: NDArray[np.int64]) -> dict[str, LayerCosts]:

@@ -7,12 +7,12 @@ factorization (Nakajima et al., JMLR 2013), for each unfolding
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy.optimize import minimize_scalar
 
-from compressor.passes.forms import Form, Sizes
+from compressor.passes.forms import Form, Sizes, StageSizes
 from compressor.passes.forms.base import Array
 
 _STEPS = 30
@@ -40,17 +40,27 @@ def by_vbmf(form: Form, weights: Sequence[Array]) -> tuple[int, ...] | None:
     return tuple(max(own) for own in zip(*found, strict=True)) or None
 
 
-def by_rate(form: Form, sizes: Sizes, rate: float) -> tuple[int, ...] | None:
-    """The largest ranks at which the sequence has at most a share of the layer's elements; None where even ranks of 1 have more."""
+def by_rate(
+    form: Form, sizes: Sizes, rate: float, share_of: Callable[[Sequence[StageSizes]], float] | None = None
+) -> tuple[int, ...] | None:
+    """The largest ranks at which the sequence costs at most a share of the layer; None where even ranks of 1 cost more.
+
+    Args:
+        form: The form.
+        sizes: Of a block.
+        rate: 0 to 1.
+        share_of: What a sequence costs, as a share of the layer; by default its elements.
+    """
     full = form.full(sizes)
 
     def at(share: float) -> tuple[int, ...]:
         return tuple(max(1, math.floor(share * rank)) for rank in full)
 
-    def cost(ranks: tuple[int, ...]) -> int:
-        return sum(stage.elements(sizes.kernel) for stage in form.stages(sizes, ranks))
+    def cost(ranks: tuple[int, ...]) -> float:
+        stages = form.stages(sizes, ranks)
+        return share_of(stages) if share_of else sum(stage.elements(sizes.kernel) for stage in stages) / sizes.elements
 
-    limit = rate * sizes.elements
+    limit = rate * (1 + 1e-12)
     if cost(at(0.0)) > limit:
         return None
     low, high = 0.0, 1.0

@@ -40,7 +40,7 @@ class RankAxis(ChannelGroup):
 
     def legal(self, align: int) -> tuple[int, ...]:
         """Ranks that a search may choose, ascending; the last is the plain layer."""
-        step = max(align, -(-self.largest // _LEVELS))
+        step = -(-self.largest // (_LEVELS * align)) * align
         while step * 2 > self.largest and step > 1:
             step //= 2
         return (*range(step, self.largest + 1, step), self.size)
@@ -63,27 +63,27 @@ class RankedCosts(CostModel):
     def __call__(self, widths: NDArray[np.int64] | Sequence[Sequence[int]]) -> Costs:
         """Costs of structures, (structures, groups and ranks)."""
         rows = np.asarray(widths, dtype=np.int64)
-        found, (macs, elements) = super().__call__(rows), self._saved(rows)
-        return Costs(found.macs - macs, found.params - elements, found.memory_bytes - 4 * elements)
+        found, saved = super().__call__(rows), self._saved(rows)
+        return Costs(found.macs - saved.macs, found.params - saved.params, found.memory_bytes - saved.memory_bytes)
 
     def macs(self, widths: NDArray[np.int64]) -> NDArray[np.int64]:
         """See `CostModel`."""
-        return np.asarray(super().macs(widths) - self._saved(widths)[0])
+        return np.asarray(super().macs(widths) - self._saved(widths).macs)
 
     def ranks(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """(structures, axes): the rank that each layer is built with; 0 for a plain layer."""
         columns = [self._one(layer, rows, k)[0] for k, layer in enumerate(self._ranked)]
         return np.stack(columns, axis=1) if columns else np.zeros((len(rows), 0), dtype=np.int64)
 
-    def _saved(self, rows: NDArray[np.int64]) -> tuple[IntArray, IntArray]:
-        macs = elements = np.zeros(len(rows), dtype=np.int64)
+    def _saved(self, rows: NDArray[np.int64]) -> Costs:
+        macs = elements = memory = np.zeros(len(rows), dtype=np.int64)
         for k, layer in enumerate(self._ranked):
-            _, own_macs, own_elements = self._one(layer, rows, k)
-            macs, elements = macs + own_macs, elements + own_elements
-        return macs, elements
+            _, own = self._one(layer, rows, k)
+            macs, elements, memory = macs + own.macs, elements + own.params, memory + own.memory_bytes
+        return Costs(macs, elements, memory)
 
-    def _one(self, layer: Layer, rows: NDArray[np.int64], axis: int) -> tuple[IntArray, IntArray, IntArray]:
-        """Of one layer: the rank that is built, and the MACs and elements that it saves."""
+    def _one(self, layer: Layer, rows: NDArray[np.int64], axis: int) -> tuple[IntArray, Costs]:
+        """Of one layer: the rank that is built, and what it saves."""
         first, second = (self._along(f"{layer.name}.weight", k, rows) for k in (0, 1))
         outputs, inputs = (second, first) if Product(layer.module).transposed else (first, second)
         sizes = Sizes(outputs, inputs, sizes_of(layer.module).kernel)  # type: ignore[arg-type]  # arrays, elementwise
@@ -91,11 +91,10 @@ class RankedCosts(CostModel):
         dense = layer.dense(1, sizes)
         sequence = layer.factorized(1, sizes, FORMS["svd"].stages(sizes, (asked,)))  # type: ignore[arg-type]
         most = np.minimum(outputs, inputs * Product(layer.module).kernel)
-        built = (np.asarray(sequence.elements) < np.asarray(dense.elements)) & (asked <= most)
-        saved = (
-            np.where(built, one - other, 0) for one, other in ((dense.macs, sequence.macs), (dense.elements, sequence.elements))
-        )
-        return np.where(built, asked, 0), *saved  # type: ignore[return-value]
+        more = dense - sequence
+        built = (np.asarray(more.elements) > 0) & (np.asarray(more.macs) > 0) & (asked <= most)
+        saved = Costs(*(np.where(built, own, 0) for own in (more.macs, more.elements, more.memory_bytes)))
+        return np.where(built, asked, 0), saved
 
     def _along(self, name: str, axis: int, rows: NDArray[np.int64]) -> IntArray:
         if (name, axis) in self._axes:

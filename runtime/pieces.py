@@ -4,7 +4,6 @@ A factorization is a saving in MACs and one layer more; whether it is one in mil
 layer that a plan factorizes or lets read through a gather, beside the same layer as it would be without, in one session.
 """
 
-import copy
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -167,8 +166,7 @@ def variants_of(channels: ChannelGraph, plan: Plan) -> dict[str, Variant]:
 def kind_of(channels: ChannelGraph, layer: str) -> str:
     """What two layers have in common that take equally long at equal widths."""
     found = Layer.of(channels, layer)
-    module = copy.deepcopy(found.module).to("meta")
-    return f"{module} on {'x'.join(map(str, found.before))}"
+    return f"{found.module} on {'x'.join(map(str, found.before))}"
 
 
 def piece(channels: ChannelGraph, layer: str, variant: Variant) -> fx.GraphModule:

@@ -180,18 +180,7 @@ class Bench:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--network", default="resnet56")
-    parser.add_argument("--data", help="folder of the official binary version of CIFAR-10")
-    parser.add_argument("--weights", help=".safetensors of resnet56 or resnet20")
-    parser.add_argument("--model", help="another network: file.py:callable")
-    parser.add_argument("--images", help="its images for statistics")
-    parser.add_argument("--test", help="its test images, one folder per class")
-    parser.add_argument("--offset", type=int, default=0, help="of the network's outputs to the numbers of these folders")
-    parser.add_argument("--mean", default="0.485,0.456,0.406")
-    parser.add_argument("--std", default="0.229,0.224,0.225")
-    parser.add_argument("--ratios", default="0.7,0.5,0.35", help="shares of the MACs that stay")
-    parser.add_argument("--calibrate", type=int, default=2000, help="images for statistics")
-    parser.add_argument("--align", type=int, default=1)
+    add_network_arguments(parser)
     parser.add_argument("--floors", default="", help="also: bottom-up searches with these lowest accuracies, such as 0.9")
     parser.add_argument("--latencies", default="", help="also: budgets in measured latency, shares of the original's")
     parser.add_argument("--streams", default="group,gather", help="policies for residual streams that these try")
@@ -225,6 +214,22 @@ def main() -> None:
         for streams in args.streams.split(","):
             bench.latency(float(text), streams)
     print(table(bench.rows))
+
+
+def add_network_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which network, on which data."""
+    parser.add_argument("--network", default="resnet56")
+    parser.add_argument("--data", help="folder of the official binary version of CIFAR-10")
+    parser.add_argument("--weights", help=".safetensors of resnet56 or resnet20")
+    parser.add_argument("--model", help="another network: file.py:callable")
+    parser.add_argument("--images", help="its images for statistics")
+    parser.add_argument("--test", help="its test images, one folder per class")
+    parser.add_argument("--offset", type=int, default=0, help="of the network's outputs to the numbers of these folders")
+    parser.add_argument("--mean", default="0.485,0.456,0.406")
+    parser.add_argument("--std", default="0.229,0.224,0.225")
+    parser.add_argument("--ratios", default="0.7,0.5,0.35", help="shares of the MACs that stay")
+    parser.add_argument("--calibrate", type=int, default=2000, help="images for statistics")
+    parser.add_argument("--align", type=int, default=1)
 
 
 def has_norms(graph) -> bool:

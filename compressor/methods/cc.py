@@ -15,16 +15,19 @@ What is left of a layer is then taken from its original weights: the channels th
 * `compensation` after the cut, with the truncation that loses least of the output on real images (`rank_reduction.py`).
 
 Where this differs from the released code: the multiplier is found by bisection against the costs of the network that comes
-out (there, a dead producer's MACs are not counted as saved); a decomposition that saves nothing is not made; R is
+out (there, a dead producer's MACs are not counted as saved), in widths and ranks that the target's `align` allows; channels of
+frozen and block-wise tied groups stay, also behind a gather; a decomposition that saves nothing is not made; R is
 min(outputs, inputs * kernel); curves are drawn from at most a hundred states. Its traps (a backup that aliases the weights on a
 CPU, an index map that collapses) have no counterpart here.
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal, cast
 
 import numpy as np
+import torch
 
 from compressor.data import unaugmented
 from compressor.errors import BudgetError
@@ -40,6 +43,7 @@ from compressor.passes.layer_costs import Layer as Sized
 from compressor.passes.products import Product
 from compressor.plan import Plan, digest_of
 from compressor.runtime.pieces import choices
+from compressor.store import digest_of_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -117,14 +121,21 @@ class CC:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in list(plans.layers.items())[:5])
             raise BudgetError(f"CC: there is no layer that it could compress ({reasons})")
         paths = {name: self._path(problem, name, layer) for name, layer in layers.items()}
-        while True:  # every round leaves at least one more layer plain
-            plan = self._within(problem, plans, self._allocation(problem, layers, paths))
+        ungathered: set[str] = set()
+        while True:  # every round takes the gather or the ranks from at least one more layer
+            allocation = self._allocation(problem, layers, paths)
+            plan = self._within(problem, lambda level: plans.plan(allocation(level), ungathered))  # noqa: B023 - called here
             refused = self._refused(problem, plan)
             if not refused:
                 return plan
+            read, factored = dict(plan.reads), {one.layer for one in plan.factors}
             for name in refused:
-                removable = plans.removable(name, gathers=False) & (self.units != "ranks")
-                layers[name] = replace(layers[name], removable=removable, ranks=False)
+                if self.gathers == "paying" and name in read:
+                    ungathered.add(name)
+                    removable = plans.removable(name, gathers=False) & (self.units != "ranks")
+                    layers[name] = replace(layers[name], removable=removable)
+                if self._accepts(problem) and name in factored:
+                    layers[name] = replace(layers[name], ranks=False)
                 paths[name] = self._path(problem, name, layers[name])
 
     def _layers(self, problem: Problem, plans: UnitPlans) -> dict[str, Layer]:
@@ -151,9 +162,9 @@ class CC:
 
     def _path(self, problem: Problem, name: str, layer: Layer) -> list[State]:
         """States of a layer, computed once per run; kept as the step at which each channel goes."""
-        key = digest_of(
-            [name, layer.removable.tolist(), layer.ranks, self.gamma, self.share, self.most, self.information, self.images]
-        )
+        tensors = {"weight": torch.from_numpy(layer.weight), "information": torch.from_numpy(layer.information)}
+        settings = [self.gamma, self.share, self.most, digest_of_tensors(tensors)]
+        key = digest_of([name, layer.removable.tolist(), layer.ranks, *settings])
 
         def work() -> dict[str, object]:
             path = removal_path(layer, self.gamma, self.share, self.most)
@@ -172,7 +183,7 @@ class CC:
     def _allocation(self, problem: Problem, layers: dict[str, Layer], paths: dict[str, list[State]]) -> Allocation:
         if self.allocation == "exponential":
             curves = {name: fitted(sorted_path(layer, self.share, self.most)) for name, layer in layers.items()}
-            return Exponential(curves, paths)
+            return Exponential(curves, paths, self.most)
         costs = {}
         times = LayerTimes(problem) if "latency" in problem.limits else None
         for name, path in paths.items():
@@ -183,31 +194,31 @@ class CC:
                 costs[name] = [float(state.elements * positions) for state in path]
         return Curves(paths, costs)
 
-    def _within(self, problem: Problem, plans: UnitPlans, allocation: Allocation) -> Plan:
-        """The least compression that meets the budget."""
+    def _within(self, problem: Problem, plan_at: Callable[[float], Plan]) -> Plan:
+        """The least compression, of the levels from 0 to 1, that meets the budget."""
         limits = {name: limit for name, limit in problem.limits.items() if name != "latency"}
 
         def over(plan: Plan) -> bool:
             costs = problem.costs(problem.channels.structure(plan))
             return any(costs[name] > limit for name, limit in limits.items())
 
-        low, high, best = 0.0, 1.0, plans.plan(allocation(1.0))
+        low, high, best = 0.0, 1.0, plan_at(1.0)
         if over(best):
             costs = problem.costs(problem.channels.structure(best))
             said = ", ".join(f"{name} {costs[name]:,.0f} (asked: {limit:,.0f})" for name, limit in limits.items())
             raise BudgetError(f"the budget cannot be met: compressed as far as it can be, this network has {said}")
         for _ in range(_STEPS if limits else 0):
             middle = 0.5 * (low + high)
-            plan = plans.plan(allocation(middle))
+            plan = plan_at(middle)
             low, high, best = (middle, high, best) if over(plan) else (low, middle, plan)
         if "latency" not in problem.limits:
             return best
-        return self._fast_enough(problem, plans, allocation, high if limits else 0.0)
+        return self._fast_enough(problem, plan_at, high if limits else 0.0)
 
-    def _fast_enough(self, problem: Problem, plans: UnitPlans, allocation: Allocation, start: float) -> Plan:
+    def _fast_enough(self, problem: Problem, plan_at: Callable[[float], Plan], start: float) -> Plan:
         """The least compression from a level on that is measured to meet the budget of latency."""
         limit = AIM * problem.limits["latency"]
-        low, high, best = start, 1.0, plans.plan(allocation(1.0))
+        low, high, best = start, 1.0, plan_at(1.0)
         fastest = problem.measure(best).ratio
         if fastest > limit:
             raise BudgetError(
@@ -216,20 +227,22 @@ class CC:
             )
         for _ in range(_ENGINES):
             middle = 0.5 * (low + high)
-            plan = plans.plan(allocation(middle))
-            if plan == best:
-                break
-            if problem.measure(plan).ratio <= limit:
+            plan = plan_at(middle)
+            if plan == best or problem.measure(plan).ratio <= limit:
                 high, best = middle, plan
             else:
                 low = middle
         return best
 
+    def _accepts(self, problem: Problem) -> bool:
+        """Whether sequences have to be faster on the target."""
+        return "latency" in problem.limits if self.accept is None else self.accept
+
     def _refused(self, problem: Problem, plan: Plan) -> list[str]:
         """Changed layers that are not faster on the target."""
-        accept = "latency" in problem.limits if self.accept is None else self.accept
-        asked = plan if accept else Plan.keep(dict(plan.kept), plan.model, dict(plan.reads)) if self.gathers == "paying" else None
-        if asked is None or not (asked.factors or asked.reads):
+        reads = dict(plan.reads) if self.gathers == "paying" else {}
+        asked = Plan.keep(dict(plan.kept), plan.model, reads, plan.factors if self._accepts(problem) else ())
+        if not (asked.factors or asked.reads):
             return []
         problem.progress.stage("layers that are factorized or read through a gather, measured beside the plain ones")
         found = choices(problem.channels, asked, problem.target, problem.once, problem.seed)

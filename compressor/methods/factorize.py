@@ -17,6 +17,7 @@ from compressor.methods.unit_plans import UnitPlans
 from compressor.passes.compensation import Compensation
 from compressor.passes.factorize_conv import blocks_of, factorizable, sizes_of
 from compressor.passes.forms import FORMS, Sizes
+from compressor.passes.layer_costs import Layer
 from compressor.passes.rank_choice import by_energy, by_rate, by_vbmf, spectra
 from compressor.plan import Factorization, Plan
 from compressor.runtime.pieces import choices, rank_edges
@@ -129,6 +130,7 @@ class _Ranks:
                 self._layers[name] = sizes_of(layer), list(blocks_of(layer))
         if not self._layers:
             raise BudgetError(f"no layer of this network can be factorized as {method.form}")
+        self._costs = {name: Layer.of(problem.channels, name) for name in self._layers}
         own = self._layers.items()
         self._vbmf = {name: by_vbmf(self._form, blocks) for name, (_, blocks) in own} if method.choice == "vbmf" else {}
         self._energies = {name: spectra(self._form, blocks) for name, (_, blocks) in own} if method.choice == "energy" else {}
@@ -136,16 +138,16 @@ class _Ranks:
     def plan(self, level: float, refused: set[str]) -> Plan:
         """The plan at a level, without some layers."""
         factors = []
-        for name, (sizes, _) in self._layers.items():
+        for name, (sizes, blocks) in self._layers.items():
             ranks = None if name in refused else self._of(name, level)
             if ranks is not None:
                 ranks = self._stepped(name, sizes, ranks)
-                if sum(stage.elements(sizes.kernel) for stage in self._form.stages(sizes, ranks)) < sizes.elements:
+                if self._costs[name].saves(len(blocks), sizes, self._form.stages(sizes, ranks)):
                     factors.append(Factorization(name, self._form.name, ranks))
         return Plan.keep({}, self._problem.channels.digest, factors=factors)
 
     def _of(self, name: str, level: float) -> tuple[int, ...] | None:
-        sizes, _ = self._layers[name]
+        sizes, blocks = self._layers[name]
         full = self._form.full(sizes)
         match self._method.choice:
             case "fixed":
@@ -155,7 +157,10 @@ class _Ranks:
             case "vbmf":
                 least = self._vbmf[name] or full
                 return tuple(round(most - level * (most - low)) for most, low in zip(full, least, strict=True))
-        return by_rate(self._form, sizes, 1.0 - level) or (1,) * len(full)
+        layer, count = self._costs[name], len(blocks)
+        dense = layer.dense(count, sizes).macs
+        share = by_rate(self._form, sizes, 1.0 - level, lambda stages: layer.factorized(count, sizes, stages).macs / dense)
+        return share or (1,) * len(full)
 
     def _stepped(self, name: str, sizes: Sizes, ranks: tuple[int, ...]) -> tuple[int, ...]:
         """Rounded up to the steps of the target."""

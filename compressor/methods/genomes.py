@@ -19,6 +19,7 @@ from compressor.passes.products import Product
 from compressor.passes.rank_losses import rank_curves
 from compressor.passes.ranked import axes_of
 from compressor.plan import digest_of
+from compressor.store import digest_of_tensors
 
 _SENSITIVITY = 0.5  # its power: CaP's `mixed`, between its two others; not tuned
 _LEAST = 1e-30
@@ -103,7 +104,8 @@ class LossRanking:
             raise DataError("a ranking by loss needs images for its statistics (no labels): pass calibrate=… or train=…")
         channels = problem.channels
         problem.progress.stage("statistics, ranking and sensitivity of every group")
-        key = digest_of([[list(own) for own in options], settings.to_dict(), problem.seed])[:12]
+        images = digest_of_tensors({str(k): batch[0] for k, batch in enumerate(problem.calibration.batches)})
+        key = digest_of([[list(own) for own in options], settings.to_dict(), problem.seed, images])[:12]
         record = problem.once(f"prices of all channels {key}", lambda: {"scores": self._computed(problem, settings, options)})
         found = record["scores"]
         assert isinstance(found, dict)

@@ -1,19 +1,21 @@
 """What the states of a layer cost in milliseconds: measured at a few widths and ranks on the target, interpolated between them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
-from scipy.interpolate import RegularGridInterpolator
 
 from compressor.errors import BackendError
 from compressor.methods.base import Problem
 from compressor.methods.units import State
+from compressor.passes.factorize_conv import sizes_of
+from compressor.passes.forms import FORMS
 from compressor.passes.layer_costs import Layer
 from compressor.passes.products import Product
 from compressor.runtime.pieces import Variant, times
 
 _INPUTS = (0.25, 0.5, 1.0)  # of the layer's inputs
-_RANKS = (0.125, 0.25, 0.5)  # of its full rank
+_RANKS = (0.125, 0.25, 0.5, 1.0)  # of its full rank
 
 
 class LayerTimes:
@@ -27,36 +29,35 @@ class LayerTimes:
         self._problem = problem
 
     def __call__(self, name: str, path: Sequence[State], inputs: int) -> list[float]:
-        """Of every state of a layer; where it cannot be measured, in proportion to its elements.
-
-        A factorized state never costs less than the grid says of the nearest width and rank on it.
-        """
+        """Of every state of a layer; where it cannot be measured, in proportion to its elements."""
         problem = self._problem
         product = Product(problem.channels.graph.get_submodule(name))
         full = min(product.outputs, product.columns)
         widths = sorted({max(1, round(share * inputs)) for share in _INPUTS})
-        ranks = sorted({max(1, round(share * full)) for share in _RANKS})
+        ranks = sorted({max(1, round(share * full)) for share in _RANKS}) if any(s.rank is not None for s in path) else []
         problem.progress.stage(f"milliseconds of {name} over widths and ranks")
-        rows = [
-            Variant(w, product.outputs, w, None if r is None else ("svd", (min(r, product.kernel * w),)))
-            for w in widths
-            for r in (None, *ranks)
-        ]
+        cells = {}
+        for width in widths:
+            sizes = replace(sizes_of(product.module), inputs=width)
+            able = FORMS["svd"].refuses(sizes) is None
+            for rank in (0, *ranks):
+                form = ("svd", (min(rank, FORMS["svd"].full(sizes)[0]),)) if rank and able else None
+                cells[width, rank] = Variant(width, product.outputs, width, form)
+        variants = list(dict.fromkeys(cells.values()))
         try:
-            found = times(problem.channels, name, rows, problem.target, problem.once, problem.seed)
+            measured = times(problem.channels, name, variants, problem.target, problem.once, problem.seed)
         except BackendError:
             positions = Layer.of(problem.channels, name).positions
             return [float(state.elements * positions) * 1e-9 for state in path]
-        grid = np.array(found).reshape(len(widths), 1 + len(ranks))
+        found = dict(zip(variants, measured, strict=True))
+        dense = [found[cells[width, 0]] for width in widths]
+        grid = np.array([[found[cells[width, rank]] for rank in ranks] for width in widths])
         result = []
         for state in path:
-            width = float(np.clip(len(state.kept), widths[0], widths[-1]))
+            kept = float(np.clip(len(state.kept), widths[0], widths[-1]))
             if state.rank is None:
-                result.append(float(np.interp(width, widths, grid[:, 0])))
+                result.append(float(np.interp(kept, widths, dense)))
                 continue
-            rank = float(np.clip(state.rank, ranks[0], ranks[-1]))
-            if len(ranks) == 1 or len(widths) == 1:
-                result.append(float(grid[-1, -1]))
-                continue
-            result.append(float(RegularGridInterpolator((widths, ranks), grid[:, 1:])([[width, rank]])[0]))
+            along = [float(np.interp(state.rank, ranks, row)) for row in grid]  # at every width, then between widths
+            result.append(float(np.interp(kept, widths, along)))
         return result

@@ -21,7 +21,6 @@ from compressor.methods.units import State, cheapest_first
 
 Array = NDArray[np.float64]
 
-_MOST = 0.95
 _LEAST = 1e-10  # added to losses before their logarithm is taken, as published
 _LEAST_SLOPE = 1e-3
 
@@ -56,18 +55,20 @@ class Exponential:
     Args:
         curves: Layer -> p1, p2.
         paths: Layer -> its states, from the whole one down.
+        most: The largest rate; 0.95 as published.
     """
 
-    def __init__(self, curves: Mapping[str, tuple[float, float]], paths: Mapping[str, Sequence[State]]) -> None:
+    def __init__(self, curves: Mapping[str, tuple[float, float]], paths: Mapping[str, Sequence[State]], most: float = 0.95) -> None:
+        self._most = most
         self._paths = {name: list(cheapest_first(list(path))) for name, path in paths.items()}
         self._p1, self._p2 = (np.array([curves[name][k] for name in self._paths]) for k in (0, 1))
         price = np.log(self._p1 * self._p2)
-        self._low, self._high = float(price.min()), float((price + _MOST * self._p2).max())
+        self._low, self._high = float(price.min()), float((price + most * self._p2).max())
 
     def rates(self, level: float) -> Array:
         """(layers,): the share of MACs that each saves."""
         x = self._low + level * (self._high - self._low)  # of ln x
-        return np.asarray(((x - np.log(self._p1 * self._p2)) / self._p2).clip(0, _MOST))
+        return np.asarray(((x - np.log(self._p1 * self._p2)) / self._p2).clip(0, self._most))
 
     def __call__(self, level: float) -> dict[str, State]:
         """The first state of each layer that saves as much."""

@@ -62,7 +62,8 @@ def _options(problem: Problem, steps: Steps, group: ChannelGroup) -> tuple[int, 
 def _ranks(problem: Problem, steps: Steps, axis: RankAxis) -> tuple[int, ...]:
     align = problem.target.align
     if steps == "eighths":
-        return widths(axis, align, sorted({max(axis.largest * k // 8, 1) for k in range(1, 9)}))
+        eighths = {axis.largest * k // 8 for k in range(1, 9)}
+        return widths(axis, align, sorted({rank // align * align if rank > align else max(rank, 1) for rank in eighths}))
     if steps == "staircase":
         edges = rank_edges(problem.channels, axis.layer, "svd", axis.size, align, problem.target, problem.once, problem.seed)
         found = widths(axis, align, edges)

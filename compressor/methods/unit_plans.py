@@ -4,15 +4,18 @@ every reader of a channel drops it   the channel is removed, with what produces 
 some readers drop it                 they read the others through a gather, where gathers are allowed
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from compressor.methods.units import State
 from compressor.passes.channels import ChannelGraph
-from compressor.passes.factorize_conv import sizes_of
-from compressor.passes.forms import FORMS, Sizes
+from compressor.passes.criteria import CRITERIA, Scoring
+from compressor.passes.forms import FORMS
+from compressor.passes.groups import ChannelGroup
+from compressor.passes.layer_costs import Layer
 from compressor.passes.losses import rankable
 from compressor.passes.products import Conv, Product
 from compressor.passes.readers import Reader, readers_of
@@ -30,6 +33,7 @@ class UnitPlans:
 
     def __init__(self, channels: ChannelGraph, gathers: bool, align: int = 1) -> None:
         self._channels, self._gathers, self._align = channels, gathers, align
+        self._scoring = Scoring(channels)
         self._readers = {reader.layer: reader for reader in readers_of(channels).values()}
         self._groups = {name: own for name, own in rankable(channels)[0].items() if self._plain(name)}
 
@@ -66,21 +70,29 @@ class UnitPlans:
                 allowed |= owner == index
         return allowed
 
-    def plan(self, states: Mapping[str, State]) -> Plan:
-        """The plan in which every layer is in its state, as far as narrowing and gathers allow."""
+    def plan(self, states: Mapping[str, State], ungathered: Collection[str] = ()) -> Plan:
+        """The plan in which every layer is in its state, as far as narrowing and gathers allow.
+
+        Args:
+            states: Layer -> its state.
+            ungathered: Layers that read all that stays, gathers allowed or not.
+        """
         channels = self._channels
         kept: dict[str, list[int]] = {}
+        masks, wanted = ([np.ones(group.size, dtype=bool) for group in channels.groups] for _ in range(2))
         for name, readers in self._groups.items():
             group = channels.groups[self._index(name)]
             needed = np.zeros(group.size, dtype=bool)
             for reader in readers:
                 needed |= self._units(reader, name, states.get(reader.layer), group.size)
-            needed = self._enough(needed, group.narrowest)
-            if not needed.all():
-                kept[name] = np.flatnonzero(needed).tolist()
-        reads = self._reads(states, kept) if self._gathers else {}
+            wanted[self._index(name)] = needed
+            masks[self._index(name)] = enough = self._enough(needed, group)
+            if not enough.all():
+                kept[name] = np.flatnonzero(enough).tolist()
+        reads = self._reads(states, masks, wanted) if self._gathers else {}
+        reads = {layer: own for layer, own in reads.items() if layer not in ungathered}
         widths = Plan.keep(kept, channels.digest, reads)
-        return Plan.keep(kept, channels.digest, reads, self._factors(states, widths))
+        return Plan.keep(kept, channels.digest, reads, self._factors(states, widths, masks))
 
     def _plain(self, name: str) -> bool:
         """Whether single units of a group may go, each of which is one input of its readers."""
@@ -101,47 +113,47 @@ class UnitPlans:
         units[self._channels.grouping.unit_of[reader.inputs[here & read]]] = True
         return units
 
-    def _enough(self, needed: NDArray[np.bool_], least: int) -> NDArray[np.bool_]:
-        """At least as many as must stay, and a multiple of the alignment."""
-        count = max(int(needed.sum()), least, 1)
+    def _enough(self, needed: NDArray[np.bool_], group: ChannelGroup) -> NDArray[np.bool_]:
+        """At least as many as must stay, and a multiple of the alignment: those with the largest L1 norm come back."""
+        count = max(int(needed.sum()), group.narrowest, 1)
         wanted = min(-(-count // self._align) * self._align if count > self._align else count, len(needed))
-        more = np.flatnonzero(~needed)[: wanted - int(needed.sum())]
         result = needed.copy()
-        result[more] = True
+        if wanted > needed.sum():
+            scores = CRITERIA["l1"]()(self._scoring, group)
+            order = np.argsort(-scores, kind="stable")
+            result[order[~needed[order]][: wanted - int(needed.sum())]] = True
         return result
 
-    def _reads(self, states: Mapping[str, State], kept: Mapping[str, list[int]]) -> dict[str, list[int]]:
-        """Layers that read less than what stays."""
-        masks = self._channels.kept_masks(Plan.keep(kept, self._channels.digest))
+    def _reads(
+        self, states: Mapping[str, State], masks: list[NDArray[np.bool_]], wanted: list[NDArray[np.bool_]]
+    ) -> dict[str, list[int]]:
+        """Layers that read less than what others need; what came back for the alignment alone is read by all."""
         found = {}
         for layer, state in states.items():
             labels = self._readers[layer].inputs
-            alive = np.ones(Product(self._channels.graph.get_submodule(layer)).inputs, dtype=bool)
+            read = np.zeros(Product(self._channels.graph.get_submodule(layer)).inputs, dtype=bool)
+            read[list(state.kept)] = True
+            alive = np.ones_like(read)
             if labels is not None:
                 alive = self._channels.kept_labels(labels, masks)
-            read = np.zeros_like(alive)
-            read[list(state.kept)] = True
+                read |= alive & ~self._channels.kept_labels(labels, wanted)
             if (alive & ~read).any() and (alive & read).any():
                 found[layer] = np.flatnonzero(alive & read).tolist()
         return found
 
-    def _factors(self, states: Mapping[str, State], plan: Plan) -> list[Factorization]:
+    def _factors(self, states: Mapping[str, State], plan: Plan, masks: list[NDArray[np.bool_]]) -> list[Factorization]:
         """Ranks, where a sequence is still smaller than the layer is after narrowing."""
-        masks = self._channels.kept_masks(plan)
+        row = np.array([[int(mask.sum()) for mask in masks]], dtype=np.int64)
         reads = dict(plan.reads)
-        found = []
+        svd, found = FORMS["svd"], []
         for layer, state in states.items():
             if state.rank is None:
                 continue
-            reader, whole = self._readers[layer], sizes_of(self._channels.graph.get_submodule(layer))
-            inputs, outputs = (
-                whole_count if labels is None else int(self._channels.kept_labels(labels, masks).sum())
-                for labels, whole_count in ((reader.inputs, whole.inputs), (reader.outputs, whole.outputs))
-            )
-            sizes = Sizes(outputs, min(inputs, len(reads.get(layer, range(inputs)))), whole.kernel)
-            rank = min(-(-state.rank // self._align) * self._align if state.rank > self._align else state.rank, whole.outputs)
-            svd = FORMS["svd"]
+            own = Layer.of(self._channels, layer)
+            blocks, sizes = own.sizes(self._channels, row)
+            sizes = replace(sizes, inputs=min(sizes.inputs, len(reads.get(layer, range(sizes.inputs)))))
+            rank = -(-state.rank // self._align) * self._align if state.rank > self._align else state.rank
             rank = min(rank, svd.full(sizes)[0])
-            if sum(stage.elements(sizes.kernel) for stage in svd.stages(sizes, (rank,))) < sizes.elements:
+            if own.saves(blocks, sizes, svd.stages(sizes, (rank,))):
                 found.append(Factorization(layer, "svd", (rank,)))
         return found

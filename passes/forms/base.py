@@ -95,6 +95,13 @@ class Form(Protocol):
         """The best stages found for a weight (outputs, inputs, *kernel)."""
 
 
+def needs_a_kernel(sizes: Sizes) -> str | None:
+    """Why a form that separates channels from pixels refuses a block; None where it does not."""
+    if math.prod(sizes.kernel) == 1:
+        return "its kernel is a single pixel: use svd"
+    return "it has one input or one output" if min(sizes.inputs, sizes.outputs) < 2 else None
+
+
 def compose(stages: Sequence[Stage]) -> Array:
     """The weight (outputs, inputs, *kernel) that a sequence of stages amounts to."""
     total = stages[0].weight

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from compressor.passes.forms.base import Array, Sizes, Stage, StageSizes
+from compressor.passes.forms.base import Array, Sizes, Stage, StageSizes, needs_a_kernel
 
 _ITERATIONS = 200
 
@@ -20,10 +20,8 @@ class CP:
     name = "cp"
 
     def refuses(self, sizes: Sizes) -> str | None:
-        """For a kernel of one pixel it is an SVD with layers too many."""
-        if math.prod(sizes.kernel) == 1:
-            return "its kernel is a single pixel: use svd"
-        return "it has one input or one output" if min(sizes.inputs, sizes.outputs) < 2 else None
+        """See `needs_a_kernel`."""
+        return needs_a_kernel(sizes)
 
     def full(self, sizes: Sizes) -> tuple[int, ...]:
         """The product of all sides but the longest: that many rank-one terms write any tensor."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from compressor.passes.forms.base import Array, Sizes, Stage, StageSizes
+from compressor.passes.forms.base import Array, Sizes, Stage, StageSizes, needs_a_kernel
 
 
 class TensorTrain:
@@ -17,10 +17,8 @@ class TensorTrain:
     name = "tensor_train"
 
     def refuses(self, sizes: Sizes) -> str | None:
-        """For a kernel of one pixel it is an SVD with layers too many."""
-        if math.prod(sizes.kernel) == 1:
-            return "its kernel is a single pixel: use svd"
-        return "it has one input or one output" if min(sizes.inputs, sizes.outputs) < 2 else None
+        """See `needs_a_kernel`."""
+        return needs_a_kernel(sizes)
 
     def full(self, sizes: Sizes) -> tuple[int, ...]:
         """Of every cut of the train, the smaller side."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from compressor.passes.forms.base import Array, Sizes, Stage, StageSizes
+from compressor.passes.forms.base import Array, Sizes, Stage, StageSizes, needs_a_kernel
 
 _ITERATIONS = 20
 
@@ -16,10 +16,8 @@ class Tucker2:
     name = "tucker2"
 
     def refuses(self, sizes: Sizes) -> str | None:
-        """For a kernel of one pixel it is an SVD with a layer too many."""
-        if math.prod(sizes.kernel) == 1:
-            return "its kernel is a single pixel: use svd"
-        return "it has one input or one output" if min(sizes.inputs, sizes.outputs) < 2 else None
+        """See `needs_a_kernel`."""
+        return needs_a_kernel(sizes)
 
     def full(self, sizes: Sizes) -> tuple[int, ...]:
         """Inputs and outputs, or what the other side of their unfolding allows."""
