@@ -63,6 +63,7 @@ def test_settings_that_do_not_go_together_are_refused():
             Factorize(**given)
 
 
+@pytest.mark.slow
 def test_ranks_on_a_staircase_are_its_right_edges(problem):  # noqa: F811
     stairs = Target("fake", align=1, options={"step": 8, "noise": 0.001})
     asked = replace(limited(problem, 0.8), target=stairs)
