@@ -16,7 +16,7 @@ from compressor.methods import Magnitude, Method
 from compressor.passes.channels import ChannelGraph, analyze
 from compressor.passes.narrow_module import narrow_module
 from compressor.passes.products import take_state
-from compressor.passes.realise import realised
+from compressor.passes.realise import realisation
 from compressor.passes.trace import is_traced, trace
 from compressor.plan import Plan
 from compressor.progress import Progress
@@ -49,8 +49,7 @@ def apply(
         PlanError: The plan does not fit; or the model's `forward` holds sizes of its own (they are named).
     """
     if is_traced(graph):
-        traced = cast(fx.GraphModule, graph)
-        return realised(plan, analyze(traced) if channels is None else channels)
+        return realisation(plan, channels)(cast(fx.GraphModule, graph)).graph
     if plan.factors:
         raise PlanError(
             f"the plan factorizes {len(plan.factors)} layers, which makes a new graph: pass compressor.trace(model, inputs)"
@@ -175,7 +174,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     inputs = [
         torch.zeros(shape, dtype=getattr(torch, dtype)) for shape, dtype in cast(list[tuple[list[int], str]], config["inputs"])
     ]
-    graph = realised(Plan.load(folder / "plan.json"), analyze(trace(model, inputs)), weights=False)
+    graph = realisation(Plan.load(folder / "plan.json"), weights=False)(trace(model, inputs)).graph
     take_state(graph, load_tensors(folder / "weights.safetensors"))
     return graph.eval()
 

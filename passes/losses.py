@@ -33,7 +33,7 @@ from compressor.plan import Plan
 logger = logging.getLogger(__name__)
 
 _TEMPERATURE = 4.0  # softens the outputs that are compared: without it a few images near a boundary decide everything
-_PROBE = 0.15  # of the loss that a group can cause: what a probe takes away, enough to be seen and small enough to be a slope
+PROBE = 0.15  # of the loss that a group can cause: what a probe takes away, enough to be seen and small enough to be a slope
 
 
 @dataclass(frozen=True)
@@ -160,31 +160,53 @@ def readings_of(
                     yield Reading(part.covariance[block], matrix[block][:, part.columns], columns)
 
 
+class Divergences:
+    """What changed networks do to the outputs: each is changed in one place, one after the other in the order of the graph.
+
+    Args:
+        graph: The network as it is.
+        calibration: Images.
+        memory_mb: For activations before they go to files.
+    """
+
+    def __init__(self, graph: fx.GraphModule, calibration: Calibration, memory_mb: int) -> None:
+        self._graph, self._calibration, self._memory = graph, calibration, memory_mb << 20
+        self._prefix = Prefix(graph, calibration, Shelf(self._memory))
+        self._outputs = [log_probabilities(output) for output in self._prefix.fork().finish()]
+
+    def __call__(self, changed: fx.GraphModule, first: str) -> float:
+        """Divergence of a network's outputs, of which `first` is the first node that gives something else."""
+        if self._prefix.passed(first):
+            self._prefix = Prefix(self._graph, self._calibration, Shelf(self._memory))
+        self._prefix.before(first)
+        return divergence(self._outputs, [log_probabilities(output) for output in self._prefix.fork(changed).finish()])
+
+
+def sensitivity(found: float, loss: float, largest: float) -> float:
+    """Divergence per unit of loss; of a loss that is nothing beside the largest, as if it were a trace of that."""
+    return found / max(loss, 1e-12 * largest)
+
+
 class _Probe:
     """Measures sensitivities, one group after the other in the order of the graph."""
 
     def __init__(self, channels: ChannelGraph, calibration: Calibration, settings: Compensation) -> None:
-        self._channels, self._settings, self._calibration = channels, settings, calibration
-        self._prefix = Prefix(channels.graph, calibration, Shelf(settings.memory_mb << 20))
-        self._outputs = [log_probabilities(output) for output in self._prefix.fork().finish()]
+        self._channels, self._settings = channels, settings
+        self._divergence = Divergences(channels.graph, calibration, settings.memory_mb)
 
     def __call__(self, group: ChannelGroup, ranking: Ranking, statistics: Mapping[str, Statistics]) -> float:
         legal = np.arange(group.narrowest, group.size, group.granularity)
         if not len(legal) or ranking.loss[0] <= 0:
             return 0.0
-        hurting = legal[ranking.loss[legal] >= _PROBE * ranking.loss[0]]
+        hurting = legal[ranking.loss[legal] >= PROBE * ranking.loss[0]]
         width = int(hurting.max()) if len(hurting) else int(legal.min())
         plan = Plan.keep({group.name: select(group, ranking.scores, width)}, self._channels.digest)
         narrowed = RemoveChannels(plan, self._channels)(self._channels.graph).graph.eval()
         for job in jobs_of(self._channels, self._channels.kept_masks(plan), narrowed):
             if job.loses and job.reader.node in statistics and job.product.blocks == job.whole.blocks:
                 fit_on_statistics(narrowed, job, statistics[job.reader.node], self._settings)
-        first = _first_changed(self._channels.graph, narrowed)
-        if self._prefix.passed(first):
-            self._prefix = Prefix(self._channels.graph, self._calibration, Shelf(self._settings.memory_mb << 20))
-        self._prefix.before(first)
-        found = [log_probabilities(output) for output in self._prefix.fork(narrowed).finish()]
-        return divergence(self._outputs, found) / max(float(ranking.loss[width]), 1e-12 * float(ranking.loss[0]))
+        found = self._divergence(narrowed, _first_changed(self._channels.graph, narrowed))
+        return sensitivity(found, float(ranking.loss[width]), float(ranking.loss[0]))
 
 
 def _first_changed(graph: fx.GraphModule, narrowed: fx.GraphModule) -> str:

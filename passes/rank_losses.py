@@ -16,8 +16,7 @@ from compressor.passes.calibration import Calibration
 from compressor.passes.channels import ChannelGraph
 from compressor.passes.compensation import Compensation
 from compressor.passes.factorize_conv import sizes_of
-from compressor.passes.losses import Curve, divergence, log_probabilities, statistics_by_group
-from compressor.passes.prefix import Prefix, Shelf
+from compressor.passes.losses import PROBE, Curve, Divergences, sensitivity, statistics_by_group
 from compressor.passes.products import Product
 from compressor.passes.rank_reduction import energies, reduced
 from compressor.passes.ranked import RankAxis
@@ -26,8 +25,6 @@ from compressor.passes.readers import Reader, affine, readers_of
 from compressor.passes.statistics import Statistics
 from compressor.passes.trace import quiet_deepcopy
 from compressor.plan import Factorization
-
-_PROBE = 0.15  # of the loss that a layer can cause; see `losses.py`
 
 
 def rank_curves(
@@ -82,15 +79,14 @@ class _Probe:
     """Measures sensitivities: one layer of a lower rank at a time, in the order of the graph."""
 
     def __init__(self, channels: ChannelGraph, calibration: Calibration, settings: Compensation) -> None:
-        self._graph, self._calibration, self._memory = channels.graph, calibration, settings.memory_mb << 20
-        self._prefix = Prefix(channels.graph, calibration, Shelf(self._memory))
-        self._outputs = [log_probabilities(output) for output in self._prefix.fork().finish()]
+        self._graph = channels.graph
+        self._divergence = Divergences(channels.graph, calibration, settings.memory_mb)
 
     def __call__(self, axis: RankAxis, reader: Reader, statistics: Statistics, loss: np.ndarray) -> float:
         """Divergence of the outputs per unit of loss."""
         if loss[0] <= 0:
             return 0.0
-        hurting = np.flatnonzero(loss[: axis.largest + 1] >= _PROBE * loss[0])
+        hurting = np.flatnonzero(loss[: axis.largest + 1] >= PROBE * loss[0])
         rank = max(int(hurting.max()) if len(hurting) else axis.largest, 1)
         changed = quiet_deepcopy(self._graph)
         product = Product(changed.get_submodule(reader.layer))
@@ -98,8 +94,4 @@ class _Probe:
         covariance = statistics.parts[0].covariance if len(statistics.parts) == 1 else None
         matrix = reduced(product.matrix(), sizes_of(product.module), Factorization(axis.layer, "svd", (rank,)), covariance, scale)
         product.write(matrix, None)
-        if self._prefix.passed(reader.node):
-            self._prefix = Prefix(self._graph, self._calibration, Shelf(self._memory))
-        self._prefix.before(reader.node)
-        found = [log_probabilities(output) for output in self._prefix.fork(changed).finish()]
-        return divergence(self._outputs, found) / max(float(loss[rank]), 1e-12 * float(loss[0]))
+        return sensitivity(self._divergence(changed, reader.node), float(loss[rank]), float(loss[0]))

@@ -2,6 +2,7 @@
 
 from torch import fx
 
+from compressor.passes.base import Sequential
 from compressor.passes.channels import ChannelGraph
 from compressor.passes.factorize_conv import FactorizeConv
 from compressor.passes.remove_channels import RemoveChannels
@@ -19,5 +20,9 @@ def realised(plan: Plan, channels: ChannelGraph, weights: bool = True) -> fx.Gra
     Raises:
         PlanError: The plan does not fit.
     """
-    graph = RemoveChannels(plan, channels)(channels.graph).graph
-    return FactorizeConv(plan.factors, weights)(graph).graph
+    return realisation(plan, channels, weights)(channels.graph).graph
+
+
+def realisation(plan: Plan, channels: ChannelGraph | None = None, weights: bool = True) -> Sequential:
+    """The same as a pass, for the graph that was analysed; it is analysed anew where no analysis is given."""
+    return Sequential((RemoveChannels(plan, channels), FactorizeConv(plan.factors, weights)))

@@ -65,12 +65,21 @@ class Choice:
         dense_ms: Without factorization and gather, at the widths of the plan.
         changed_ms: With them.
         faster: Whether that is faster by more than the noise: the 95 % intervals do not overlap.
+        failure: Why it could not be measured; it then counts as not faster.
     """
 
     layer: str
     dense_ms: float
     changed_ms: float
     faster: bool
+    failure: str = ""
+
+    def __str__(self) -> str:
+        """On one line."""
+        if self.failure:
+            return f"{self.layer}: left plain, it cannot be measured ({self.failure})"
+        word = "faster" if self.faster else "not faster: left plain"
+        return f"{self.layer}: dense {self.dense_ms:.4f} ms, changed {self.changed_ms:.4f} ms, {word}"
 
 
 def choices(channels: ChannelGraph, plan: Plan, target: Target, once: Once, seed: int = 0) -> list[Choice]:
@@ -87,9 +96,9 @@ def choices(channels: ChannelGraph, plan: Plan, target: Target, once: Once, seed
     for layer, variant in variants_of(channels, plan).items():
         work = partial(_compared, channels, layer, variant, target, seed)
         record = once(f"choice {kind_of(channels, layer)} {variant}", work)
-        found.append(Choice(layer, *(cast(Any, record[name]) for name in ("dense_ms", "changed_ms", "faster"))))
-        word = "chosen" if found[-1].faster else "not faster, left dense"
-        logger.info("%s: dense %.4f ms, changed %.4f ms: %s", layer, found[-1].dense_ms, found[-1].changed_ms, word)
+        known = ("dense_ms", "changed_ms", "faster", "failure")
+        found.append(Choice(layer, **{name: cast(Any, record[name]) for name in known if name in record}))
+        logger.info("%s", found[-1])
     return found
 
 

@@ -22,22 +22,23 @@ CPU, an index map that collapses) have no counterpart here.
 """
 
 import logging
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Literal, cast
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from compressor.data import unaugmented
 from compressor.errors import BudgetError
 from compressor.gradients import squared_gradients
 from compressor.methods.base import Problem
 from compressor.methods.layer_times import LayerTimes
-from compressor.methods.paths import AIM
+from compressor.methods.levels import least_within
 from compressor.methods.rates import Allocation, Curves, Exponential, fitted
 from compressor.methods.unit_plans import UnitPlans
-from compressor.methods.units import Layer, State, removal_path, sorted_path
+from compressor.methods.units import Array, Layer, State, removal_path, sorted_path
 from compressor.passes.compensation import Compensation
 from compressor.passes.layer_costs import Layer as Sized
 from compressor.passes.products import Product
@@ -46,9 +47,6 @@ from compressor.runtime.pieces import choices
 from compressor.store import digest_of_tensors
 
 logger = logging.getLogger(__name__)
-
-_STEPS = 14  # of a bisection; a level of 1e-4
-_ENGINES = 7  # built for a budget of latency
 
 
 @dataclass(frozen=True)
@@ -124,7 +122,8 @@ class CC:
         ungathered: set[str] = set()
         while True:  # every round takes the gather or the ranks from at least one more layer
             allocation = self._allocation(problem, layers, paths)
-            plan = self._within(problem, lambda level: plans.plan(allocation(level), ungathered))  # noqa: B023 - called here
+            plan_at = partial(_plan_at, plans, allocation, frozenset(ungathered))
+            plan = least_within(problem, plan_at, ": compressed as far as it can be")
             refused = self._refused(problem, plan)
             if not refused:
                 return plan
@@ -154,11 +153,10 @@ class CC:
         return found
 
     @staticmethod
-    def _as_units(tensor: object, product: Product) -> np.ndarray:
+    def _as_units(tensor: Tensor, product: Product) -> Array:
         """(outputs, inputs, kernel); the kernel's order does not matter, as long as both have the same."""
-        weight = cast("np.ndarray", tensor.double().cpu().numpy())  # type: ignore[attr-defined]
-        wide = weight.reshape(*weight.shape[:2], -1)
-        return np.ascontiguousarray(wide.transpose(1, 0, 2) if product.transposed else wide)
+        wide = tensor.double().cpu().flatten(2) if tensor.dim() > 2 else tensor.double().cpu()[:, :, None]
+        return np.ascontiguousarray((wide.transpose(0, 1) if product.transposed else wide).numpy())
 
     def _path(self, problem: Problem, name: str, layer: Layer) -> list[State]:
         """States of a layer, computed once per run; kept as the step at which each channel goes."""
@@ -194,46 +192,6 @@ class CC:
                 costs[name] = [float(state.elements * positions) for state in path]
         return Curves(paths, costs)
 
-    def _within(self, problem: Problem, plan_at: Callable[[float], Plan]) -> Plan:
-        """The least compression, of the levels from 0 to 1, that meets the budget."""
-        limits = {name: limit for name, limit in problem.limits.items() if name != "latency"}
-
-        def over(plan: Plan) -> bool:
-            costs = problem.costs(problem.channels.structure(plan))
-            return any(costs[name] > limit for name, limit in limits.items())
-
-        low, high, best = 0.0, 1.0, plan_at(1.0)
-        if over(best):
-            costs = problem.costs(problem.channels.structure(best))
-            said = ", ".join(f"{name} {costs[name]:,.0f} (asked: {limit:,.0f})" for name, limit in limits.items())
-            raise BudgetError(f"the budget cannot be met: compressed as far as it can be, this network has {said}")
-        for _ in range(_STEPS if limits else 0):
-            middle = 0.5 * (low + high)
-            plan = plan_at(middle)
-            low, high, best = (middle, high, best) if over(plan) else (low, middle, plan)
-        if "latency" not in problem.limits:
-            return best
-        return self._fast_enough(problem, plan_at, high if limits else 0.0)
-
-    def _fast_enough(self, problem: Problem, plan_at: Callable[[float], Plan], start: float) -> Plan:
-        """The least compression from a level on that is measured to meet the budget of latency."""
-        limit = AIM * problem.limits["latency"]
-        low, high, best = start, 1.0, plan_at(1.0)
-        fastest = problem.measure(best).ratio
-        if fastest > limit:
-            raise BudgetError(
-                f"the latency budget cannot be met: compressed as far as it can be, this network takes {fastest:.3f} of the "
-                f"original's latency, asked for is {problem.limits['latency']:.3f}"
-            )
-        for _ in range(_ENGINES):
-            middle = 0.5 * (low + high)
-            plan = plan_at(middle)
-            if plan == best or problem.measure(plan).ratio <= limit:
-                high, best = middle, plan
-            else:
-                low = middle
-        return best
-
     def _accepts(self, problem: Problem) -> bool:
         """Whether sequences have to be faster on the target."""
         return "latency" in problem.limits if self.accept is None else self.accept
@@ -247,6 +205,9 @@ class CC:
         problem.progress.stage("layers that are factorized or read through a gather, measured beside the plain ones")
         found = choices(problem.channels, asked, problem.target, problem.once, problem.seed)
         for choice in found:
-            word = "faster" if choice.faster else "not faster: left plain"
-            problem.progress.stage(f"{choice.layer}: dense {choice.dense_ms:.4f} ms, changed {choice.changed_ms:.4f} ms, {word}")
+            problem.progress.stage(str(choice))
         return [choice.layer for choice in found if not choice.faster]
+
+
+def _plan_at(plans: UnitPlans, allocation: Allocation, ungathered: frozenset[str], level: float) -> Plan:
+    return plans.plan(allocation(level), ungathered)

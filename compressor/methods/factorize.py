@@ -6,13 +6,14 @@ is kept, the share of its MACs that a layer may cost, or how far ranks go from t
 """
 
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Literal
 
 import numpy as np
 
 from compressor.errors import BudgetError
 from compressor.methods.base import Problem
-from compressor.methods.paths import AIM
+from compressor.methods.levels import least_within
 from compressor.methods.unit_plans import UnitPlans
 from compressor.passes.compensation import Compensation
 from compressor.passes.factorize_conv import blocks_of, factorizable, sizes_of
@@ -21,9 +22,6 @@ from compressor.passes.layer_costs import Layer
 from compressor.passes.rank_choice import by_energy, by_rate, by_vbmf, spectra
 from compressor.plan import Factorization, Plan
 from compressor.runtime.pieces import choices, rank_edges
-
-_STEPS = 12
-_ENGINES = 7
 
 
 @dataclass(frozen=True)
@@ -78,9 +76,9 @@ class Factorize:
             BudgetError: The budget cannot be met; the closest that can is said.
         """
         ranks = _Ranks(problem, self)
-        refused: set[str] = set()
+        refused: frozenset[str] = frozenset()
         while True:
-            plan = self._within(problem, ranks, refused)
+            plan = least_within(problem, partial(ranks.plan, refused), " by factorization alone: as far as it goes")
             if not ("latency" in problem.limits if self.accept is None else self.accept):
                 return plan
             found = choices(problem.channels, plan, problem.target, problem.once, problem.seed)
@@ -89,29 +87,6 @@ class Factorize:
                 return plan
             problem.progress.stage(f"not faster as a sequence, left plain: {', '.join(sorted(slow))}")
             refused |= slow
-
-    def _within(self, problem: Problem, ranks: "_Ranks", refused: set[str]) -> Plan:
-        """The plan nearest to the whole network that meets the budget."""
-
-        def good(plan: Plan) -> bool:
-            costs = problem.costs(problem.channels.structure(plan))
-            limits = {name: limit for name, limit in problem.limits.items() if name != "latency"}
-            if any(costs[name] > limit for name, limit in limits.items()):
-                return False
-            return "latency" not in problem.limits or problem.measure(plan).ratio <= AIM * problem.limits["latency"]
-
-        low, high, best = 0.0, 1.0, ranks.plan(1.0, refused)
-        if not good(best):
-            costs = problem.costs(problem.channels.structure(best))
-            said = ", ".join(f"{name} {costs[name]:,.0f}" for name in problem.limits if name in costs) or "a latency above it"
-            raise BudgetError(f"the budget cannot be met by factorization alone: as far as it goes, this network has {said}")
-        if self.choice == "fixed":
-            return best
-        for _ in range(_ENGINES if "latency" in problem.limits else _STEPS):
-            middle = 0.5 * (low + high)
-            plan = ranks.plan(middle, refused)
-            low, high, best = (low, middle, plan) if good(plan) else (middle, high, best)
-        return best
 
 
 class _Ranks:
@@ -135,7 +110,7 @@ class _Ranks:
         self._vbmf = {name: by_vbmf(self._form, blocks) for name, (_, blocks) in own} if method.choice == "vbmf" else {}
         self._energies = {name: spectra(self._form, blocks) for name, (_, blocks) in own} if method.choice == "energy" else {}
 
-    def plan(self, level: float, refused: set[str]) -> Plan:
+    def plan(self, refused: frozenset[str], level: float) -> Plan:
         """The plan at a level, without some layers."""
         factors = []
         for name, (sizes, blocks) in self._layers.items():

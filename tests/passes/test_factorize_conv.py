@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import compressor
-from compressor.errors import PlanError
+from compressor.errors import PassError, PlanError
 from compressor.passes.factorize_conv import FactorizeConv, factorizable, sizes_of
 from compressor.passes.forms import FORMS
 from compressor.passes.realise import realised
@@ -153,6 +153,13 @@ def test_a_plan_with_factorizations_is_the_same_network_after_a_round_trip(tmp_p
     x = torch.randn(3, 3, 8, 8)
     with torch.no_grad():
         torch.testing.assert_close(compressor.apply(again, graph)(x), compressor.apply(plan, graph)(x), rtol=0, atol=0)
+
+
+def test_an_analysis_of_another_graph_is_refused():
+    graph, other = residual(), residual()
+    plan = Plan.keep({}, factors=[Factorization("a", "svd", (4,))])
+    with pytest.raises(PassError, match="made of another graph"):
+        compressor.apply(plan, graph, channels=compressor.analyze(other))
 
 
 def test_exported_it_gives_the_same_outputs(tmp_path):
