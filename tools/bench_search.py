@@ -123,9 +123,10 @@ class Bench:
         else:
             graph = Compensate(self.channels, plan, self.calibration, method.compensation, seed).run(graph).graph
         begun = time.monotonic()
-        top1 = evaluate(graph, self.data.test).percent
+        layout = quiet_deepcopy(graph).to(memory_format=torch.channels_last)  # which a CPU trains 1.3, evaluates 2 times as fast
+        top1 = evaluate(layout, self.data.test).percent
         print(f"   {top1:.2f} % before training", flush=True)
-        finetuned, tuned = quiet_deepcopy(graph), folder / "finetuned.safetensors"
+        finetuned, tuned = layout, folder / "finetuned.safetensors"
         if tuned.exists():
             take_state(finetuned, load_tensors(tuned))
         elif self.args.epochs:
