@@ -116,6 +116,7 @@ class Run:
             "schema_version": 1,
             "widths": dict(structure.widths),
             **({"reads": dict(structure.reads)} if structure.reads else {}),
+            **({"ranks": dict(structure.ranks)} if structure.ranks else {}),
             "measurement": trial.measurement.to_dict(),
             "original": trial.original.to_dict(),
         }

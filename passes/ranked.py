@@ -72,19 +72,21 @@ class RankedCosts(CostModel):
 
     def ranks(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """(structures, axes): the rank that each layer is built with; 0 for a plain layer."""
-        columns = [self._one(layer, rows, k)[0] for k, layer in enumerate(self._ranked)]
+        lengths = self._lengths(rows)
+        columns = [self._one(layer, rows, lengths, k)[0] for k, layer in enumerate(self._ranked)]
         return np.stack(columns, axis=1) if columns else np.zeros((len(rows), 0), dtype=np.int64)
 
     def _saved(self, rows: NDArray[np.int64]) -> Costs:
         macs = elements = memory = np.zeros(len(rows), dtype=np.int64)
+        lengths = self._lengths(rows)
         for k, layer in enumerate(self._ranked):
-            _, own = self._one(layer, rows, k)
+            _, own = self._one(layer, rows, lengths, k)
             macs, elements, memory = macs + own.macs, elements + own.params, memory + own.memory_bytes
         return Costs(macs, elements, memory)
 
-    def _one(self, layer: Layer, rows: NDArray[np.int64], axis: int) -> tuple[IntArray, Costs]:
+    def _one(self, layer: Layer, rows: NDArray[np.int64], lengths: NDArray[np.int64], axis: int) -> tuple[IntArray, Costs]:
         """Of one layer: the rank that is built, and what it saves."""
-        first, second = (self._along(f"{layer.name}.weight", k, rows) for k in (0, 1))
+        first, second = (self._along(f"{layer.name}.weight", k, lengths) for k in (0, 1))
         outputs, inputs = (second, first) if Product(layer.module).transposed else (first, second)
         sizes = Sizes(outputs, inputs, sizes_of(layer.module).kernel)  # type: ignore[arg-type]  # arrays, elementwise
         asked = rows[:, self._groups + axis]
@@ -96,10 +98,10 @@ class RankedCosts(CostModel):
         saved = Costs(*(np.where(built, own, 0) for own in (more.macs, more.elements, more.memory_bytes)))
         return np.where(built, asked, 0), saved
 
-    def _along(self, name: str, axis: int, rows: NDArray[np.int64]) -> IntArray:
+    def _along(self, name: str, axis: int, lengths: NDArray[np.int64]) -> IntArray:
         if (name, axis) in self._axes:
-            return np.asarray(self.axis_lengths([(name, axis)], rows)[:, 0])
-        return np.full(len(rows), self._shapes[name][axis], dtype=np.int64)
+            return np.asarray(lengths[:, self._axes[name, axis]])
+        return np.full(len(lengths), self._shapes[name][axis], dtype=np.int64)
 
     def _lengths(self, widths: NDArray[np.int64]) -> NDArray[np.int64]:
         return super()._lengths(widths[:, : self._groups])

@@ -61,7 +61,7 @@ class Row:
 
 
 PUBLISHED = CC.published()
-OWN = replace(CC(), compensation=None)
+OWN = CC(information="fisher", compensation=None)
 CLOSED = Compensation()
 ROWS = {
     "SVD only": Row(lambda: Factorize("svd", "energy", compensation=None)),
@@ -71,14 +71,17 @@ ROWS = {
     "published, producers narrowed, no gathers": Row(lambda: replace(PUBLISHED, gathers="none")),
     "published, Fisher": Row(lambda: replace(PUBLISHED, information="fisher")),
     "published, allocation by curves": Row(lambda: replace(PUBLISHED, allocation="curves")),
-    "CC, all three": Row(lambda: OWN),
+    "Fisher, curves, producers narrowed": Row(lambda: OWN),
     "channels only": Row(lambda: replace(OWN, units="channels", gathers="all")),
     "ranks only": Row(lambda: replace(OWN, units="ranks")),
-    "CC, compensated": Row(lambda: OWN, CLOSED),
+    "Fisher, curves, producers narrowed, compensated": Row(lambda: OWN, CLOSED),
     "CC as published, compensated": Row(lambda: PUBLISHED, CLOSED),
     "channels only, compensated": Row(lambda: replace(OWN, units="channels", gathers="all"), CLOSED),
     "ranks only, compensated": Row(lambda: replace(OWN, units="ranks"), CLOSED),
     "SVD only, compensated": Row(lambda: Factorize("svd", "energy", compensation=None), CLOSED),
+    "features: channels only": Row(lambda: CC("channels"), CLOSED),
+    "features: ranks only": Row(lambda: CC("ranks"), CLOSED),
+    "features: CC as called": Row(CC, CLOSED),
     "spatial SVD only, compensated": Row(lambda: Factorize("spatial_svd", "energy", compensation=None), CLOSED),
 }
 
@@ -143,7 +146,7 @@ class Bench:
         begun = time.monotonic()
         method = row.method()
         if isinstance(method, CC):
-            method = replace(method, images=self.args.gradient_images)
+            method = replace(method, images=self.args.gradient_images, accept=False)
         plan = self.plan(method, ratio)
         write_bytes(self.file(f"{name} {ratio:g}", ".json"), plan.to_json().encode())
         seconds = time.monotonic() - begun + self.spent

@@ -1,7 +1,7 @@
 """What a compression method is given, and what it gives back."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
@@ -9,6 +9,7 @@ from torch import Tensor
 from compressor.passes.calibration import Calibration
 from compressor.passes.channels import ChannelGraph
 from compressor.passes.compensation import Compensation
+from compressor.passes.ranked import RankedChannels
 from compressor.plan import Plan, Structure
 from compressor.progress import Progress
 from compressor.runtime.latency_model import Observation
@@ -56,6 +57,10 @@ class Problem:
         """Exact MACs, parameters and memory of a structure."""
         found = self.channels.costs_of(structure)
         return {"macs": float(found.macs[0]), "params": float(found.params[0]), "memory": float(found.memory_bytes[0])}
+
+    def with_ranks(self) -> "Problem":
+        """The same with the ranks of layers as further axes. Their engines are built by this process, on a cluster too."""
+        return replace(self, channels=RankedChannels.of(self.channels), observe=None)
 
 
 class Method(Protocol):

@@ -12,37 +12,37 @@ is; later layers partly make up for it), `sensitivity` (by what an error in this
 `mixed` (the geometric mean), or `best`: all three are tried, repaired, and the one whose outputs are nearest to the
 original's on images that took no part is taken.
 
+Ranks of layers can be axes beside the widths (`space="channels+ranks"`, sequences of a truncated SVD): what a lower rank loses is
+in the same units (`rank_losses.py`), what it saves is counted exactly. Compensation makes up for a part of it in other layers, but
+not as it does for channels: with `best` a few prices of ranks are tried, the weighting first, and channels alone.
+
 Where this differs from the released code: channels of tied filters are ranked together, over all their readers; removal
 is real; statistics may be collected anew after every decision (`recollect`), and the hold-out is one of the training data.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from compressor.errors import BackendError, BudgetError, DataError
+from compressor.methods.accept import refused
+from compressor.methods.allocation import RANK_PRICE, Policy
 from compressor.methods.base import Problem
 from compressor.methods.bottom_up import BottomUp, labelled
-from compressor.methods.paths import Rows, Widths, first_within, fitting, steepest
-from compressor.methods.streams import (
-    POLICIES,
-    WidthsAndReads,
-    inputs_ranking,
-    is_stream,
-    paying,
-    widths_of_inputs,
-)
+from compressor.methods.curves import curves_of
+from compressor.methods.paths import Widths, first_within
+from compressor.methods.streams import POLICIES, is_stream
 from compressor.passes.calibration import Calibration
-from compressor.passes.channels import ChannelGraph
 from compressor.passes.compensate import Compensate
 from compressor.passes.compensation import Compensation
-from compressor.passes.losses import Curve, divergence, log_probabilities, loss_curves, rankable
+from compressor.passes.factorize_conv import FactorizeConv
+from compressor.passes.losses import Curve, divergence, log_probabilities, rankable
 from compressor.passes.prefix import Prefix, Shelf
-from compressor.passes.readers import Reader
+from compressor.passes.ranked import axes_of
 from compressor.passes.remove_channels import RemoveChannels
 from compressor.plan import Plan
 from compressor.runtime.latency_model import LatencyModel
@@ -52,7 +52,23 @@ from compressor.space import widths
 logger = logging.getLogger(__name__)
 
 _POWERS = {"plain": 0.0, "mixed": 0.5, "sensitivity": 1.0}  # of the sensitivity
+_SPACES = ("channels", "ranks", "channels+ranks")
+_PRICES = (1.0, 0.25, RANK_PRICE, None)  # of what ranks lose; None: channels alone
 _FLOORS = 6  # bisection steps for the floor that a budget asks of the bottom-up search
+
+
+@dataclass(frozen=True)
+class _Weighting:
+    """How losses compare; see `CaP`."""
+
+    streams: str
+    weights: str
+    price: float | None = RANK_PRICE
+
+    def __str__(self) -> str:
+        """For the log."""
+        ranks = {None: ", channels alone", RANK_PRICE: ""}.get(self.price, f", ranks at {self.price} of their loss")
+        return f"streams {self.streams}, weights {self.weights}{ranks}"
 
 
 @dataclass(frozen=True)
@@ -70,6 +86,8 @@ class CaP:
         streams: What becomes of residual streams (`streams.py`): pruned as a `group`, left alone (`inside`), read in part
             through a `gather` where that was measured to pay, or `best`: all three are tried like the weightings.
         holdout: Images of the hold-out that the bottom-up search looks at.
+        space: What may go: `channels`, `ranks`, or `channels+ranks`.
+        accept: Whether sequences have to be faster on the target; `None`: where the budget is a latency.
         probes: Images that sensitivities are measured on.
         engines: Engines that the latency model is fitted to, where the budget is a latency.
         compensation: How the network is repaired.
@@ -85,6 +103,8 @@ class CaP:
     recollect: bool = True
     weights: Literal["best", "plain", "mixed", "sensitivity"] = "best"
     streams: Literal["group", "inside", "gather", "best"] = "group"
+    space: Literal["channels", "ranks", "channels+ranks"] = "channels"
+    accept: bool | None = None
     holdout: int = 1000
     probes: int = 256
     engines: int = 24
@@ -98,6 +118,7 @@ class CaP:
             ("search", ("allocation", "bottom-up")),
             ("weights", ("best", *_POWERS)),
             ("streams", ("best", *POLICIES)),
+            ("space", _SPACES),
         ):
             if getattr(self, name) not in known:
                 raise BudgetError(f"CaP({name}={getattr(self, name)!r}): known are {', '.join(known)}")
@@ -105,6 +126,8 @@ class CaP:
             raise BudgetError(
                 "CaP: the bottom-up search compensates; it prunes streams as a `group` or leaves them alone (`inside`)"
             )
+        if self.space != "channels" and (self.bottom_up or self.streams in ("gather", "best")):
+            raise BudgetError(f"CaP(space={self.space!r}): by loss curves, with streams as a `group` or left alone (`inside`)")
         for name, least, highest in (
             ("steps", 1, 20),
             ("most", 0, 1),
@@ -150,48 +173,72 @@ class CaP:
     # by loss curves
 
     def _allocated(self, problem: Problem, calibration: Calibration) -> Plan:
-        _check_possible(problem, self.streams)
+        problem = problem if self.space == "channels" else problem.with_ranks()
+        _check_possible(problem, self.streams, self.space)
         for name, reason in rankable(problem.channels)[1].items():
             problem.progress.stage(f"{name} is left alone: {reason}")
-        problem.progress.stage("statistics, ranking and sensitivity of every group")
         several = "best" in (self.weights, self.streams)
         used, spared = _divide(calibration, self.probes) if several else (calibration, calibration)
-        settings = self.compensation or Compensation()
-        curves = loss_curves(problem.channels, used, settings, self.probes if self.weights != "plain" else 0, problem.seed)
-        return self.allocate(problem, curves, used, spared)
+        curves = curves_of(problem, used, self.compensation or Compensation(), self.probes if self.weights != "plain" else 0)
+        if self.space == "ranks":
+            names = {axis.name for axis in axes_of(problem.channels)}
+            curves = {name: curve for name, curve in curves.items() if name in names}
+        latency = self._latency(problem)
+        while True:  # every round, at least one layer more is left plain
+            plan = self.allocate(problem, curves, used, spared, latency)
+            slow = refused(problem, plan, self.accept)
+            if not slow:
+                return plan
+            axes = {axis.name for axis in axes_of(problem.channels) if axis.layer in slow}
+            curves = {name: curve for name, curve in curves.items() if name not in axes}
 
-    def allocate(self, problem: Problem, curves: Mapping[str, Curve], used: Calibration, spared: Calibration) -> Plan:
-        """Widths by the loss curves.
+    def allocate(
+        self,
+        problem: Problem,
+        curves: Mapping[str, Curve],
+        used: Calibration,
+        spared: Calibration,
+        latency: LatencyModel | None = None,
+    ) -> Plan:
+        """Widths, and ranks where these are axes, by the loss curves.
 
         Args:
             problem: With the budget.
             curves: Of every group that may be pruned.
             used: Images to compensate on, where several weightings are compared.
             spared: Images to compare them by.
+            latency: What savings are counted in; MACs without it.
 
         Raises:
             BudgetError: The budget cannot be met; the closest that can is said.
         """
         if not curves:
-            raise BudgetError("CaP: no group of this network can be compensated; `--method magnitude` needs no repair")
-        latency = self._latency(problem)
-        candidates = {}
+            raise BudgetError(
+                "CaP: nothing of this network can be compensated, or is faster compressed; `--method magnitude` needs no repair"
+            )
+        policies = {}
         for streams in POLICIES if self.streams == "best" else (self.streams,):
-            policy = _Policy(problem, curves, streams, latency)
+            policies[streams] = policy = Policy(problem, curves, streams, latency)
             if streams == "gather" and self.streams == "best" and not policy.readers:
-                continue  # no gather pays: the same as `inside`
-            for weights in _POWERS if self.weights == "best" else (self.weights,):
-                candidates[f"streams {streams}, weights {weights}"] = (policy, _POWERS[weights])
-        best = next(iter(candidates))
-        if len(candidates) > 1:
-            found = {
-                name: self._distance(problem, policy.near(power), used, spared) for name, (policy, power) in candidates.items()
-            }
-            best = min(found, key=found.__getitem__)
-            logger.info("CaP: %s", ", ".join(f"{name} {value:.4f}" for name, value in found.items()))
+                del policies[streams]  # no gather pays: the same as `inside`
+        every = tuple(_POWERS) if self.weights == "best" else (self.weights,)
+        choices = [_Weighting(streams, weights) for streams in policies for weights in every]
+        distances: dict[_Weighting, float] = {}
+
+        def nearest(choices: Sequence[_Weighting]) -> _Weighting:
+            for choice in choices:
+                if choice not in distances and len(choices) > 1:
+                    with suppress(BudgetError):  # without ranks the budget may be out of reach
+                        plan = policies[choice.streams].near(_POWERS[choice.weights], choice.price)
+                        distances[choice] = self._distance(problem, plan, used, spared)
+            return min(distances, key=distances.__getitem__) if distances else choices[0]
+
+        best = nearest(choices)
+        if self.weights == "best" and self.space == "channels+ranks":
+            best = nearest([replace(best, price=price) for price in _PRICES])
+        logger.info("CaP: %s", "; ".join(f"{choice}: {value:.4f}" for choice, value in distances.items()))
         problem.progress.stage(f"widths by loss curves: {best}")
-        policy, power = candidates[best]
-        return policy.decide(power)
+        return policies[best.streams].decide(_POWERS[best.weights], best.price)
 
     def _latency(self, problem: Problem) -> LatencyModel | None:
         if "latency" not in problem.limits:
@@ -212,8 +259,10 @@ class CaP:
         settings = self.compensation or Compensation()
         quick = replace(settings, images=min(settings.images, 512), positions=min(settings.positions, 12))
         graph = RemoveChannels(plan, channels)(channels.graph).graph.eval()
-        if self.compensation is not None:
+        if self.compensation is not None:  # which leaves factorized layers plain, with weights that are as good as factorized
             graph = Compensate(channels, plan, used, quick, problem.seed)(graph).graph
+        else:
+            graph = FactorizeConv(plan.factors)(graph).graph
         outputs = ([log_probabilities(y) for y in Prefix(g, spared, Shelf()).finish()] for g in (channels.graph, graph))
         return divergence(*outputs)
 
@@ -258,74 +307,15 @@ class CaP:
         return best
 
 
-class _Policy:
-    """The structures that a policy for streams allows, with their losses and costs."""
-
-    def __init__(self, problem: Problem, curves: Mapping[str, Curve], streams: str, latency: LatencyModel | None) -> None:
-        channels = problem.channels
-        self.problem, self._latency = problem, latency
-        self._curves = {name: c for name, c in curves.items() if streams == "group" or not is_stream(channels, name)}
-        self._scores = {name: curve.ranking.scores for name, curve in self._curves.items()}
-        self.readers = [r for r in paying(problem) if _stream_of(channels, r) in curves] if streams == "gather" else []
-        self._rankings, self._stream = {}, {}
-        for reader in self.readers:
-            stream = curves[_stream_of(channels, reader)]
-            own = stream.by_reader.get(reader.node, stream.ranking)
-            self._rankings[reader.node], self._stream[reader.node] = inputs_ranking(channels, reader, own), stream
-
-    def decide(self, power: float) -> Plan:
-        """The plan that meets the budget, losses weighted by a power of the sensitivity."""
-        return self._fitting(self.problem, power)
-
-    def near(self, power: float) -> Plan:
-        """A plan near the budget, without measuring anything: a latency counts as its share of the MACs."""
-        limits = dict(self.problem.limits)
-        if "latency" in limits:
-            channels = self.problem.channels
-            full = float(channels.costs_of(channels.full).macs[0])
-            limits["macs"] = min(limits.get("macs", full), limits.pop("latency") * full)
-        return self._fitting(replace(self.problem, limits=limits), power)
-
-    def _fitting(self, problem: Problem, power: float) -> Plan:
-        space = WidthsAndReads(problem, self._scores, self.readers, self._rankings)
-        align = problem.target.align
-        options, losses = {}, {}
-        for k, group in enumerate(problem.channels.groups):
-            if group.name in self._curves:
-                curve = self._curves[group.name]
-                options[k] = list(widths(group, align))
-                losses[k] = curve.ranking.loss[options[k]] * max(curve.sensitivity, 1e-12) ** power
-        for k, reader in enumerate(self.readers, len(problem.channels.groups)):
-            ranking = self._rankings[reader.node]
-            options[k] = widths_of_inputs(len(ranking.order), align)
-            losses[k] = ranking.loss[options[k]] * max(self._stream[reader.node].sensitivity, 1e-12) ** power
-        start = [group.size for group in problem.channels.groups] + space.inputs
-        return fitting(space, steepest(start, options, losses, lambda rows: self._saved_in(space, rows)))
-
-    def _saved_in(self, space: WidthsAndReads, rows: Rows) -> NDArray[np.float64]:
-        """What a notch saves is counted in: milliseconds, or the budgets that are not met yet, as shares of their limits."""
-        found, groups = space.costs(rows), len(space.problem.channels.groups)
-        if self._latency is not None:
-            plain = self._latency.predict(rows[:, :groups])
-            macs = space.problem.channels.costs(rows[:, :groups]).macs
-            return np.asarray(plain * found["macs"] / macs, dtype=np.float64)  # a gather saves in proportion, it was found to pay
-        limits = {name: limit for name, limit in space.problem.limits.items() if name in found}
-        missed = {name: limit for name, limit in limits.items() if found[name][0] > limit} or limits or {"macs": 1.0}
-        return np.asarray(sum(found[name] / limit for name, limit in missed.items()), dtype=np.float64)
-
-
-def _check_possible(problem: Problem, streams: str) -> None:
+def _check_possible(problem: Problem, streams: str, space: str) -> None:
     """Raise `BudgetError` before anything is computed where even the narrowest network is too large."""
     if streams in ("gather", "best"):
         return  # what a gather saves is not known yet
-    names = {name for name in rankable(problem.channels)[0] if streams == "group" or not is_stream(problem.channels, name)}
+    names = {axis.name for axis in axes_of(problem.channels)}
+    if space != "ranks":
+        names |= {name for name in rankable(problem.channels)[0] if streams == "group" or not is_stream(problem.channels, name)}
     narrowest = [widths(g, problem.target.align)[0] if g.name in names else g.size for g in problem.channels.groups]
     first_within(Widths(problem, {}), np.array([narrowest], dtype=np.int64))
-
-
-def _stream_of(channels: ChannelGraph, reader: Reader) -> str:
-    assert reader.inputs is not None
-    return channels.groups[int(channels.grouping.group_of[reader.inputs[0]])].name
 
 
 def _divide(calibration: Calibration, spare: int) -> tuple[Calibration, Calibration]:

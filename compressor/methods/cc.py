@@ -6,6 +6,9 @@ What is left of a layer is then taken from its original weights: the channels th
 
 `CC.published()` is the released code. What goes beyond it, each an option:
 
+* `information="features"`: what a layer's features lose on real images *after* compensation, instead of a Taylor expansion of the
+  loss in its weights. Channels and ranks are then those of `CaP(space="channels+ranks")`, which decides: a channel is removed with
+  its producer, for all who read it, and what it saves there counts;
 * `information="fisher"`: the mean of the squared gradients of batches instead of the square of the mean gradient;
 * `allocation="curves"`: the curves themselves instead of an exponential fitted to each;
 * a budget of latency is met in milliseconds: what a state costs is measured on the target, layer by layer;
@@ -21,7 +24,6 @@ min(outputs, inputs * kernel); curves are drawn from at most a hundred states. I
 CPU, an index map that collapses) have no counterpart here.
 """
 
-import logging
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Literal, cast
@@ -33,7 +35,9 @@ from torch import Tensor
 from compressor.data import unaugmented
 from compressor.errors import BudgetError
 from compressor.gradients import squared_gradients
+from compressor.methods.accept import judged, refused
 from compressor.methods.base import Problem
+from compressor.methods.cap import CaP
 from compressor.methods.layer_times import LayerTimes
 from compressor.methods.levels import least_within
 from compressor.methods.rates import Allocation, Curves, Exponential, fitted
@@ -43,10 +47,13 @@ from compressor.passes.compensation import Compensation
 from compressor.passes.layer_costs import Layer as Sized
 from compressor.passes.products import Product
 from compressor.plan import Plan, digest_of
-from compressor.runtime.pieces import choices
 from compressor.store import digest_of_tensors
 
-logger = logging.getLogger(__name__)
+_SPACES: dict[str, Literal["channels", "ranks", "channels+ranks"]] = {
+    "channels": "channels",
+    "ranks": "ranks",
+    "both": "channels+ranks",
+}
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,8 @@ class CC:
 
     Attributes:
         units: What may go: input `channels`, singular values (`ranks`), or `both`.
-        information: What an element of a weight is worth: `gradient` (the squared mean gradient) or `fisher`.
+        information: What losses rest on: the `features`; or what an element of a weight is worth, by `fisher` or the squared
+            mean `gradient`. The settings that follow are of the latter two, but `accept` and `compensation`.
         allocation: Over layers: by `exponential`s fitted to their curves, or by the `curves`.
         gathers: `all`, `paying` or `none`; see the module.
         accept: Whether factorized layers have to be faster on the target; `None`: where the budget is a latency.
@@ -70,7 +78,7 @@ class CC:
     """
 
     units: Literal["both", "channels", "ranks"] = "both"
-    information: Literal["fisher", "gradient"] = "fisher"
+    information: Literal["features", "fisher", "gradient"] = "features"
     allocation: Literal["curves", "exponential"] = "curves"
     gathers: Literal["none", "paying", "all"] = "none"
     accept: bool | None = None
@@ -83,11 +91,13 @@ class CC:
     def __post_init__(self) -> None:
         """Check the settings."""
         for name, known in (
-            ("units", ("both", "channels", "ranks")), ("information", ("fisher", "gradient")),
+            ("units", ("both", "channels", "ranks")), ("information", ("features", "fisher", "gradient")),
             ("allocation", ("curves", "exponential")), ("gathers", ("none", "paying", "all")),
         ):  # fmt: skip
             if getattr(self, name) not in known:
                 raise BudgetError(f"CC({name}={getattr(self, name)!r}): known are {', '.join(known)}")
+        if self.information == "features" and (self.gathers != "none" or self.allocation != "curves"):
+            raise BudgetError("CC: gathers and exponentials are of information='fisher' or 'gradient'")
         for name, least, highest in (("gamma", 0, 10), ("share", 1e-6, 1), ("most", 0.01, 0.999), ("images", 1, 1e9)):
             if not least <= getattr(self, name) <= highest:
                 raise BudgetError(f"CC({name}={getattr(self, name)}): must lie between {least:g} and {highest:g}")
@@ -113,6 +123,8 @@ class CC:
             BudgetError: The budget cannot be met; the closest that can is said.
             DataError: There is no labelled data.
         """
+        if self.information == "features":
+            return CaP(space=_SPACES[self.units], accept=self.accept, compensation=self.compensation).plan(problem)
         plans = UnitPlans(problem.channels, self.gathers != "none", problem.target.align)
         layers = self._layers(problem, plans)
         if not layers:
@@ -124,16 +136,16 @@ class CC:
             allocation = self._allocation(problem, layers, paths)
             plan_at = partial(_plan_at, plans, allocation, frozenset(ungathered))
             plan = least_within(problem, plan_at, ": compressed as far as it can be")
-            refused = self._refused(problem, plan)
-            if not refused:
+            slow = refused(problem, plan, self.accept, reads=self.gathers == "paying")
+            if not slow:
                 return plan
             read, factored = dict(plan.reads), {one.layer for one in plan.factors}
-            for name in refused:
+            for name in slow:
                 if self.gathers == "paying" and name in read:
                     ungathered.add(name)
                     removable = plans.removable(name, gathers=False) & (self.units != "ranks")
                     layers[name] = replace(layers[name], removable=removable)
-                if self._accepts(problem) and name in factored:
+                if name in factored and judged(problem, self.accept):
                     layers[name] = replace(layers[name], ranks=False)
                 paths[name] = self._path(problem, name, layers[name])
 
@@ -191,22 +203,6 @@ class CC:
                 positions = Sized.of(problem.channels, name).positions
                 costs[name] = [float(state.elements * positions) for state in path]
         return Curves(paths, costs)
-
-    def _accepts(self, problem: Problem) -> bool:
-        """Whether sequences have to be faster on the target."""
-        return "latency" in problem.limits if self.accept is None else self.accept
-
-    def _refused(self, problem: Problem, plan: Plan) -> list[str]:
-        """Changed layers that are not faster on the target."""
-        reads = dict(plan.reads) if self.gathers == "paying" else {}
-        asked = Plan.keep(dict(plan.kept), plan.model, reads, plan.factors if self._accepts(problem) else ())
-        if not (asked.factors or asked.reads):
-            return []
-        problem.progress.stage("layers that are factorized or read through a gather, measured beside the plain ones")
-        found = choices(problem.channels, asked, problem.target, problem.once, problem.seed)
-        for choice in found:
-            problem.progress.stage(str(choice))
-        return [choice.layer for choice in found if not choice.faster]
 
 
 def _plan_at(plans: UnitPlans, allocation: Allocation, ungathered: frozenset[str], level: float) -> Plan:

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from compressor.errors import BudgetError
+from compressor.methods.accept import refused
 from compressor.methods.base import Problem
 from compressor.methods.levels import least_within
 from compressor.methods.unit_plans import UnitPlans
@@ -21,7 +22,7 @@ from compressor.passes.forms import FORMS, Sizes
 from compressor.passes.layer_costs import Layer
 from compressor.passes.rank_choice import by_energy, by_rate, by_vbmf, spectra
 from compressor.plan import Factorization, Plan
-from compressor.runtime.pieces import choices, rank_edges
+from compressor.runtime.pieces import rank_edges
 
 
 @dataclass(frozen=True)
@@ -76,17 +77,13 @@ class Factorize:
             BudgetError: The budget cannot be met; the closest that can is said.
         """
         ranks = _Ranks(problem, self)
-        refused: frozenset[str] = frozenset()
-        while True:
-            plan = least_within(problem, partial(ranks.plan, refused), " by factorization alone: as far as it goes")
-            if not ("latency" in problem.limits if self.accept is None else self.accept):
-                return plan
-            found = choices(problem.channels, plan, problem.target, problem.once, problem.seed)
-            slow = {choice.layer for choice in found if not choice.faster}
+        plain: frozenset[str] = frozenset()
+        while True:  # every round, at least one layer more is left plain
+            plan = least_within(problem, partial(ranks.plan, plain), " by factorization alone: as far as it goes")
+            slow = refused(problem, plan, self.accept)
             if not slow:
                 return plan
-            problem.progress.stage(f"not faster as a sequence, left plain: {', '.join(sorted(slow))}")
-            refused |= slow
+            plain |= slow
 
 
 class _Ranks:

@@ -9,19 +9,20 @@ from numpy.typing import NDArray
 from optuna.distributions import FloatDistribution
 
 from compressor.errors import DataError
+from compressor.methods.allocation import RANK_PRICE
 from compressor.methods.base import Problem
+from compressor.methods.curves import curves_of
 from compressor.methods.paths import steepest
 from compressor.passes.channels import ChannelGraph
 from compressor.passes.compensation import Compensation
 from compressor.passes.criteria import Scores, Scoring, select
-from compressor.passes.losses import loss_curves
 from compressor.passes.products import Product
-from compressor.passes.rank_losses import rank_curves
-from compressor.passes.ranked import axes_of
+from compressor.passes.ranked import RankAxis, axes_of
 from compressor.plan import digest_of
 from compressor.store import digest_of_tensors
 
 _SENSITIVITY = 0.5  # its power: CaP's `mixed`, between its two others; not tuned
+_PROBES = 256  # images that sensitivities are measured on
 _LEAST = 1e-30
 
 
@@ -103,7 +104,6 @@ class LossRanking:
         if problem.calibration is None:
             raise DataError("a ranking by loss needs images for its statistics (no labels): pass calibrate=… or train=…")
         channels = problem.channels
-        problem.progress.stage("statistics, ranking and sensitivity of every group")
         images = digest_of_tensors({str(k): batch[0] for k, batch in enumerate(problem.calibration.batches)})
         key = digest_of([[list(own) for own in options], settings.to_dict(), problem.seed, images])[:12]
         record = problem.once(f"prices of all channels {key}", lambda: {"scores": self._computed(problem, settings, options)})
@@ -118,14 +118,14 @@ class LossRanking:
     def _computed(problem: Problem, settings: Compensation, options: Sequence[Sequence[int]]) -> dict[str, list[float]]:
         channels = problem.channels
         assert problem.calibration is not None
-        curves = loss_curves(channels, problem.calibration, settings, seed=problem.seed)
-        curves |= rank_curves(channels, axes_of(channels), problem.calibration, settings, seed=problem.seed)
+        curves = curves_of(problem, problem.calibration, settings, _PROBES)
         groups = dict(enumerate(channels.groups))
         legal = {k: list(options[k]) for k, group in groups.items() if group.name in curves and len(options[k]) > 1}
         losses = {}
         for k in legal:
             curve = curves[groups[k].name]
-            losses[k] = curve.ranking.loss[legal[k]] * max(curve.sensitivity, 1e-12) ** _SENSITIVITY
+            price = RANK_PRICE if isinstance(groups[k], RankAxis) else 1.0
+            losses[k] = price * curve.ranking.loss[legal[k]] * max(curve.sensitivity, 1e-12) ** _SENSITIVITY
         path = steepest([g.size for g in channels.groups], legal, losses, lambda rows: channels.costs.macs(rows).astype(float))
         saved = np.maximum(-np.diff(channels.costs.macs(path).astype(float)), 1.0)
         prices: dict[str, NDArray[np.float64]] = {}

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -17,7 +17,6 @@ from compressor.methods.affordable import Affordable
 from compressor.methods.base import Problem
 from compressor.methods.paths import Rows, Widths
 from compressor.passes.compensation import Compensation
-from compressor.passes.ranked import RankedChannels
 from compressor.plan import Plan, digest_of
 from compressor.search.execution import Executor, Here
 from compressor.search.samplers import RIVALS, SAMPLERS, AACPSampler, LeGRSampler
@@ -75,10 +74,8 @@ class SearchingMethod:
         return type(self).__name__.lower()
 
     def spaced(self, problem: Problem) -> Problem:
-        """The problem with the axes that are searched. Engines with ranks are built by this process, on a cluster too."""
-        if self.space == "channels":
-            return problem
-        return replace(problem, channels=RankedChannels.of(problem.channels), observe=None)
+        """The problem with the axes that are searched."""
+        return problem if self.space == "channels" else problem.with_ranks()
 
     @property
     def deciding(self) -> dict[str, object]:

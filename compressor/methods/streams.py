@@ -121,7 +121,7 @@ class WidthsAndReads(Widths):
             order = self._rankings[reader.node].order
             if count < len(order):
                 reads[reader.layer] = order[:count].tolist()
-        return Plan.keep(dict(plain.kept), plain.model, reads)
+        return Plan.keep(dict(plain.kept), plain.model, reads, plain.factors)
 
 
 def widths_of_inputs(count: int, align: int) -> list[int]:

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import compressor
-from compressor import CC, Budget, BudgetError, Compensation, FineTune, Target
+from compressor import CC, Budget, BudgetError, CaP, Compensation, FineTune, Target
 from compressor.errors import DataError
 from compressor.gradients import squared_gradients
 from compressor.methods import Problem
@@ -17,9 +18,12 @@ from compressor.methods.layer_times import LayerTimes
 from compressor.methods.unit_plans import UnitPlans
 from compressor.methods.units import State
 from compressor.passes.calibration import Calibration
+from compressor.passes.compensate import Compensate
+from compressor.passes.factorize_conv import FactorizeConv
 from compressor.passes.layer_costs import macs_by_layer
 from compressor.passes.losses import rankable
 from compressor.passes.realise import realised
+from compressor.passes.remove_channels import RemoveChannels
 from compressor.passes.verify import verify_removal
 from compressor.plan import Factorization, Plan
 from compressor.runtime.pieces import Variant, choices, piece, variants_of
@@ -76,6 +80,51 @@ def test_the_plan_meets_the_budget_closely_and_is_what_is_built(problem, units, 
     assert verify_removal(problem.channels, dense, realised(dense, problem.channels)).relative_error < 1e-5
 
 
+@pytest.mark.parametrize("units", ["both", "channels", "ranks"])
+def test_by_features_the_budget_is_met_closely_and_what_is_built_costs_that(problem, units):
+    full = problem.costs(problem.channels.full)["macs"]
+    plan = CC(units, compensation=SMALL).plan(replace(problem, limits={"macs": 0.6 * full}))
+    assert 0.5 < share_of(problem, plan) <= 0.6
+    assert bool(plan.kept) == (units != "ranks")
+    assert bool(plan.factors) == (units != "channels")
+    built = realised(plan, problem.channels)
+    found = compressor.analyze(built)
+    assert found.costs_of(found.full).macs[0] == problem.costs(problem.channels.structure(plan))["macs"]
+    if units == "channels":
+        assert plan == CaP(compensation=SMALL).plan(replace(problem, limits={"macs": 0.6 * full}))
+
+
+def test_by_features_redundant_channels_and_redundant_rank_go_and_nothing_is_lost():
+    """`a` makes each of its channels twice, `b` has rank 6: half of the one and most of the other go, exactly."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 24, 3, padding=1), nn.ReLU(), nn.Conv2d(24, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, padding=1),
+        nn.ReLU(), nn.Conv2d(32, 6, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+    )  # fmt: skip
+    with torch.no_grad():
+        for tensor in (net[0].weight, net[0].bias):
+            tensor[12:] = tensor[:12]
+        wide = torch.randn(32, 6) @ torch.randn(6, 144) / 20
+        net[4].weight.copy_(wide.reshape(32, 16, 3, 3))
+    graph = compressor.trace(net.eval(), (torch.zeros(2, 3, 10, 10),))
+    channels = compressor.analyze(graph)
+    images = torch.randn(120, 3, 10, 10)
+    costs = channels.costs_of(channels.full).macs[0]
+    problem = Problem(
+        channels, {"macs": 0.5 * costs}, Target("fake", align=1), None, None, 0,
+        calibration=Calibration.read([(images,)], graph, 120),
+    )  # fmt: skip
+    settings = Compensation(images=90, positions=40, ridge=1e-9, choose_ridge=False)
+    plan = CC(compensation=settings).plan(problem)
+    assert plan.factors == (Factorization("4", "svd", (6,)),)
+    ((group, kept),) = plan.kept
+    assert next(g for g in channels.groups if g.name == group).layers == ("0",)
+    assert sorted(k % 12 for k in kept) == list(range(12))
+    found = Compensate(channels, plan, problem.calibration, settings).run(RemoveChannels(plan, channels)(graph).graph).graph
+    found = FactorizeConv(plan.factors)(found).graph
+    torch.testing.assert_close(found(images), graph(images), rtol=1e-3, atol=1e-4)
+
+
 def test_squared_gradients_are_those_of_autograd(net, digits):
     x, y = digits["train"]
     batches = [(x[:40], y[:40]), (x[40:60], y[40:60])]
@@ -130,7 +179,11 @@ def test_ranks_are_counted_on_what_is_left_of_the_layer(problem):
 
 def test_a_budget_that_cannot_be_met_says_the_closest(problem):
     with pytest.raises(BudgetError, match="compressed as far as it can be, this network has macs"):
-        CC(images=100).plan(replace(problem, limits={"macs": 10.0}))
+        CC(information="fisher", images=100).plan(replace(problem, limits={"macs": 10.0}))
+    with pytest.raises(BudgetError, match="the smallest legal network has macs"):
+        CC().plan(replace(problem, limits={"macs": 10.0}))
+    with pytest.raises(BudgetError, match="gathers and exponentials are of"):
+        CC(gathers="all")
     with pytest.raises(BudgetError, match="known are both, channels, ranks"):
         CC("filters")
     with pytest.raises(BudgetError, match="gamma"):
@@ -148,7 +201,7 @@ def test_the_same_plan_with_what_was_kept_of_a_killed_search(problem):
             kept[name] = json.loads(json.dumps(work()))
         return kept[name]
 
-    method = CC(images=300)
+    method = CC(information="fisher", images=300)
     with pytest.raises(KeyboardInterrupt):
         method.plan(replace(problem, once=once))
     done = len(kept)
@@ -158,7 +211,8 @@ def test_the_same_plan_with_what_was_kept_of_a_killed_search(problem):
     assert again == method.plan(problem)
 
 
-def test_sequences_that_are_not_faster_on_the_target_are_refused(problem):
+@pytest.mark.parametrize("information", ["features", "fisher"])
+def test_sequences_that_are_not_faster_on_the_target_are_refused(problem, information):
     """On a device that computes 16 channels at a time, ranks below 16 cost what 16 cost."""
     channels = problem.channels
     stairs = Target("fake", options={"step": 16, "noise": 0.001})
@@ -170,16 +224,17 @@ def test_sequences_that_are_not_faster_on_the_target_are_refused(problem):
     assert flat["blocks.0.0"].changed_ms < flat["blocks.0.0"].dense_ms
     assert flat["last"].faster
     assert not steps["last"].faster  # 17 ranks cost what 32 cost
-    method = CC(accept=True, images=300)
+    method = CC(information=information, accept=True, images=300)
     found = method.plan(replace(problem, target=stairs, limits={"macs": 0.8 * 2 * problem.limits["macs"]}))
     assert all(choice.faster for choice in measured(channels, found, stairs).values())
 
 
-def test_a_latency_budget_is_met_and_no_slower_layer_is_chosen(problem, net, digits, tmp_path):
+@pytest.mark.parametrize("information", ["features", "fisher"])
+def test_a_latency_budget_is_met_and_no_slower_layer_is_chosen(problem, net, digits, tmp_path, information):
     target = Target("fake", options={"noise": 0.001})
     result = compressor.compress(
         net, (torch.zeros(2, 1, 8, 8),), train=pairs(digits["train"]), validate=pairs(digits["holdout"]),
-        budget=Budget(latency=0.9), target=target, method=CC(images=300, compensation=SMALL),
+        budget=Budget(latency=0.9), target=target, method=CC(information=information, images=300, compensation=SMALL),
         finetune=FineTune(epochs=0), out=tmp_path / "run",
     )  # fmt: skip
     assert result.met
