@@ -111,7 +111,7 @@ def test_by_features_redundant_channels_and_redundant_rank_go_and_nothing_is_los
     images = torch.randn(120, 3, 10, 10)
     costs = channels.costs_of(channels.full).macs[0]
     problem = Problem(
-        channels, {"macs": 0.5 * costs}, Target("fake", align=1), None, None, 0,
+        channels, {"macs": 0.465 * costs}, Target("fake", align=1), None, None, 0,
         calibration=Calibration.read([(images,)], graph, 120),
     )  # fmt: skip
     settings = Compensation(images=90, positions=40, ridge=1e-9, choose_ridge=False)
