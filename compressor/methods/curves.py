@@ -48,14 +48,11 @@ def curves_of(problem: Problem, images: Calibration, settings: Compensation, pro
 
 
 def _plain(curves: Mapping[str, Curve]) -> dict[str, object]:
-    return {
-        name: {
-            "sensitivity": curve.sensitivity,
-            "ranking": _listed(curve.ranking),
-            "by_reader": {node: _listed(own) for node, own in curve.by_reader.items()},
-        }
-        for name, curve in curves.items()
-    }
+    found = {}
+    for name, curve in curves.items():
+        by_reader = {node: _listed(own) for node, own in curve.by_reader.items()}
+        found[name] = {"sensitivity": curve.sensitivity, "ranking": _listed(curve.ranking), "by_reader": by_reader}
+    return {"curves": found}
 
 
 def _listed(ranking: Ranking) -> list[list[float]]:
@@ -64,7 +61,7 @@ def _listed(ranking: Ranking) -> list[list[float]]:
 
 def _curves(record: Mapping[str, Any]) -> dict[str, Curve]:
     found = {}
-    for name, own in record.items():
+    for name, own in record["curves"].items():
         by_reader = {node: _ranking(*listed) for node, listed in own["by_reader"].items()}
         found[name] = Curve(_ranking(*own["ranking"]), own["sensitivity"], by_reader)
     return found
