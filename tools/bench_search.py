@@ -7,6 +7,9 @@ the 10,000 test images, looked at once per row, before any training (norms recal
 as the method does it) and after the same short fine-tune. Latency is measured, whole engines, original and result in
 one session. `seconds` are those of judging candidates; a ranking by loss takes about a minute more, once per network.
 
+`--family` compares families of four budgets instead, by one search each: LeGR as published against ours in a few trials; rows in
+`tools/results/family-NETWORK.json`, whose `images` are those of the decision, statistics and probes among them.
+
 `--remeasure` times the networks of all rows again, and nothing else: for rows that were made beside other work.
 
 Killed, the same command goes on: studies and finished parts lie in `--work`, rows in `tools/results/search-NETWORK.json`.
@@ -68,6 +71,13 @@ def methods(trials: int) -> dict[str, Callable[[], Method]]:
     }
 
 
+FAMILY = (0.8, 0.65, 0.5, 0.35)  # of the MACs
+FAMILIES: dict[str, Callable[[], LeGR]] = {
+    "LeGR, as published, 120 trials": lambda: LeGR.published(120),
+    "LeGR, compensated, 4 trials": lambda: LeGR(4, CLOSED, population=2, samples=1),
+}
+
+
 class Bench:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
@@ -116,12 +126,7 @@ class Bench:
         folder = self.folder(key)
         folder.mkdir(parents=True, exist_ok=True)
         plan = self.search(method, driver, ratio, seed, folder)
-        graph = compressor.apply(plan, self.graph, channels=self.channels).eval()
-        if method.compensation is None:
-            pairs = [(batch[0], batch[0]) for batch in self.calibration.batches]
-            recalibrate(graph, pairs, len(pairs))
-        else:
-            graph = Compensate(self.channels, plan, self.calibration, method.compensation, seed).run(graph).graph
+        graph = self.repaired(plan, method, seed)
         begun = time.monotonic()
         layout = quiet_deepcopy(graph).to(memory_format=torch.channels_last)  # which a CPU trains 1.3, evaluates 2 times as fast
         top1 = evaluate(layout, self.data.test).percent
@@ -134,19 +139,54 @@ class Bench:
             fine_tune(finetuned, self.train, settings, checkpoint=folder / "checkpoint.safetensors", seed=seed)
             save_tensors(tuned, finetuned.state_dict())
         found = measure({"original": self.graph, "compressed": graph}, self.target, seed)
-        macs = float(self.channels.costs_of(self.channels.structure(plan)).macs[0]) / self.full
         images, seconds = self.spent(folder)
         row = {
             "network": self.args.network, "method": name,
             "options": {**_plain(method), "seed": seed, "asked": ratio, "epochs": self.args.epochs, "align": self.args.align},
             "driver": driver, "target": {k: str(v) for k, v in found["original"].target.items()},
-            "macs_ratio": round(macs, 4), "latency_ratio": round(found["compressed"].ratio_to(found["original"]), 4),
+            "macs_ratio": self.share(plan), "latency_ratio": round(found["compressed"].ratio_to(found["original"]), 4),
             "top1": round(top1, 2), "top1_finetuned": round(evaluate(finetuned, self.data.test).percent, 2),
             "images": images, "seconds": round(seconds, 1),
         }  # fmt: skip
         print(f"   {row['top1_finetuned']:.2f} % after {self.args.epochs} epochs ({time.monotonic() - begun:.0f} s)", flush=True)
         write_bytes(self.results, (json.dumps([*self.rows(), row], indent=1) + "\n").encode())
         (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+
+    def repaired(self, plan: Plan, method: Method, seed: int):
+        graph = compressor.apply(plan, self.graph, channels=self.channels).eval()
+        if method.compensation is not None:
+            return Compensate(self.channels, plan, self.calibration, method.compensation, seed).run(graph).graph
+        pairs = [(batch[0], batch[0]) for batch in self.calibration.batches]
+        recalibrate(graph, pairs, len(pairs))
+        return graph
+
+    def families(self, seed: int) -> None:
+        file = self.args.results / f"family-{self.args.network}.json"
+        rows = json.loads(file.read_text()) if file.exists() else []
+        for name, make in FAMILIES.items():
+            if any((row["method"], row["options"]["seed"]) == (name, seed) for row in rows):
+                continue
+            method = make()
+            folder = self.folder((name.rpartition(",")[0], "macs", min(FAMILY), seed, method.trials, 0, self.args.align))
+            folder.mkdir(parents=True, exist_ok=True)
+            with Comparison(self.graph, self.target, seed) as comparison:
+                plans = method.plans([self.problem("macs", ratio, seed, folder, comparison) for ratio in FAMILY])
+            images, seconds = self.spent(folder)
+            if method.ranking == "loss":  # statistics, and a probe of every group
+                images += self.calibration.images + 256 * len(self.channels.free)
+            found = [self.repaired(plan, method, seed).to(memory_format=torch.channels_last) for plan in plans]
+            row = {
+                "network": self.args.network, "method": name, "options": {**_plain(method), "seed": seed}, "driver": "macs",
+                "macs_ratio": [self.share(plan) for plan in plans],
+                "top1": [round(evaluate(graph, self.data.test).percent, 2) for graph in found],
+                "images": images, "seconds": round(seconds, 1),
+            }  # fmt: skip
+            print(f"{name}: {row['macs_ratio']} of the MACs, {row['top1']} %, {images:,} images, {seconds:.0f} s", flush=True)
+            rows.append(row)
+            write_bytes(file, (json.dumps(rows, indent=1) + "\n").encode())
+
+    def share(self, plan: Plan) -> float:
+        return round(float(self.channels.costs_of(self.channels.structure(plan)).macs[0]) / self.full, 4)
 
     def folder(self, key: tuple) -> Path:
         name, driver, ratio, seed, trials, _, align = key
@@ -223,12 +263,17 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2, help="of the fine-tune; 0 for none")
     parser.add_argument("--train-images", type=int, default=10_000)
     parser.add_argument("--align", type=int, default=1)
+    parser.add_argument("--family", action="store_true", help="families of four budgets instead")
     parser.add_argument("--remeasure", action="store_true", help="time the networks of all rows again")
     parser.add_argument("--only", default="", help="names of methods, joined by semicolons")
     parser.add_argument("--work", type=Path, default=Path("runs/bench_search"), help="studies and finished parts")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
     bench = Bench(args)
+    if args.family:
+        for text in args.seeds.split(","):
+            bench.families(int(text))
+        return
     if args.remeasure:
         bench.remeasure()
     for seed in () if args.remeasure else (int(text) for text in args.seeds.split(",")):
