@@ -39,11 +39,11 @@ from compressor.methods.steps import Steps, options_of
 from compressor.methods.streams import is_stream
 from compressor.passes.compensation import Compensation
 from compressor.passes.criteria import CRITERIA, Scores, Scoring
+from compressor.passes.losses import rankable
 from compressor.passes.ranked import axes_of
 from compressor.plan import Plan
 from compressor.search.samplers import AACPSampler
 from compressor.search.study import STRUCTURE
-from compressor.space import widths
 
 _NOISE = 0.1  # of a group's range: of the members of the first population around the allocation
 _FINALISTS = 3  # candidates that are measured where the budget is a latency
@@ -103,8 +103,8 @@ class AACP(SearchingMethod):
             DataError: Data are missing.
         """
         problem = self.spaced(problem)
-        scores = self._scores(problem)
-        options = options_of(problem, self.steps, frozenset(scores))
+        options = options_of(problem, self.steps, self._groups(problem))
+        scores = self._scores(problem, options)
         affordable = Affordable(problem, options, self.engines)
         vectors = _Vectors([g.name for g in problem.channels.groups], options, affordable)
         start = self._start(problem, scores, options, vectors)
@@ -125,16 +125,20 @@ class AACP(SearchingMethod):
                 return space.plan(widths_found)
         return fitting(space, vectors.around(rows[0]))
 
-    def _scores(self, problem: Problem) -> dict[str, Scores]:
+    def _groups(self, problem: Problem) -> frozenset[str]:
+        """Names of what is searched."""
         channels = problem.channels
-        groups = [g for g in channels.free if self.streams == "group" or not is_stream(channels, g.name)]
+        able = rankable(channels)[0] if self.ranking == "loss" else {group.name for group in channels.free}
+        names = {name for name in able if self.streams == "group" or not is_stream(channels, name)}
+        return frozenset(names | {axis.name for axis in axes_of(channels)})
+
+    def _scores(self, problem: Problem, options: Sequence[Sequence[int]]) -> dict[str, Scores]:
+        channels = problem.channels
         if self.ranking == "l1":
-            scoring, criterion = Scoring(channels), CRITERIA["l1"](aggregate="sum")
-            return {**{group.name: criterion(scoring, group) for group in groups}, **singular_values(channels)}
-        legal = [widths(group, problem.target.align) for group in channels.groups]
-        prices = LossRanking(problem, self.compensation or Compensation(), legal).plain
-        names = [group.name for group in groups] + [axis.name for axis in axes_of(channels)]
-        return {name: prices[name] for name in names if name in prices}
+            scoring, criterion, names = Scoring(channels), CRITERIA["l1"](aggregate="sum"), self._groups(problem)
+            free = [group for group in channels.free if group.name in names]
+            return {**{group.name: criterion(scoring, group) for group in free}, **singular_values(channels)}
+        return LossRanking(problem, self.compensation or Compensation(), options).plain
 
     def _start(
         self, problem: Problem, scores: Mapping[str, Scores], options: Sequence[Sequence[int]], vectors: "_Vectors"

@@ -23,7 +23,6 @@ from compressor.store import digest_of_tensors
 
 _SENSITIVITY = 0.5  # its power: CaP's `mixed`, between its two others; not tuned
 _PROBES = 256  # images that sensitivities are measured on
-_LEAST = 1e-30
 
 
 class Genome(Protocol):
@@ -139,8 +138,10 @@ class LossRanking:
             gone = set(select(group, curve.ranking.scores, int(before[k]))) - set(
                 select(group, curve.ranking.scores, int(after[k]))
             )
-            own[sorted(gone)] = max(highest, _LEAST)
-        return {name: _ordered(np.log(own), curves[name].ranking.scores).tolist() for name, own in prices.items()}
+            own[sorted(gone)] = highest
+        # what loses nothing is a little cheaper than what loses least: at a logarithm of -inf no mean could be taken
+        least = min((float(own[own > 0].min()) for own in prices.values() if (own > 0).any()), default=1.0) / np.e
+        return {name: _ordered(np.log(own.clip(least)), curves[name].ranking.scores).tolist() for name, own in prices.items()}
 
     @property
     def plain(self) -> dict[str, Scores]:

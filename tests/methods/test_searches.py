@@ -1,5 +1,6 @@
 """LeGR and AACP as methods: budgets hold, families come from one search, leaders are measured, killed runs go on."""
 
+import copy
 import itertools
 import json
 from dataclasses import replace
@@ -15,11 +16,14 @@ from compressor.errors import BackendError, DataError
 from compressor.methods import METHODS, Problem
 from compressor.methods.aacp import _Vectors
 from compressor.methods.affordable import Affordable
+from compressor.methods.curves import curves_of
 from compressor.methods.genomes import LossRanking
 from compressor.methods.global_ranking import GlobalRanking
+from compressor.methods.paths import steepest
 from compressor.methods.steps import options_of
 from compressor.methods.streams import is_stream
 from compressor.passes.calibration import Calibration
+from compressor.passes.losses import rankable
 from compressor.search.study import OUTCOME, STRUCTURE
 from compressor.space import widths
 from tests.methods.digits import pairs
@@ -111,6 +115,26 @@ def test_the_identity_of_the_loss_ranking_is_the_allocation_by_loss_curves(probl
     walk = GlobalRanking(problem.channels.groups, options).walk(genome.scores(middle))
     plain = GlobalRanking(problem.channels.groups, options).walk(genome.plain)
     assert (walk.path() == plain.path()).all()
+
+
+def test_the_first_member_of_the_population_is_the_allocation_dead_channels_or_not(net, problem):
+    """With coarse steps a notch is due by its mean price; channels that lose nothing must not take it along."""
+    own = copy.deepcopy(net)
+    with torch.no_grad():
+        own.blocks[0][1].weight[:2] = 0.0
+        own.blocks[0][1].bias[:2] = 0.0
+    channels = compressor.analyze(compressor.trace(own, (torch.zeros(2, 1, 8, 8),)))
+    asked = replace(problem, channels=channels)
+    options = options_of(asked, "eighths", frozenset(rankable(channels)[0]))
+    curves = curves_of(asked, asked.calibration, SMALL, 256)
+    legal = {k: options[k] for k, group in enumerate(channels.groups) if group.name in curves}
+    losses = {k: curves[channels.groups[k].name] for k in legal}
+    losses = {k: curve.ranking.loss[list(legal[k])] * curve.sensitivity**0.5 for k, curve in losses.items()}
+    path = steepest([g.size for g in channels.groups], legal, losses, lambda rows: channels.costs.macs(rows).astype(float))
+    limit = 0.5 * channels.costs.macs(path[:1])[0]
+    expected = path[np.argmax(channels.costs.macs(path) <= limit)]
+    asked = replace(asked, limits={"macs": float(limit)})
+    assert channels.structure(aacp(1, steps="eighths").plan(asked)) == channels.structure_of(expected)
 
 
 def test_searching_beats_the_first_population_and_finds_what_the_study_says(problem, tmp_path):

@@ -1,0 +1,147 @@
+"""What a search costs besides judging: rankings per minute, overhead per trial, memory over a thousand trials.
+
+    python tools/bench_overhead.py
+
+The network is a ResNet-56 with random weights on random images: nothing here depends on what it has learnt. A ranking is a draw of
+LeGR's parameters taken to the first structure within half the MACs; its peer is the walk channel by channel with the costs
+computed anew at each step. Overhead is what a trial takes that is not judging (sampling, decoding, storing in SQLite), beside
+the time of a trial with the usual hold-out (1,000 images and 500 to recalibrate). Memory is the resident set after 100 trials
+and after all of them, candidates judged on few images so that a thousand of them are soon done.
+"""
+
+import argparse
+import gc
+import json
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import optuna
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+import cifar_resnet
+
+import compressor
+from compressor.fitness import Fitness
+from compressor.methods import AACP, LeGR, Problem
+from compressor.methods.genomes import NormRanking
+from compressor.methods.global_ranking import GlobalRanking
+from compressor.passes.calibration import Calibration
+from compressor.progress import Progress
+from compressor.search.storage import open_storage
+from compressor.search.study import OUTCOME
+from compressor.space import widths
+from compressor.store import write_bytes
+
+_MARK = 100  # trials after which memory is looked at for the first time
+
+
+class Memory(Progress):
+    """Looks at the resident set as trials finish."""
+
+    def __init__(self) -> None:
+        self.at: dict[int, float] = {}
+
+    def tick(self, done: int, total: int | None, text: str) -> None:
+        """After every trial."""
+        del total, text
+        if done % _MARK == 0 and done not in self.at:
+            gc.collect()
+            self.at[done] = resident_mb()
+
+
+def resident_mb() -> float:
+    """Of this process."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * 4096 / 2**20
+
+
+def rankings(problem: Problem, count: int) -> dict[str, float]:
+    """Rankings per minute, and those of the walk with costs at each step."""
+    groups = problem.channels.groups
+    genome = NormRanking(problem, "sum")
+    options = [widths(group, 1) if group.name in genome.groups else (group.size,) for group in groups]
+    ranking, limit = GlobalRanking(groups, options), problem.limits["macs"]
+    random = np.random.default_rng(0)
+    draws = [
+        {name: float(np.exp(random.normal())) if "scale" in name else float(random.normal()) for name in genome.space}
+        for _ in range(count)
+    ]
+
+    def ours(params: dict[str, float]) -> np.ndarray:
+        return ranking.walk(genome.scores(params)).first(lambda rows: problem.channels.costs.macs(rows) <= limit)
+
+    def peer(params: dict[str, float]) -> np.ndarray:
+        for row in ranking.walk(genome.scores(params)).path():
+            if problem.channels.costs(row[None]).macs[0] <= limit:
+                return row
+        raise AssertionError
+
+    begun = time.perf_counter()
+    found = [ours(params) for params in draws]
+    own = time.perf_counter() - begun
+    few = max(count // 50, 1)
+    begun = time.perf_counter()
+    assert all((peer(params) == row).all() for params, row in zip(draws[:few], found[:few], strict=True))
+    step = time.perf_counter() - begun
+    return {"per_minute": round(60 * count / own), "step_by_step_per_minute": round(60 * few / step)}
+
+
+def search(problem: Problem, method: LeGR | AACP, folder: Path) -> dict[str, float]:
+    """Milliseconds per trial that are not judging, and memory."""
+    memory = Memory()
+    url = f"sqlite:///{folder / 'study.db'}"
+    own = replace(problem, storage=url, progress=memory)
+    begun = time.perf_counter()
+    method.plan(own)
+    wall = time.perf_counter() - begun
+    storage = open_storage(url)
+    (summary,) = optuna.get_all_study_summaries(storage)
+    trials = optuna.load_study(study_name=summary.study_name, storage=storage).get_trials(deepcopy=False)
+    judging = sum(float(t.user_attrs[OUTCOME]["seconds"]) for t in trials if OUTCOME in t.user_attrs)
+    found = {
+        "trials": len(trials), "judging_s": round(judging / len(trials), 4),
+        "overhead_ms": round(1000 * (wall - judging) / len(trials), 2),
+    }  # fmt: skip
+    if memory.at:
+        found |= {"memory_mb_first": round(memory.at[_MARK], 1), "memory_mb_last": round(memory.at[max(memory.at)], 1)}
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rankings", type=int, default=2000)
+    parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "search-overhead.json")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    graph = compressor.trace(cifar_resnet.resnet56().eval(), (torch.zeros(1, 3, 32, 32),))
+    channels = compressor.analyze(graph)
+    images = torch.randn(1000, 3, 32, 32)
+    labels = torch.randint(10, (1000,))
+    full = float(channels.costs_of(channels.full).macs[0])
+    validate = [(images[k : k + 250], labels[k : k + 250]) for k in range(0, 1000, 250)]
+    problem = Problem(
+        channels, {"macs": 0.5 * full}, compressor.Target(align=1), None, None, 0, validate=validate,
+        calibration=Calibration.read([(images[:500],)], graph, 500),
+    )  # fmt: skip
+    rows: list[dict] = [{"what": "rankings of ResNet-56 to half its MACs", **rankings(problem, args.rankings)}]
+    print(rows[-1], flush=True)
+    usual = Fitness("recalibrate", objective="accuracy")
+    few = Fitness("none", objective="accuracy", holdout=8)
+    for name, make in (("LeGR", LeGR.published), ("AACP", AACP.published)):
+        with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
+            trial = search(problem, replace(make(10), fitness=usual), Path(first))["judging_s"]
+            found = search(problem, replace(make(args.trials), fitness=few), Path(second))
+        share = found["overhead_ms"] / (1000 * trial)
+        rows.append({"what": name, **found, "usual_trial_s": trial, "overhead_share": round(share, 4)})
+        print(rows[-1], flush=True)
+    write_bytes(args.results, (json.dumps(rows, indent=1) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()
