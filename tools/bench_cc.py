@@ -35,7 +35,8 @@ from compressor.console import ConsoleProgress
 from compressor.data import load_data, load_images, unaugmented
 from compressor.evaluate import evaluate, recalibrate
 from compressor.loading import load_callable
-from compressor.methods import CC, Factorize, Problem
+from compressor.gradients import squared_gradients
+from compressor.methods import CC, Factorize, Problem, cc
 from compressor.methods.unit_plans import UnitPlans
 from compressor.methods.units import Layer, removal_path
 from compressor.passes.calibration import Calibration
@@ -126,6 +127,7 @@ class Bench:
         if not file.exists():
             begun = time.monotonic()
             write_json(file, {**work(), "took_s": time.monotonic() - begun})
+            self.made += time.monotonic() - begun
         found = read_json(file)
         self.spent += found["took_s"]
         return found
@@ -142,14 +144,8 @@ class Bench:
         if (name, ratio, self.args.epochs) in {key_of(own) for own in self.rows()}:
             return
         print(f"\n== {name}, {ratio:g} of the MACs", flush=True)
-        self.spent = 0.0
-        begun = time.monotonic()
         method = row.method()
-        if isinstance(method, CC):
-            method = replace(method, images=self.args.gradient_images, accept=False)
-        plan = self.plan(method, ratio)
-        write_bytes(self.file(f"{name} {ratio:g}", ".json"), plan.to_json().encode())
-        seconds = time.monotonic() - begun + self.spent
+        plan, seconds = self.decided(name, method, ratio)
         graph = RemoveChannels(plan, self.channels)(self.graph).graph.eval()
         if row.compensation is not None:
             settings = replace(row.compensation, images=self.args.calibrate)
@@ -177,6 +173,29 @@ class Bench:
         }  # fmt: skip
         print(line(result), flush=True)
         write_bytes(self.results, (json.dumps([*self.rows(), result], indent=1) + "\n").encode())
+
+    def gradients(self, graph, batches, images: int, fisher: bool, progress) -> dict[str, torch.Tensor]:
+        """As CC computes them, kept for the rows that follow; the time they took counts in each."""
+        file = self.work / f"squares-{'fisher' if fisher else 'mean'}-{images}.safetensors"
+
+        def work() -> dict:
+            save_tensors(file, squared_gradients(graph, batches, images, fisher, progress))
+            return {}
+
+        self.once(file.stem, work)
+        return load_tensors(file)
+
+    def decided(self, name: str, method: CC | Factorize, ratio: float) -> tuple[Plan, float]:
+        """The plan, and how long it took to find, the shared scores among it."""
+        file, clock = (self.file(f"{name} {ratio:g}{end}", ".json") for end in ("", " seconds"))
+        if not clock.exists():
+            self.spent, self.made, begun = 0.0, 0.0, time.monotonic()
+            if isinstance(method, CC):
+                method = replace(method, images=self.args.gradient_images, accept=False)
+            plan = self.plan(method, ratio)
+            write_bytes(file, plan.to_json().encode())
+            write_json(clock, {"seconds": time.monotonic() - begun + self.spent - self.made})
+        return Plan.load(file), read_json(clock)["seconds"]
 
     def file(self, name: str, suffix: str) -> Path:
         return self.work / ("".join(c if c.isalnum() else "-" for c in name.lower()) + suffix)
@@ -269,6 +288,7 @@ def main() -> None:
         scores()
         return
     bench = Bench(args)
+    cc.squared_gradients = bench.gradients  # type: ignore[attr-defined]  # the same for all rows of a network
     if args.remeasure:
         bench.remeasure()
     for ratio in () if args.remeasure else (float(text) for text in args.ratios.split(",")):
