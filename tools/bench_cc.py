@@ -34,8 +34,8 @@ import compressor
 from compressor.console import ConsoleProgress
 from compressor.data import load_data, load_images, unaugmented
 from compressor.evaluate import evaluate, recalibrate
-from compressor.loading import load_callable
 from compressor.gradients import squared_gradients
+from compressor.loading import load_callable
 from compressor.methods import CC, Factorize, Problem, cc
 from compressor.methods.unit_plans import UnitPlans
 from compressor.methods.units import Layer, removal_path
