@@ -1,0 +1,162 @@
+"""Latency, not FLOPs: the same losses spent by milliseconds and by MACs, down to the same measured latency.
+
+    python tools/bench_driver.py --data DIR --weights resnet56_cifar10.safetensors --latency 0.5
+    python tools/bench_driver.py --network mobilenetv2 --model FILE.py:CALLABLE --images FOLDER --test FOLDER --offset 1 \
+        --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5 --calibrate 1000 --latency 0.7
+    python tools/bench_driver.py --network resnet50 --latency 0.5
+
+Both walk down CaP's loss curves, notch after notch where it costs the least loss for what it saves; what it saves is counted in
+MACs or in the milliseconds of a latency model, and both stop where the built network is measured to meet the budget. `top1` is
+that of the compensated network on the test images, nothing trained. torchvision's ResNet-50 has random weights: there a filter's
+loss is its squared norm, and the share of that which is lost stands for the accuracy.
+
+Rows in `tools/results/driver-NETWORK.json`; curves are kept in `--work`.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+import bench_cap
+import bench_cc
+
+import compressor
+from compressor.console import ConsoleProgress
+from compressor.evaluate import evaluate
+from compressor.methods import CaP, Problem
+from compressor.methods.curves import curves_of
+from compressor.passes.calibration import Calibration
+from compressor.passes.compensate import Compensate
+from compressor.passes.compensation import Compensation
+from compressor.passes.criteria import CRITERIA, Scoring
+from compressor.passes.losses import Curve
+from compressor.passes.ranking import Ranking
+from compressor.passes.trace import quiet_deepcopy
+from compressor.plan import Plan
+from compressor.runtime.latency import Comparison, measure
+from compressor.runtime.model_training import train_latency_model
+from compressor.space import widths
+from compressor.store import write_bytes
+from compressor.trial import Trial
+
+SPARED = 256
+
+
+class Trained(bench_cc.Bench):
+    """A network with its images."""
+
+    def problem(self, ratio: float, comparison: Comparison) -> Problem:
+        """To a latency."""
+
+        def measured(plan: Plan) -> Trial:
+            found, original = comparison.measure(compressor.apply(plan, self.graph, channels=self.channels))
+            return Trial(self.channels.structure(plan), found, original)
+
+        return Problem(
+            self.channels, {"latency": ratio}, self.target, measured, None, 0, calibration=self.calibration,
+            progress=ConsoleProgress(), once=self.once,
+        )  # fmt: skip
+
+    def curves(self, problem: Problem) -> dict[str, Curve]:
+        """What channels lose."""
+        self.spent = self.made = 0.0
+        return curves_of(problem, self.calibration.after(SPARED), Compensation(), SPARED)
+
+    def worth(self, plan: Plan) -> dict[str, float]:
+        """Accuracy after compensation."""
+        graph = compressor.apply(plan, self.graph, channels=self.channels).eval()
+        graph = Compensate(self.channels, plan, self.calibration, Compensation(images=self.args.calibrate)).run(graph).graph
+        fast = quiet_deepcopy(graph).to(memory_format=torch.channels_last)
+        return {"top1": round(evaluate(fast, self.test).percent, 2)}
+
+
+class Untrained(Trained):
+    """torchvision's ResNet-50."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        import torchvision_ops
+
+        torchvision_ops.declare()
+        import torchvision
+
+        torch.manual_seed(0)
+        self.args = args
+        example = (torch.zeros(1, 3, 224, 224),)
+        self.graph = compressor.trace(torchvision.models.resnet50().eval(), example)
+        self.channels = compressor.analyze(self.graph)
+        self.calibration = Calibration.read([(torch.randn(8, 3, 224, 224),)], self.graph, 8)
+        self.target = compressor.Target(align=args.align)
+        self.full = self.costs(self.channels.full)
+
+    def curves(self, problem: Problem) -> dict[str, Curve]:
+        """Squared norms, the smallest first, as shares of the group's."""
+        scoring, found = Scoring(self.channels), {}
+        for group in self.channels.free:
+            squares = CRITERIA["l2"](aggregate="sum")(scoring, group) ** 2
+            order = np.argsort(-squares, kind="stable")
+            left = squares.sum() - np.concatenate([[0.0], np.cumsum(squares[order])])
+            found[group.name] = Curve(Ranking(order, left.clip(0) / squares.sum()))
+        self._curves = found
+        return found
+
+    def worth(self, plan: Plan) -> dict[str, float]:
+        """The mean share of a group that is lost."""
+        width = {name: len(kept) for name, kept in plan.kept}
+        lost = [curve.ranking.loss[width.get(name, -1)] for name, curve in self._curves.items()]
+        return {"norm_lost": round(float(np.mean(lost)), 4)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    bench_cap.add_network_arguments(parser)
+    parser.add_argument("--latency", type=float, default=0.5, help="share of the original's that both go down to")
+    parser.add_argument("--engines", type=int, default=24, help="that the latency model is fitted to")
+    parser.add_argument("--train-images", type=int, default=1000)
+    parser.add_argument("--work", type=Path, default=Path("runs/bench_driver"), help="curves")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    args = parser.parse_args()
+    bench = Untrained(args) if args.network == "resnet50" else Trained(args)
+    file = args.results / f"driver-{args.network}.json"
+    rows = json.loads(file.read_text()) if file.exists() else []
+    rows = [row for row in rows if row["options"]["asked"] != args.latency]
+    graphs = {"original": bench.graph}
+    found = []
+    with Comparison(bench.graph, bench.target, 0) as comparison:
+        problem = bench.problem(args.latency, comparison)
+        curves = bench.curves(problem)
+        legal = [widths(group, args.align) for group in bench.channels.groups]
+        begun = time.monotonic()
+        model = train_latency_model(bench.channels, legal, bench.target, args.engines, progress=problem.progress)
+        print(f"latency model: {time.monotonic() - begun:.0f} s", flush=True)
+        used, spared = bench.calibration.after(SPARED), bench.calibration.first(SPARED)
+        method = CaP(weights="plain") if args.network == "resnet50" else CaP()
+        for driver in ("macs", "latency"):
+            begun = time.monotonic()
+            plan = method.allocate(problem, curves, used, spared, model if driver == "latency" else None)
+            seconds = time.monotonic() - begun
+            graphs[driver] = compressor.apply(plan, bench.graph, channels=bench.channels).eval()
+            row = {
+                "network": args.network, "method": method.name, "driver": driver,
+                "options": {"asked": args.latency, "align": args.align, "weights": method.weights, "engines": args.engines},
+                "macs_ratio": round(bench.costs(bench.channels.structure(plan))[0] / bench.full[0], 4),
+                **bench.worth(plan), "seconds": round(seconds, 1),
+            }  # fmt: skip
+            found.append(row)
+            print(row, flush=True)
+    times = measure(graphs, bench.target, 1)
+    for row in found:
+        row["latency_ratio"] = round(times[row["driver"]].ratio_to(times["original"]), 4)
+        row["target"] = {name: str(value) for name, value in times["original"].target.items()}
+        worth = f"{row['top1']:.2f} %" if "top1" in row else f"{row['norm_lost']:.4f} of the squared norms lost"
+        print(f"by {row['driver']}: {row['macs_ratio']:.3f} of the MACs, {row['latency_ratio']:.3f} of the latency, {worth}")
+    write_bytes(file, (json.dumps([*rows, *found], indent=1) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()
