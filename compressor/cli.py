@@ -115,8 +115,12 @@ def compress(
         str, typer.Option(help="Of factorize: layers become svd, spatial_svd, tucker2, cp or tensor_train sequences.")
     ] = "svd",
     ranks: Annotated[str, typer.Option(help="Of factorize: by energy, rate (of a layer's MACs) or vbmf.")] = "energy",
+    information: Annotated[
+        str, typer.Option(help="Of cc: losses by the features that are left, by fisher, or by the mean gradient, as published.")
+    ] = "features",
     gathers: Annotated[
-        str, typer.Option(help="Of cc: layers that read a part of a stream: none, paying (where measured to be faster) or all.")
+        str,
+        typer.Option(help="Of cc by fisher or gradient: layers that read part of a stream: none, paying (where measured) or all."),
     ] = "none",
     trials: Annotated[int | None, typer.Option(min=1, help="Of legr and aacp: candidates that are judged; 400.")] = None,
     sampler: Annotated[
@@ -128,7 +132,7 @@ def compress(
     ] = "compensate",
     ranking: Annotated[str, typer.Option(help="Of legr and aacp: channels by loss after compensation (loss) or by norm.")] = "loss",
     steps: Annotated[str, typer.Option(help="Of aacp: widths of the measured staircase, eighths, or align.")] = "staircase",
-    space: Annotated[str, typer.Option(help="Of legr and aacp: search channels, or channels+ranks.")] = "channels",
+    space: Annotated[str, typer.Option(help="Of cap, legr and aacp: channels, or channels+ranks.")] = "channels",
     parallel: Annotated[int, typer.Option(min=1, help="Of legr and aacp: candidates under way at once.")] = 1,
     storage: Annotated[
         str | None, typer.Option(help="URL of the study, such as sqlite:///study.db; processes that share it share the work.")
@@ -196,8 +200,8 @@ def compress(
     }
     given: dict[str, dict[str, Any]] = {
         "magnitude": {"criterion": criterion, "scope": scope},
-        "cap": {"floor": floor, "search": search, "streams": streams},
-        "cc": {"units": units, "gathers": gathers},
+        "cap": {"floor": floor, "search": search, "streams": streams, "space": space},
+        "cc": {"units": units, "information": information, "gathers": gathers},
         "factorize": {"form": form, "choice": ranks},
         "legr": {**searches, "ranking": ranking},
         "aacp": {**searches, "ranking": "l1" if ranking == "norm" else ranking, "steps": steps},

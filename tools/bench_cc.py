@@ -33,6 +33,7 @@ import cifar_resnet
 import compressor
 from compressor.console import ConsoleProgress
 from compressor.data import load_data, load_images, unaugmented
+from compressor.errors import BudgetError
 from compressor.evaluate import evaluate, recalibrate
 from compressor.gradients import squared_gradients
 from compressor.loading import load_callable
@@ -79,6 +80,9 @@ ROWS = {
     "CC as published, compensated": Row(lambda: PUBLISHED, CLOSED),
     "channels only, compensated": Row(lambda: replace(OWN, units="channels", gathers="all"), CLOSED),
     "ranks only, compensated": Row(lambda: replace(OWN, units="ranks"), CLOSED),
+    "SVD only, on real features": Row(
+        lambda: Factorize("svd", "energy", compensation=None), Compensation("original", shortcuts=False, layers="readers")
+    ),
     "SVD only, compensated": Row(lambda: Factorize("svd", "energy", compensation=None), CLOSED),
     "features: channels only": Row(lambda: CC("channels"), CLOSED),
     "features: ranks only": Row(lambda: CC("ranks"), CLOSED),
@@ -145,7 +149,11 @@ class Bench:
             return
         print(f"\n== {name}, {ratio:g} of the MACs", flush=True)
         method = row.method()
-        plan, seconds = self.decided(name, method, ratio)
+        try:
+            plan, seconds = self.decided(name, method, ratio)
+        except BudgetError as error:
+            print(f"   {error}", flush=True)
+            return
         graph = RemoveChannels(plan, self.channels)(self.graph).graph.eval()
         if row.compensation is not None:
             settings = replace(row.compensation, images=self.args.calibrate)
