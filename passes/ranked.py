@@ -23,6 +23,7 @@ from compressor.passes.layer_costs import Layer
 from compressor.passes.products import Product, is_product
 from compressor.plan import Factorization, Structure
 
+_UNIT = Sizes(1, 1, ())  # one element
 _LEVELS = 12  # ranks of one layer that a search may choose, the plain layer not counted
 
 
@@ -58,7 +59,14 @@ class RankedCosts(CostModel):
 
     def __init__(self, gm: fx.GraphModule, labeler: Labeler, grouping: Grouping, layers: Sequence[Layer]) -> None:
         super().__init__(gm, labeler, grouping)
-        self._groups, self._ranked = len(grouping.groups), tuple(layers)
+        self._groups = len(grouping.groups)
+        # MACs and elements are those of the layer, dense I O, less those of its sequence, r (a I + b O): all layers at once
+        self._macs, self._elements = (np.array([own[k] for own in map(_slopes, layers)]).reshape(-1, 3).T for k in (0, 1))
+        self._bytes = np.array([layer.dense(1, _UNIT).memory_bytes for layer in layers], dtype=np.int64)
+        self._kernels = np.array([Product(layer.module).kernel for layer in layers], dtype=np.int64)
+        sides = [(f"{layer.name}.weight", int(Product(layer.module).transposed)) for layer in layers]
+        self._outputs = [self._side(name, swapped) for name, swapped in sides]
+        self._inputs = [self._side(name, 1 - swapped) for name, swapped in sides]
 
     def __call__(self, widths: NDArray[np.int64] | Sequence[Sequence[int]]) -> Costs:
         """Costs of structures, (structures, groups and ranks)."""
@@ -72,39 +80,44 @@ class RankedCosts(CostModel):
 
     def ranks(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """(structures, axes): the rank that each layer is built with; 0 for a plain layer."""
-        lengths = self._lengths(rows)
-        columns = [self._one(layer, rows, lengths, k)[0] for k, layer in enumerate(self._ranked)]
-        return np.stack(columns, axis=1) if columns else np.zeros((len(rows), 0), dtype=np.int64)
+        return self._built(rows)[0]
 
     def _saved(self, rows: NDArray[np.int64]) -> Costs:
-        macs = elements = memory = np.zeros(len(rows), dtype=np.int64)
-        lengths = self._lengths(rows)
-        for k, layer in enumerate(self._ranked):
-            _, own = self._one(layer, rows, lengths, k)
-            macs, elements, memory = macs + own.macs, elements + own.params, memory + own.memory_bytes
-        return Costs(macs, elements, memory)
+        _, macs, elements = self._built(rows)
+        return Costs(macs.sum(axis=1), elements.sum(axis=1), (elements * self._bytes).sum(axis=1))
 
-    def _one(self, layer: Layer, rows: NDArray[np.int64], lengths: NDArray[np.int64], axis: int) -> tuple[IntArray, Costs]:
-        """Of one layer: the rank that is built, and what it saves."""
-        first, second = (self._along(f"{layer.name}.weight", k, lengths) for k in (0, 1))
-        outputs, inputs = (second, first) if Product(layer.module).transposed else (first, second)
-        sizes = Sizes(outputs, inputs, sizes_of(layer.module).kernel)  # type: ignore[arg-type]  # arrays, elementwise
-        asked = rows[:, self._groups + axis]
-        dense = layer.dense(1, sizes)
-        sequence = layer.factorized(1, sizes, FORMS["svd"].stages(sizes, (asked,)))  # type: ignore[arg-type]
-        most = np.minimum(outputs, inputs * Product(layer.module).kernel)
-        more = dense - sequence
-        built = (np.asarray(more.elements) > 0) & (np.asarray(more.macs) > 0) & (asked <= most)
-        saved = Costs(*(np.where(built, own, 0) for own in (more.macs, more.elements, more.memory_bytes)))
-        return np.where(built, asked, 0), saved
+    def _built(self, rows: NDArray[np.int64]) -> tuple[IntArray, IntArray, IntArray]:
+        """The rank that each layer is built with, and the MACs and elements that this saves; (structures, axes) each."""
+        lengths, asked = self._lengths(rows), rows[:, self._groups :]
+        outputs, inputs = (self._along(sides, lengths) for sides in (self._outputs, self._inputs))
+        macs, elements = (
+            dense * inputs * outputs - asked * (by_input * inputs + by_output * outputs)
+            for dense, by_input, by_output in (self._macs, self._elements)
+        )
+        built = (elements > 0) & (macs > 0) & (asked <= np.minimum(outputs, inputs * self._kernels))
+        return np.where(built, asked, 0), np.where(built, macs, 0), np.where(built, elements, 0)
 
-    def _along(self, name: str, axis: int, lengths: NDArray[np.int64]) -> IntArray:
-        if (name, axis) in self._axes:
-            return np.asarray(lengths[:, self._axes[name, axis]])
-        return np.full(len(lengths), self._shapes[name][axis], dtype=np.int64)
+    def _side(self, name: str, axis: int) -> tuple[int, int]:
+        """Where the lengths hold one side of a weight (-1: nowhere), and what it is where no structure changes it."""
+        return self._axes.get((name, axis), -1), self._shapes[name][axis]
+
+    @staticmethod
+    def _along(sides: Sequence[tuple[int, int]], lengths: NDArray[np.int64]) -> IntArray:
+        """(structures, axes)."""
+        columns, fixed = np.array(sides, dtype=np.int64).reshape(-1, 2).T
+        return np.where(columns >= 0, lengths[:, columns], fixed)
 
     def _lengths(self, widths: NDArray[np.int64]) -> NDArray[np.int64]:
         return super()._lengths(widths[:, : self._groups])
+
+
+def _slopes(layer: Layer) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """MACs and elements: of a dense layer per input and output, of its sequence per rank and input, and per rank and output."""
+    form, kernel = FORMS["svd"], sizes_of(layer.module).kernel
+    dense = layer.dense(1, Sizes(1, 1, kernel))
+    one, two = (layer.factorized(1, sizes, form.stages(sizes, (1,))) for sizes in (Sizes(1, 1, kernel), Sizes(1, 2, kernel)))
+    more = two - one  # for an input
+    return (dense.macs, more.macs, one.macs - more.macs), (dense.elements, more.elements, one.elements - more.elements)
 
 
 def axes_of(channels: ChannelGraph) -> tuple[RankAxis, ...]:

@@ -27,7 +27,11 @@ def test_python_blocks_run(number, tmp_path, monkeypatch, capsys):
     x, y = blobs(64).tensors
     loader = list(zip(x.repeat(1, 1, 4, 4).split(16), y.split(16), strict=True))
     names = {"model": Residual(32, 32), "train_loader": loader, "validate_loader": loader, "torch": torch}
-    code = BLOCKS[number].replace("trials=120", "trials=8, engines=6").replace("[0.8, 0.65, 0.5]", "[0.9, 0.8]")  # shorter
+    code = BLOCKS[number]
+    for long, short in (
+        ("trials=120", "trials=4, engines=6"), ("[0.8, 0.65, 0.5]", "[0.9, 0.8]"), ("CaP()", "CaP(engines=6, probes=32)"),
+    ):  # fmt: skip
+        code = code.replace(long, short)
     exec(compile(code, f"README block {number}", "exec"), names)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.methods.base import Problem
-from compressor.methods.paths import Rows, fitting, steepest
+from compressor.methods.paths import COSTS, Rows, fitting, steepest
 from compressor.methods.streams import WidthsAndReads, inputs_ranking, is_stream, paying, widths_of_inputs
 from compressor.passes.channels import ChannelGraph
 from compressor.passes.losses import Curve
@@ -69,13 +69,15 @@ class Policy:
 
     def _saved_in(self, space: WidthsAndReads, rows: Rows) -> NDArray[np.float64]:
         """What a notch saves is counted in: milliseconds, or the budgets that are not met yet, as shares of their limits."""
-        found, groups = space.costs(rows), len(space.problem.channels.groups)
         if self._latency is not None:
+            groups = len(space.problem.channels.groups)
             plain = self._latency.predict(rows[:, :groups])
-            macs = space.problem.channels.costs(rows[:, :groups]).macs
-            return np.asarray(plain * found["macs"] / macs, dtype=np.float64)  # a gather saves in proportion, it was found to pay
-        limits = {name: limit for name, limit in space.problem.limits.items() if name in found}
-        missed = {name: limit for name, limit in limits.items() if found[name][0] > limit} or limits or {"macs": 1.0}
+            whole = space.problem.channels.costs.macs(rows[:, :groups])
+            macs = space.costs(rows, ("macs",))["macs"]
+            return np.asarray(plain * macs / whole, dtype=np.float64)  # a gather saves in proportion, it was found to pay
+        limits = {name: limit for name, limit in space.problem.limits.items() if name in COSTS} or {"macs": 1.0}
+        found = space.costs(rows, limits)
+        missed = {name: limit for name, limit in limits.items() if found[name][0] > limit} or limits
         return np.asarray(sum(found[name] / limit for name, limit in missed.items()), dtype=np.float64)
 
 

@@ -1,7 +1,7 @@
 """Structures on a path from the whole network down, and where on it a budget is met; shared by the methods that walk one."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ logger = logging.getLogger(__name__)
 
 Rows = NDArray[np.int64]
 
+COSTS = ("macs", "params", "memory")
 _CLOSE = 0.97  # a measured latency from here up to the budget ends the bisection
 AIM = 0.985  # of the latency budget: what the search accepts, so that the final measurement holds too
 _HORIZON = 4  # how many notches of one group are looked at together
@@ -66,8 +67,10 @@ class Widths:
         self.problem = problem
         self._scores = scores
 
-    def costs(self, rows: Rows) -> dict[str, NDArray[np.float64]]:
-        """MACs, parameters and bytes of structures."""
+    def costs(self, rows: Rows, names: Collection[str] = COSTS) -> dict[str, NDArray[np.float64]]:
+        """MACs, parameters and bytes of structures; MACs alone are several times as fast."""
+        if set(names) == {"macs"}:
+            return {"macs": self.problem.channels.costs.macs(rows).astype(float)}
         found = self.problem.channels.costs(rows)
         return {"macs": found.macs.astype(float), "params": found.params.astype(float), "memory": found.memory_bytes.astype(float)}
 

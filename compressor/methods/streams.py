@@ -8,13 +8,13 @@
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from compressor.methods.base import Problem
-from compressor.methods.paths import Rows, Widths
+from compressor.methods.paths import COSTS, Rows, Widths
 from compressor.passes.channels import ChannelGraph
 from compressor.passes.criteria import Scores
 from compressor.passes.losses import rankable
@@ -105,9 +105,11 @@ class WidthsAndReads(Widths):
         self._terms = [[k for k, layer in enumerate(costs.layers) if layer == reader.layer] for reader in readers]
         self.inputs = [len(rankings[reader.node].order) for reader in readers]
 
-    def costs(self, rows: Rows) -> dict[str, NDArray[np.float64]]:
+    def costs(self, rows: Rows, names: Collection[str] = COSTS) -> dict[str, NDArray[np.float64]]:
         """See `Widths`; parameters and bytes are counted as if nothing were gathered, which is never too little."""
-        found = super().costs(rows[:, : self._groups])
+        found = super().costs(rows[:, : self._groups], names)
+        if not self._readers:
+            return found
         terms = self.problem.channels.costs.by_term(rows[:, : self._groups])
         for column, (own, inputs) in enumerate(zip(self._terms, self.inputs, strict=True)):
             found["macs"] -= terms[:, own].sum(axis=1) * (1 - rows[:, self._groups + column] / inputs)
