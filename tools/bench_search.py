@@ -37,7 +37,9 @@ from compressor.methods import AACP, LeGR, Magnitude, Method, Problem
 from compressor.methods.searching import images_of
 from compressor.passes.calibration import Calibration
 from compressor.passes.compensate import Compensate
+from compressor.passes.factorize_conv import FactorizeConv
 from compressor.passes.products import take_state
+from compressor.passes.remove_channels import RemoveChannels
 from compressor.passes.trace import quiet_deepcopy
 from compressor.plan import Plan
 from compressor.runtime.latency import Comparison, measure
@@ -64,6 +66,7 @@ def methods(trials: int) -> dict[str, Callable[[], Method]]:
         "LeGR, as published": lambda: LeGR.published(trials),
         "LeGR, as published, mean of tied": lambda: replace(LeGR.published(trials), aggregate="mean"),
         "LeGR, compensated": lambda: LeGR(trials, CLOSED),
+        "LeGR, compensated, channels and ranks": lambda: LeGR(trials, CLOSED, space="channels+ranks"),
         "AACP, as published": lambda: AACP.published(trials),
         "AACP, staircase, compensated": lambda: AACP(trials, CLOSED),
         "TPE, staircase, compensated": lambda: AACP(trials, CLOSED, sampler="tpe"),
@@ -153,11 +156,13 @@ class Bench:
         (folder / "checkpoint.safetensors").unlink(missing_ok=True)
 
     def repaired(self, plan: Plan, method: Method, seed: int):
-        graph = compressor.apply(plan, self.graph, channels=self.channels).eval()
+        graph = RemoveChannels(plan, self.channels)(self.graph).graph.eval()
         if method.compensation is not None:
-            return Compensate(self.channels, plan, self.calibration, method.compensation, seed).run(graph).graph
-        pairs = [(batch[0], batch[0]) for batch in self.calibration.batches]
-        recalibrate(graph, pairs, len(pairs))
+            graph = Compensate(self.channels, plan, self.calibration, method.compensation, seed).run(graph).graph
+        graph = FactorizeConv(plan.factors)(graph).graph.eval()
+        if method.compensation is None:
+            pairs = [(batch[0], batch[0]) for batch in self.calibration.batches]
+            recalibrate(graph, pairs, len(pairs))
         return graph
 
     def families(self, seed: int) -> None:
@@ -229,7 +234,19 @@ class Bench:
 
 
 def _plain(method: Method) -> dict:
-    kept = ("trials", "sampler", "fitness", "ranking", "aggregate", "steps", "streams", "population", "samples", "identity")
+    kept = (
+        "trials",
+        "sampler",
+        "space",
+        "fitness",
+        "ranking",
+        "aggregate",
+        "steps",
+        "streams",
+        "population",
+        "samples",
+        "identity",
+    )
     found = method.to_dict()
     return {**{name: found[name] for name in kept if name in found}, "compensated": method.compensation is not None}
 
