@@ -47,6 +47,7 @@ def apply(
 
     Raises:
         PlanError: The plan does not fit; or the model's `forward` holds sizes of its own (they are named).
+        PassError: The analysis is one of another graph.
     """
     if is_traced(graph):
         return realisation(plan, channels)(cast(fx.GraphModule, graph)).graph

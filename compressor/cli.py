@@ -132,7 +132,7 @@ def compress(
     ] = "compensate",
     ranking: Annotated[str, typer.Option(help="Of legr and aacp: channels by loss after compensation (loss) or by norm.")] = "loss",
     steps: Annotated[str, typer.Option(help="Of aacp: widths of the measured staircase, eighths, or align.")] = "staircase",
-    space: Annotated[str, typer.Option(help="Of cap, legr and aacp: channels, or channels+ranks.")] = "channels",
+    space: Annotated[str, typer.Option(help="Of cap, legr and aacp: channels, or channels+ranks; of cap also ranks.")] = "channels",
     parallel: Annotated[int, typer.Option(min=1, help="Of legr and aacp: candidates under way at once.")] = 1,
     storage: Annotated[
         str | None, typer.Option(help="URL of the study, such as sqlite:///study.db; processes that share it share the work.")

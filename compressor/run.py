@@ -2,6 +2,7 @@
 
     run.json            configuration, model digest, target, versions, seed
     progress.json       results of the finished steps
+    facts/              those that are long, one file each
     trials/             one measured candidate each
     study.db            trials of a search (Optuna)
     front/0/ …          one network per budget: plan.json, weights.safetensors, program.pt2, model.onnx, measurement.json
@@ -12,6 +13,7 @@ The same command in the same folder goes on from what is finished; another comma
 """
 
 import fcntl
+import json
 import os
 import platform
 from collections.abc import Callable, Mapping
@@ -30,6 +32,8 @@ from compressor.store import PARTIAL, read_json, write_json
 from compressor.trial import Trial
 
 _MEMBER_FILES = ("plan.json", "weights.safetensors", "program.pt2", "model.onnx", "measurement.json")
+_LONG = 20_000  # characters
+_FILE = "in file"
 
 
 class Run:
@@ -87,13 +91,18 @@ class Run:
         file = self.path / "progress.json"
         if not file.exists():
             return None
-        return cast(dict[str, object] | None, read_json(file).get(step))
+        found = cast(dict[str, object] | None, read_json(file).get(step))
+        return read_json(self.path / str(found[_FILE])) if found is not None and _FILE in found else found
 
     def finish(self, step: str, result: dict[str, object]) -> dict[str, object]:
         """Record that a step is finished."""
+        record = result
+        if len(json.dumps(result)) > _LONG:  # the file of all steps is written again with every one of them
+            record = {_FILE: f"facts/{digest_of(step)[:32]}.json"}
+            write_json(self.path / str(record[_FILE]), result)
         file = self.path / "progress.json"
         steps = read_json(file) if file.exists() else {}
-        write_json(file, {**steps, step: result})
+        write_json(file, {**steps, step: record})
         return result
 
     def once(self, step: str, work: Callable[[], dict[str, object]]) -> dict[str, object]:

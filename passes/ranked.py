@@ -61,7 +61,9 @@ class RankedCosts(CostModel):
         super().__init__(gm, labeler, grouping)
         self._groups = len(grouping.groups)
         # MACs and elements are those of the layer, dense I O, less those of its sequence, r (a I + b O): all layers at once
-        self._macs, self._elements = (np.array([own[k] for own in map(_slopes, layers)]).reshape(-1, 3).T for k in (0, 1))
+        self._macs, self._elements = (
+            np.array([own[k] for own in map(_slopes, layers)], dtype=np.int64).reshape(-1, 3).T for k in (0, 1)
+        )
         self._bytes = np.array([layer.dense(1, _UNIT).memory_bytes for layer in layers], dtype=np.int64)
         self._kernels = np.array([Product(layer.module).kernel for layer in layers], dtype=np.int64)
         sides = [(f"{layer.name}.weight", int(Product(layer.module).transposed)) for layer in layers]

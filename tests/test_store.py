@@ -1,11 +1,15 @@
 """Files: whole or not at all; weights from safetensors or plain tensors, strictly."""
 
+import json
 import os
 
+import optuna
 import pytest
 import torch
 
 from compressor import DataError
+from compressor.run import Run
+from compressor.search.storage import shared_once
 from compressor.store import digest_of_tensors, load_tensors, load_weights, save_tensors, write_bytes
 from tests.networks import Residual
 
@@ -91,3 +95,24 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypat
         write_bytes(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_long_results_of_a_run_have_files_of_their_own(tmp_path):
+    long, short = {"loss": [0.123456789] * 5000}, {"ms": 1.5}
+    with Run(tmp_path / "run", {"seed": 0}) as run:
+        assert run.once("curves", lambda: long) == long
+        assert run.once("time", lambda: short) == short
+    with Run(tmp_path / "run", {"seed": 0}) as again:
+        assert again.once("curves", dict) == long
+        assert again.done("time") == short
+        assert again.done("nothing") is None
+    assert (tmp_path / "run" / "progress.json").stat().st_size < 1000
+
+
+def test_long_facts_in_a_storage_are_cut_and_put_together(tmp_path):
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    value = {"text": "é" * 50_000, "loss": [0.1, -1e-30]}
+    assert shared_once(url, "facts", "a", lambda: value) == value
+    assert shared_once(url, "facts", "a", dict) == value
+    kept = optuna.load_study(study_name="facts", storage=url).user_attrs
+    assert max(len(json.dumps(part)) for part in kept.values()) < 60_000

@@ -47,7 +47,7 @@ from compressor.passes.factorize_conv import FactorizeConv
 from compressor.passes.products import take_state
 from compressor.passes.remove_channels import RemoveChannels
 from compressor.passes.trace import quiet_deepcopy
-from compressor.plan import Plan
+from compressor.plan import Plan, digest_of
 from compressor.runtime.latency import measure
 from compressor.store import load_tensors, load_weights, read_json, save_tensors, write_bytes, write_json
 from compressor.train import FineTune
@@ -196,14 +196,17 @@ class Bench:
     def decided(self, name: str, method: CC | Factorize, ratio: float) -> tuple[Plan, float]:
         """The plan, and how long it took to find, the shared scores among it."""
         file, clock = (self.file(f"{name} {ratio:g}{end}", ".json") for end in ("", " seconds"))
-        if not clock.exists():
+        settings = [method.to_dict(), self.args.calibrate, self.args.gradient_images, self.args.align]
+        known = read_json(clock) if clock.exists() else {}
+        if known.get("digest") != digest_of(settings):
             self.spent, self.made, begun = 0.0, 0.0, time.monotonic()
             if isinstance(method, CC):
                 method = replace(method, images=self.args.gradient_images, accept=False)
             plan = self.plan(method, ratio)
             write_bytes(file, plan.to_json().encode())
-            write_json(clock, {"seconds": time.monotonic() - begun + self.spent - self.made})
-        return Plan.load(file), read_json(clock)["seconds"]
+            known = {"seconds": time.monotonic() - begun + self.spent - self.made, "digest": digest_of(settings)}
+            write_json(clock, known)
+        return Plan.load(file), known["seconds"]
 
     def file(self, name: str, suffix: str) -> Path:
         return self.work / ("".join(c if c.isalnum() else "-" for c in name.lower()) + suffix)

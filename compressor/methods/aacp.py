@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.samplers import BaseSampler
 
-from compressor.errors import BudgetError
+from compressor.errors import BudgetError, DataError
 from compressor.fitness import Fitness
 from compressor.methods.affordable import Affordable
 from compressor.methods.base import Problem
@@ -103,6 +103,8 @@ class AACP(SearchingMethod):
             DataError: Data are missing.
         """
         problem = self.spaced(problem)
+        if self.ranking == "loss" and problem.calibration is None:  # before anything is measured
+            raise DataError("a ranking by loss needs images for its statistics (no labels): pass calibrate=… or train=…")
         options = options_of(problem, self.steps, self._groups(problem))
         scores = self._scores(problem, options)
         affordable = Affordable(problem, options, self.engines)

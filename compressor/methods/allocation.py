@@ -1,11 +1,11 @@
 """`Policy`: widths, ranks and reads by loss curves, notch after notch where it costs the least loss for what it saves."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from compressor.errors import BudgetError
 from compressor.methods.base import Problem
 from compressor.methods.paths import COSTS, Rows, fitting, steepest
 from compressor.methods.streams import WidthsAndReads, inputs_ranking, is_stream, paying, widths_of_inputs
@@ -31,6 +31,7 @@ class Policy:
         self._curves = {name: c for name, c in curves.items() if streams == "group" or not is_stream(channels, name)}
         self._scores = {name: curve.ranking.scores for name, curve in self._curves.items()}
         self.readers = [r for r in paying(problem) if _stream_of(channels, r) in curves] if streams == "gather" else []
+        self._paths: dict[tuple[float, float | None], tuple[WidthsAndReads, Rows]] = {}
         self._rankings, self._stream = {}, {}
         for reader in self.readers:
             stream = curves[_stream_of(channels, reader)]
@@ -39,18 +40,28 @@ class Policy:
 
     def decide(self, power: float, price: float | None) -> Plan:
         """The plan that meets the budget, losses weighted by a power of the sensitivity, those of ranks by a price."""
-        return self._fitting(self.problem, power, price)
+        return fitting(*self._path(power, price))
 
     def near(self, power: float, price: float | None) -> Plan:
-        """A plan near the budget, without measuring anything: a latency counts as its share of the MACs."""
-        limits = dict(self.problem.limits)
-        if "latency" in limits:
-            channels = self.problem.channels
-            full = float(channels.costs_of(channels.full).macs[0])
-            limits["macs"] = min(limits.get("macs", full), limits.pop("latency") * full)
-        return self._fitting(replace(self.problem, limits=limits), power, price)
+        """A plan near the budget, without measuring anything: a latency is that of the model, or its share of the MACs.
 
-    def _fitting(self, problem: Problem, power: float, price: float | None) -> Plan:
+        Raises:
+            BudgetError: No structure on the path meets it.
+        """
+        if "latency" not in self.problem.limits:
+            return self.decide(power, price)
+        space, path = self._path(power, price)
+        costs = self._costs_of(space, path)
+        good = space.within(path) & (costs <= self.problem.limits["latency"] * costs[0])
+        if not good.any():
+            raise BudgetError("the budget cannot be met by these groups and ranks alone")
+        return space.plan(path[int(np.argmax(good))])
+
+    def _path(self, power: float, price: float | None) -> tuple[WidthsAndReads, Rows]:
+        """The structures from the whole network down."""
+        if (power, price) in self._paths:
+            return self._paths[power, price]
+        problem = self.problem
         space = WidthsAndReads(problem, self._scores, self.readers, self._rankings)
         align = problem.target.align
         options, losses = {}, {}
@@ -65,9 +76,10 @@ class Policy:
             options[k] = widths_of_inputs(len(ranking.order), align)
             losses[k] = ranking.loss[options[k]] * max(self._stream[reader.node].sensitivity, 1e-12) ** power
         start = [group.size for group in problem.channels.groups] + space.inputs
-        return fitting(space, steepest(start, options, losses, lambda rows: self._saved_in(space, rows)))
+        path = steepest(start, options, losses, lambda rows: self._costs_of(space, rows))
+        return self._paths.setdefault((power, price), (space, path))
 
-    def _saved_in(self, space: WidthsAndReads, rows: Rows) -> NDArray[np.float64]:
+    def _costs_of(self, space: WidthsAndReads, rows: Rows) -> NDArray[np.float64]:
         """What a notch saves is counted in: milliseconds, or the budgets that are not met yet, as shares of their limits."""
         if self._latency is not None:
             groups = len(space.problem.channels.groups)

@@ -174,71 +174,82 @@ class CaP:
 
     def _allocated(self, problem: Problem, calibration: Calibration) -> Plan:
         problem = problem if self.space == "channels" else problem.with_ranks()
+        if self.space == "ranks" and not axes_of(problem.channels):
+            raise BudgetError("no layer of this network is worth a sequence of smaller ones: there are no ranks to reduce")
         _check_possible(problem, self.streams, self.space)
         for name, reason in rankable(problem.channels)[1].items():
             problem.progress.stage(f"{name} is left alone: {reason}")
         several = "best" in (self.weights, self.streams)
         used, spared = _divide(calibration, self.probes) if several else (calibration, calibration)
-        curves = curves_of(problem, used, self.compensation or Compensation(), self.probes if self.weights != "plain" else 0)
-        if self.space == "ranks":
-            names = {axis.name for axis in axes_of(problem.channels)}
-            curves = {name: curve for name, curve in curves.items() if name in names}
+        probes = self.probes if self.weights != "plain" else 0
+        gathers = self.streams in ("gather", "best")
+        settings = self.compensation or Compensation()
+        curves = curves_of(problem, used, settings, probes, groups=self.space != "ranks", by_reader=gathers)
+        if not curves:
+            raise BudgetError("nothing of this network can be compressed by loss curves; `--method magnitude` needs no repair")
         latency = self._latency(problem)
+        policies = self._policies(problem, curves, latency)
+        order = self._order(problem, policies, used, spared)
         while True:  # every round, at least one layer more is left plain
-            plan = self.allocate(problem, curves, used, spared, latency)
+            plan = _decided(problem, policies, order)
             slow = refused(problem, plan, self.accept)
             if not slow:
                 return plan
             axes = {axis.name for axis in axes_of(problem.channels) if axis.layer in slow}
             curves = {name: curve for name, curve in curves.items() if name not in axes}
+            policies = self._policies(problem, curves, latency)
 
-    def allocate(
-        self,
-        problem: Problem,
-        curves: Mapping[str, Curve],
-        used: Calibration,
-        spared: Calibration,
-        latency: LatencyModel | None = None,
-    ) -> Plan:
-        """Widths, and ranks where these are axes, by the loss curves.
+    def allocate(self, problem: Problem, curves: Mapping[str, Curve], used: Calibration, spared: Calibration) -> Plan:
+        """Widths by loss curves; a saving is counted in what the budget limits, a latency in MACs.
 
         Args:
             problem: With the budget.
             curves: Of every group that may be pruned.
             used: Images to compensate on, where several weightings are compared.
             spared: Images to compare them by.
-            latency: What savings are counted in; MACs without it.
 
         Raises:
             BudgetError: The budget cannot be met; the closest that can is said.
         """
-        if not curves:
-            raise BudgetError(
-                "CaP: nothing of this network can be compensated, or is faster compressed; `--method magnitude` needs no repair"
-            )
-        policies = {}
-        for streams in POLICIES if self.streams == "best" else (self.streams,):
-            policies[streams] = policy = Policy(problem, curves, streams, latency)
-            if streams == "gather" and self.streams == "best" and not policy.readers:
-                del policies[streams]  # no gather pays: the same as `inside`
+        return self.allocate_by(problem, curves, used, spared, None)
+
+    def allocate_by(
+        self, problem: Problem, curves: Mapping[str, Curve], used: Calibration, spared: Calibration, latency: LatencyModel | None
+    ) -> Plan:
+        """The same; with a latency model, savings are counted in its milliseconds."""
+        policies = self._policies(problem, curves, latency)
+        return _decided(problem, policies, self._order(problem, policies, used, spared))
+
+    def _policies(self, problem: Problem, curves: Mapping[str, Curve], latency: LatencyModel | None) -> dict[str, Policy]:
+        found = {name: Policy(problem, curves, name, latency) for name in (POLICIES if self.streams == "best" else (self.streams,))}
+        if self.streams == "best" and not found["gather"].readers:
+            del found["gather"]  # no gather pays: the same as `inside`
+        return found
+
+    def _order(
+        self, problem: Problem, policies: Mapping[str, Policy], used: Calibration, spared: Calibration
+    ) -> list["_Weighting"]:
+        """Weightings, the one whose network is nearest to the original first; those that cannot meet the budget are left out."""
         every = tuple(_POWERS) if self.weights == "best" else (self.weights,)
         choices = [_Weighting(streams, weights) for streams in policies for weights in every]
         distances: dict[_Weighting, float] = {}
 
-        def nearest(choices: Sequence[_Weighting]) -> _Weighting:
+        def compare(choices: Sequence[_Weighting]) -> None:
             for choice in choices:
-                if choice not in distances and len(choices) > 1:
-                    with suppress(BudgetError):  # without ranks the budget may be out of reach
+                if choice not in distances:
+                    with suppress(BudgetError):  # without ranks, say, it may be out of reach
                         plan = policies[choice.streams].near(_POWERS[choice.weights], choice.price)
                         distances[choice] = self._distance(problem, plan, used, spared)
-            return min(distances, key=distances.__getitem__) if distances else choices[0]
 
-        best = nearest(choices)
-        if self.weights == "best" and self.space == "channels+ranks":
-            best = nearest([replace(best, price=price) for price in _PRICES])
+        priced = self.weights == "best" and self.space == "channels+ranks"
+        if len(choices) == 1 and not priced:
+            return choices
+        compare(choices)
+        if priced:
+            best = min(distances, key=distances.__getitem__, default=choices[0])
+            compare([replace(best, price=price) for price in _PRICES])
         logger.info("CaP: %s", "; ".join(f"{choice}: {value:.4f}" for choice, value in distances.items()))
-        problem.progress.stage(f"widths by loss curves: {best}")
-        return policies[best.streams].decide(_POWERS[best.weights], best.price)
+        return sorted(distances, key=distances.__getitem__) or choices
 
     def _latency(self, problem: Problem) -> LatencyModel | None:
         if "latency" not in problem.limits:
@@ -305,6 +316,18 @@ class CaP:
             plan = search.run(middle)
             low, high, best = (middle, high, plan) if _meets(problem, plan) else (low, middle, best)
         return best
+
+
+def _decided(problem: Problem, policies: Mapping[str, Policy], order: Sequence[_Weighting]) -> Plan:
+    """The plan of the first weighting by which the budget is met, as measured."""
+    for choice in order:
+        problem.progress.stage(f"widths by loss curves: {choice}")
+        try:
+            return policies[choice.streams].decide(_POWERS[choice.weights], choice.price)
+        except BudgetError as error:
+            problem.progress.stage(f"{choice}: {error}")
+            last = error
+    raise last
 
 
 def _check_possible(problem: Problem, streams: str, space: str) -> None:

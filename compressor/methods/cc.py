@@ -121,7 +121,7 @@ class CC:
 
         Raises:
             BudgetError: The budget cannot be met; the closest that can is said.
-            DataError: There is no labelled data.
+            DataError: There is no labelled data; by features: there are no calibration images.
         """
         if self.information == "features":
             return CaP(space=_SPACES[self.units], accept=self.accept, compensation=self.compensation).plan(problem)

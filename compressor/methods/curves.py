@@ -16,7 +16,9 @@ from compressor.plan import digest_of
 from compressor.store import digest_of_tensors
 
 
-def curves_of(problem: Problem, images: Calibration, settings: Compensation, probes: int) -> dict[str, Curve]:
+def curves_of(
+    problem: Problem, images: Calibration, settings: Compensation, probes: int, groups: bool = True, by_reader: bool = False
+) -> dict[str, Curve]:
     """By the name of each group and axis.
 
     Args:
@@ -24,6 +26,8 @@ def curves_of(problem: Problem, images: Calibration, settings: Compensation, pro
         images: For the statistics.
         settings: Of compensation: images, positions, ridge and memory.
         probes: Images that sensitivities are measured on; 0 for none.
+        groups: Whether those of groups are wanted, and not only those of ranks.
+        by_reader: Whether the rankings for each reader alone are wanted, too.
 
     Raises:
         DataError: The features are not finite.
@@ -31,27 +35,29 @@ def curves_of(problem: Problem, images: Calibration, settings: Compensation, pro
     channels, axes = problem.channels, axes_of(problem.channels)
     seen = digest_of_tensors({f"{k}.{n}": x for k, batch in enumerate(images.batches) for n, x in enumerate(batch)})
     weights = digest_of_tensors(channels.graph.state_dict())
-    key = digest_of([settings.to_dict(), probes, problem.seed, seen, weights])[:12]
+    key = digest_of([channels.digest, weights, settings.to_dict(), probes, problem.seed, seen, by_reader])[:12]
 
     def of_groups() -> dict[str, object]:
-        return _plain(loss_curves(channels, images, settings, probes, problem.seed))
+        return _plain(loss_curves(channels, images, settings, probes, problem.seed), by_reader)
 
     def of_ranks() -> dict[str, object]:
-        return _plain(rank_curves(channels, axes, images, settings, probes, problem.seed))
+        return _plain(rank_curves(channels, axes, images, settings, probes, problem.seed), False)
 
-    problem.progress.stage("statistics, ranking and sensitivity of every group")
-    found = _curves(problem.once(f"loss curves of all groups {key}", of_groups))
+    found: dict[str, Curve] = {}
+    if groups:
+        problem.progress.stage("statistics, ranking and sensitivity of every group")
+        found = _curves(problem.once(f"loss curves of all groups {key}", of_groups))
     if axes:
         problem.progress.stage("losses of the ranks of every layer")
         found |= _curves(problem.once(f"loss curves of all ranks {key}", of_ranks))
     return found
 
 
-def _plain(curves: Mapping[str, Curve]) -> dict[str, object]:
+def _plain(curves: Mapping[str, Curve], by_reader: bool) -> dict[str, object]:
     found = {}
     for name, curve in curves.items():
-        by_reader = {node: _listed(own) for node, own in curve.by_reader.items()}
-        found[name] = {"sensitivity": curve.sensitivity, "ranking": _listed(curve.ranking), "by_reader": by_reader}
+        alone = {node: _listed(own) for node, own in curve.by_reader.items()} if by_reader else {}
+        found[name] = {"sensitivity": curve.sensitivity, "ranking": _listed(curve.ranking), "by_reader": alone}
     return {"curves": found}
 
 

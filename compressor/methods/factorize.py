@@ -107,11 +107,11 @@ class _Ranks:
         self._vbmf = {name: by_vbmf(self._form, blocks) for name, (_, blocks) in own} if method.choice == "vbmf" else {}
         self._energies = {name: spectra(self._form, blocks) for name, (_, blocks) in own} if method.choice == "energy" else {}
 
-    def plan(self, refused: frozenset[str], level: float) -> Plan:
+    def plan(self, plain: frozenset[str], level: float) -> Plan:
         """The plan at a level, without some layers."""
         factors = []
         for name, (sizes, blocks) in self._layers.items():
-            ranks = None if name in refused else self._of(name, level)
+            ranks = None if name in plain else self._of(name, level)
             if ranks is not None:
                 ranks = self._stepped(name, sizes, ranks)
                 if self._costs[name].saves(len(blocks), sizes, self._form.stages(sizes, ranks)):

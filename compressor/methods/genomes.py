@@ -18,8 +18,6 @@ from compressor.passes.compensation import Compensation
 from compressor.passes.criteria import Scores, Scoring, select
 from compressor.passes.products import Product
 from compressor.passes.ranked import RankAxis, axes_of
-from compressor.plan import digest_of
-from compressor.store import digest_of_tensors
 
 _SENSITIVITY = 0.5  # its power: CaP's `mixed`, between its two others; not tuned
 _PROBES = 256  # images that sensitivities are measured on
@@ -103,18 +101,14 @@ class LossRanking:
         if problem.calibration is None:
             raise DataError("a ranking by loss needs images for its statistics (no labels): pass calibrate=… or train=…")
         channels = problem.channels
-        images = digest_of_tensors({str(k): batch[0] for k, batch in enumerate(problem.calibration.batches)})
-        key = digest_of([[list(own) for own in options], settings.to_dict(), problem.seed, images])[:12]
-        record = problem.once(f"prices of all channels {key}", lambda: {"scores": self._computed(problem, settings, options)})
-        found = record["scores"]
-        assert isinstance(found, dict)
-        self._base = {name: np.asarray(own, dtype=np.float64) for name, own in found.items()}
+        found = self._computed(problem, settings, options)
+        self._base = found
         self._middle = {name: float(own.mean()) for name, own in self._base.items()}
         self.groups = frozenset(self._base)
         self._names = [group.name for group in channels.groups if group.name in self._base]
 
     @staticmethod
-    def _computed(problem: Problem, settings: Compensation, options: Sequence[Sequence[int]]) -> dict[str, list[float]]:
+    def _computed(problem: Problem, settings: Compensation, options: Sequence[Sequence[int]]) -> dict[str, Scores]:
         channels = problem.channels
         assert problem.calibration is not None
         curves = curves_of(problem, problem.calibration, settings, _PROBES)

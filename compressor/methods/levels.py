@@ -41,8 +41,8 @@ def least_within(problem: Problem, plan_at: Callable[[float], Plan], how: str) -
         whole, best = _bisected(whole, hardest, plan_at, affordable, _STEPS)
     if "latency" not in problem.limits:
         return best
-    if not fast_enough(hardest):
-        ratio, limit = problem.measure(hardest).ratio, problem.limits["latency"]
+    ratio, limit = problem.measure(hardest).ratio, problem.limits["latency"]
+    if ratio > limit:
         said = f"latency {ratio:.3f} of the original's (asked: {limit:.3f})"
         raise BudgetError(f"the budget cannot be met{how}, this network has {said}")
     return _bisected(whole, hardest, plan_at, fast_enough, _ENGINES)[1]

@@ -1,9 +1,11 @@
 """Where studies are kept, and whose trials are whose."""
 
 import contextlib
+import json
 import os
 import platform
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,6 +86,9 @@ def is_own(trial: FrozenTrial) -> bool:
     return isinstance(who, dict) and {name: who.get(name) for name in owner()} == owner()
 
 
+_LONGEST = 16_000  # characters of an attribute: MySQL keeps 64 KiB of it, and a character may be escaped
+
+
 def shared_once(url: str, study: str, key: str, work: Callable[[], dict[str, object]]) -> dict[str, object]:
     """What a function returned under a key, for all processes that share a storage.
 
@@ -96,10 +101,15 @@ def shared_once(url: str, study: str, key: str, work: Callable[[], dict[str, obj
     storage = open_storage(url)
     kept = optuna.create_study(storage=storage, study_name=study, load_if_exists=True)
     if key not in kept.user_attrs:
-        value = work()
+        text = json.dumps(work())
+        name = f"{key} {uuid.uuid4().hex[:8]}"
+        parts = [f"{name} {k}" for k in range(0, len(text), _LONGEST)]
+        for part, k in zip(parts, range(0, len(text), _LONGEST), strict=True):
+            kept.set_user_attr(part, text[k : k + _LONGEST])
         if key not in kept.user_attrs:  # who was first is right, so that all have the same
-            kept.set_user_attr(key, value)
-    found: dict[str, object] = kept.user_attrs[key]
+            kept.set_user_attr(key, parts)
+    attributes = kept.user_attrs
+    found: dict[str, object] = json.loads("".join(attributes[part] for part in attributes[key]))
     return found
 
 

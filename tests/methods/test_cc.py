@@ -15,6 +15,7 @@ from compressor.errors import DataError
 from compressor.gradients import squared_gradients
 from compressor.methods import Problem
 from compressor.methods.layer_times import LayerTimes
+from compressor.methods.streams import is_stream
 from compressor.methods.unit_plans import UnitPlans
 from compressor.methods.units import State
 from compressor.passes.calibration import Calibration
@@ -26,7 +27,9 @@ from compressor.passes.realise import realised
 from compressor.passes.remove_channels import RemoveChannels
 from compressor.passes.verify import verify_removal
 from compressor.plan import Factorization, Plan
+from compressor.runtime.latency import Comparison
 from compressor.runtime.pieces import Variant, choices, piece, variants_of
+from compressor.trial import Trial
 from tests.methods.digits import pairs
 
 SMALL = Compensation(images=200, positions=8)
@@ -92,6 +95,43 @@ def test_by_features_the_budget_is_met_closely_and_what_is_built_costs_that(prob
     assert found.costs_of(found.full).macs[0] == problem.costs(problem.channels.structure(plan))["macs"]
     if units == "channels":
         assert plan == CaP(compensation=SMALL).plan(replace(problem, limits={"macs": 0.6 * full}))
+
+
+@pytest.mark.parametrize("case", ["inside", "not repaired", "several", "latency"])
+def test_channels_and_ranks_by_loss_curves_under_other_settings(problem, case):
+    full = problem.costs(problem.channels.full)
+    limits = {"macs": 0.7 * full["macs"], "params": 0.6 * full["params"]} if case == "several" else {"macs": 0.7 * full["macs"]}
+    settings = {
+        "inside": {"streams": "inside"}, "not repaired": {"compensation": None}, "several": {"weights": "mixed"}, "latency": {},
+    }[case]  # fmt: skip
+    method = CaP(space="channels+ranks", **{"compensation": SMALL, **settings})
+    target = Target("fake", align=1, options={"noise": 0.001})
+    asked = replace(problem, limits={"latency": 0.7} if case == "latency" else limits, target=target)
+    if case == "latency":
+        with Comparison(problem.channels.graph, target, 0) as comparison:
+
+            def measured_of(plan):
+                found, original = comparison.measure(realised(plan, problem.channels))
+                return Trial(problem.channels.structure(plan), found, original)
+
+            plan = method.plan(replace(asked, measure=measured_of))
+            assert 0.6 < measured_of(plan).ratio <= 0.71
+    else:
+        plan = method.plan(asked)
+        costs = problem.costs(problem.channels.structure(plan))
+        assert all(costs[name] <= limit for name, limit in limits.items())
+        assert any(costs[name] > 0.9 * limit for name, limit in limits.items())
+    if case == "inside":
+        assert not any(is_stream(problem.channels, name) for name, _ in plan.kept)
+
+
+def test_without_a_layer_worth_a_sequence_there_are_no_ranks():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    graph = compressor.trace(net.eval(), (torch.zeros(2, 3, 4, 4),))
+    channels = compressor.analyze(graph)
+    images = Calibration.read([(torch.randn(20, 3, 4, 4),)], graph, 20)
+    with pytest.raises(BudgetError, match="there are no ranks to reduce"):
+        CC("ranks").plan(Problem(channels, {"macs": 1.0}, Target("fake"), None, None, 0, calibration=images))
 
 
 def test_by_features_redundant_channels_and_redundant_rank_go_and_nothing_is_lost():
@@ -190,23 +230,24 @@ def test_a_budget_that_cannot_be_met_says_the_closest(problem):
         CC(gamma=-1)
 
 
-def test_the_same_plan_with_what_was_kept_of_a_killed_search(problem):
+@pytest.mark.parametrize(("information", "before"), [("fisher", 3), ("features", 1)])
+def test_the_same_plan_with_what_was_kept_of_a_killed_search(problem, information, before):
     kept, asked = {}, []
 
     def once(name, work):
         if name not in kept:
             asked.append(name)
-            if len(asked) == 4:
+            if len(asked) == before + 1:
                 raise KeyboardInterrupt
             kept[name] = json.loads(json.dumps(work()))
         return kept[name]
 
-    method = CC(information="fisher", images=300)
+    method = CC(information=information, images=300, compensation=SMALL)
     with pytest.raises(KeyboardInterrupt):
         method.plan(replace(problem, once=once))
     done = len(kept)
     again = method.plan(replace(problem, once=once))
-    assert done == 3
+    assert done == before
     assert len(set(asked)) == len(kept)  # nothing was computed twice
     assert again == method.plan(problem)
 
@@ -225,7 +266,10 @@ def test_sequences_that_are_not_faster_on_the_target_are_refused(problem, inform
     assert flat["last"].faster
     assert not steps["last"].faster  # 17 ranks cost what 32 cost
     method = CC(information=information, accept=True, images=300)
-    found = method.plan(replace(problem, target=stairs, limits={"macs": 0.8 * 2 * problem.limits["macs"]}))
+    asked = replace(problem, target=stairs, limits={"macs": 0.8 * 2 * problem.limits["macs"]})
+    found = method.plan(asked)
+    careless = replace(method, accept=False).plan(asked)
+    assert not all(choice.faster for choice in measured(channels, careless, stairs).values()), "there is something to refuse"
     assert all(choice.faster for choice in measured(channels, found, stairs).values())
 
 
