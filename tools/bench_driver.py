@@ -138,7 +138,7 @@ def main() -> None:
         method = CaP(weights="plain") if args.network == "resnet50" else CaP()
         for driver in ("macs", "latency"):
             begun = time.monotonic()
-            plan = method.allocate_by(problem, curves, used, spared, model if driver == "latency" else None)
+            plan = method.allocate(problem, curves, used, spared, model if driver == "latency" else None)
             seconds = time.monotonic() - begun
             graphs[driver] = compressor.apply(plan, bench.graph, channels=bench.channels).eval()
             row = {

@@ -199,24 +199,26 @@ class CaP:
             curves = {name: curve for name, curve in curves.items() if name not in axes}
             policies = self._policies(problem, curves, latency)
 
-    def allocate(self, problem: Problem, curves: Mapping[str, Curve], used: Calibration, spared: Calibration) -> Plan:
-        """Widths by loss curves; a saving is counted in what the budget limits, a latency in MACs.
+    def allocate(
+        self,
+        problem: Problem,
+        curves: Mapping[str, Curve],
+        used: Calibration,
+        spared: Calibration,
+        latency: LatencyModel | None = None,
+    ) -> Plan:
+        """Widths, and ranks where these are axes, by loss curves.
 
         Args:
             problem: With the budget.
             curves: Of every group that may be pruned.
             used: Images to compensate on, where several weightings are compared.
             spared: Images to compare them by.
+            latency: In whose milliseconds savings are counted; without it in what the budget limits, a latency in MACs.
 
         Raises:
             BudgetError: The budget cannot be met; the closest that can is said.
         """
-        return self.allocate_by(problem, curves, used, spared, None)
-
-    def allocate_by(
-        self, problem: Problem, curves: Mapping[str, Curve], used: Calibration, spared: Calibration, latency: LatencyModel | None
-    ) -> Plan:
-        """The same; with a latency model, savings are counted in its milliseconds."""
         policies = self._policies(problem, curves, latency)
         return _decided(problem, policies, self._order(problem, policies, used, spared))
 

@@ -135,7 +135,7 @@ class LossRanking:
             own[sorted(gone)] = highest
         # what loses nothing is a little cheaper than what loses least: at a logarithm of -inf no mean could be taken
         least = min((float(own[own > 0].min()) for own in prices.values() if (own > 0).any()), default=1.0) / np.e
-        return {name: _ordered(np.log(own.clip(least)), curves[name].ranking.scores).tolist() for name, own in prices.items()}
+        return {name: _ordered(np.log(own.clip(least)), curves[name].ranking.scores) for name, own in prices.items()}
 
     @property
     def plain(self) -> dict[str, Scores]:
