@@ -1,6 +1,7 @@
 """`Policy`: widths, ranks and reads by loss curves, notch after notch where it costs the least loss for what it saves."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,22 @@ from compressor.space import widths
 RANK_PRICE = 0.5
 """What the loss of a rank counts for beside that of a channel, of which compensation makes up for less. Of 0.12, 0.25, 0.5, 1 and 2
 this one left a ResNet-56 with half its MACs the nearest to the original, with losses weighted by sensitivity or by its root."""
+
+POWERS = {"plain": 0.0, "mixed": 0.5, "sensitivity": 1.0}  # of the sensitivity
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """How losses compare; see `CaP`."""
+
+    streams: str
+    weights: str
+    price: float | None = RANK_PRICE
+
+    def __str__(self) -> str:
+        """For the log."""
+        ranks = {None: ", channels alone", RANK_PRICE: ""}.get(self.price, f", ranks at {self.price} of their loss")
+        return f"streams {self.streams}, weights {self.weights}{ranks}"
 
 
 class Policy:
@@ -96,3 +113,15 @@ class Policy:
 def _stream_of(channels: ChannelGraph, reader: Reader) -> str:
     assert reader.inputs is not None
     return channels.groups[int(channels.grouping.group_of[reader.inputs[0]])].name
+
+
+def decided(problem: Problem, policies: Mapping[str, Policy], order: Sequence[Weighting]) -> Plan:
+    """The plan of the first weighting by which the budget is met, as measured."""
+    for choice in order:
+        problem.progress.stage(f"widths by loss curves: {choice}")
+        try:
+            return policies[choice.streams].decide(POWERS[choice.weights], choice.price)
+        except BudgetError as error:
+            problem.progress.stage(f"{choice}: {error}")
+            last = error
+    raise last

@@ -30,7 +30,7 @@ import numpy as np
 
 from compressor.errors import BackendError, BudgetError, DataError
 from compressor.methods.accept import refused
-from compressor.methods.allocation import RANK_PRICE, Policy
+from compressor.methods.allocation import POWERS, RANK_PRICE, Policy, Weighting, decided
 from compressor.methods.base import Problem
 from compressor.methods.bottom_up import BottomUp, labelled
 from compressor.methods.curves import curves_of
@@ -51,24 +51,9 @@ from compressor.space import widths
 
 logger = logging.getLogger(__name__)
 
-_POWERS = {"plain": 0.0, "mixed": 0.5, "sensitivity": 1.0}  # of the sensitivity
 _SPACES = ("channels", "ranks", "channels+ranks")
 _PRICES = (1.0, 0.25, RANK_PRICE, None)  # of what ranks lose; None: channels alone
 _FLOORS = 6  # bisection steps for the floor that a budget asks of the bottom-up search
-
-
-@dataclass(frozen=True)
-class _Weighting:
-    """How losses compare; see `CaP`."""
-
-    streams: str
-    weights: str
-    price: float | None = RANK_PRICE
-
-    def __str__(self) -> str:
-        """For the log."""
-        ranks = {None: ", channels alone", RANK_PRICE: ""}.get(self.price, f", ranks at {self.price} of their loss")
-        return f"streams {self.streams}, weights {self.weights}{ranks}"
 
 
 @dataclass(frozen=True)
@@ -116,7 +101,7 @@ class CaP:
             raise BudgetError(f"CaP(floor={self.floor}): a share of right answers, above 0 and at most 1, such as 0.92")
         for name, known in (
             ("search", ("allocation", "bottom-up")),
-            ("weights", ("best", *_POWERS)),
+            ("weights", ("best", *POWERS)),
             ("streams", ("best", *POLICIES)),
             ("space", _SPACES),
         ):
@@ -191,7 +176,7 @@ class CaP:
         policies = self._policies(problem, curves, latency)
         order = self._order(problem, policies, used, spared)
         while True:  # every round, at least one layer more is left plain
-            plan = _decided(problem, policies, order)
+            plan = decided(problem, policies, order)
             slow = refused(problem, plan, self.accept)
             if not slow:
                 return plan
@@ -220,7 +205,7 @@ class CaP:
             BudgetError: The budget cannot be met; the closest that can is said.
         """
         policies = self._policies(problem, curves, latency)
-        return _decided(problem, policies, self._order(problem, policies, used, spared))
+        return decided(problem, policies, self._order(problem, policies, used, spared))
 
     def _policies(self, problem: Problem, curves: Mapping[str, Curve], latency: LatencyModel | None) -> dict[str, Policy]:
         found = {name: Policy(problem, curves, name, latency) for name in (POLICIES if self.streams == "best" else (self.streams,))}
@@ -228,19 +213,17 @@ class CaP:
             del found["gather"]  # no gather pays: the same as `inside`
         return found
 
-    def _order(
-        self, problem: Problem, policies: Mapping[str, Policy], used: Calibration, spared: Calibration
-    ) -> list["_Weighting"]:
+    def _order(self, problem: Problem, policies: Mapping[str, Policy], used: Calibration, spared: Calibration) -> list[Weighting]:
         """Weightings, the one whose network is nearest to the original first; those that cannot meet the budget are left out."""
-        every = tuple(_POWERS) if self.weights == "best" else (self.weights,)
-        choices = [_Weighting(streams, weights) for streams in policies for weights in every]
-        distances: dict[_Weighting, float] = {}
+        every = tuple(POWERS) if self.weights == "best" else (self.weights,)
+        choices = [Weighting(streams, weights) for streams in policies for weights in every]
+        distances: dict[Weighting, float] = {}
 
-        def compare(choices: Sequence[_Weighting]) -> None:
+        def compare(choices: Sequence[Weighting]) -> None:
             for choice in choices:
                 if choice not in distances:
                     with suppress(BudgetError):  # without ranks, say, it may be out of reach
-                        plan = policies[choice.streams].near(_POWERS[choice.weights], choice.price)
+                        plan = policies[choice.streams].near(POWERS[choice.weights], choice.price)
                         distances[choice] = self._distance(problem, plan, used, spared)
 
         priced = self.weights == "best" and self.space == "channels+ranks"
@@ -318,18 +301,6 @@ class CaP:
             plan = search.run(middle)
             low, high, best = (middle, high, plan) if _meets(problem, plan) else (low, middle, best)
         return best
-
-
-def _decided(problem: Problem, policies: Mapping[str, Policy], order: Sequence[_Weighting]) -> Plan:
-    """The plan of the first weighting by which the budget is met, as measured."""
-    for choice in order:
-        problem.progress.stage(f"widths by loss curves: {choice}")
-        try:
-            return policies[choice.streams].decide(_POWERS[choice.weights], choice.price)
-        except BudgetError as error:
-            problem.progress.stage(f"{choice}: {error}")
-            last = error
-    raise last
 
 
 def _check_possible(problem: Problem, streams: str, space: str) -> None:
