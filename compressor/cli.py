@@ -120,7 +120,7 @@ def compress(
     ] = "features",
     gathers: Annotated[
         str,
-        typer.Option(help="Of cc by fisher or gradient: layers that read part of a stream: none, paying (where measured) or all."),
+        typer.Option(help="Of cc by fisher or gradient: who may read part of a stream: none, paying (measured to be faster), all."),
     ] = "none",
     trials: Annotated[int | None, typer.Option(min=1, help="Of legr and aacp: candidates that are judged; 400.")] = None,
     sampler: Annotated[

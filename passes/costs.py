@@ -66,7 +66,7 @@ class CostModel:
             total[1] += constant * tensor.element_size()
         self._sizes = [(list(forms), params, memory) for forms, (params, memory) in sizes.items()]
         matrix = np.stack(self._rows) if self._rows else np.zeros((0, len(grouping.groups)), dtype=np.int64)
-        # in float64, which a BLAS multiplies and which is exact for these counts: ten times as fast as integers
+        # in float64, which a BLAS multiplies, and which is exact for counts like these
         self._matrix = np.ascontiguousarray(matrix.T, dtype=np.float64)
         self._granularity = np.array([group.granularity for group in grouping.groups], dtype=np.int64)
 

@@ -67,8 +67,8 @@ class RankedCosts(CostModel):
         self._bytes = np.array([layer.dense(1, _UNIT).memory_bytes for layer in layers], dtype=np.int64)
         self._kernels = np.array([Product(layer.module).kernel for layer in layers], dtype=np.int64)
         sides = [(f"{layer.name}.weight", int(Product(layer.module).transposed)) for layer in layers]
-        self._outputs = [self._side(name, swapped) for name, swapped in sides]
-        self._inputs = [self._side(name, 1 - swapped) for name, swapped in sides]
+        self._outputs = self._sides(sides)
+        self._inputs = self._sides([(name, 1 - swapped) for name, swapped in sides])
 
     def __call__(self, widths: NDArray[np.int64] | Sequence[Sequence[int]]) -> Costs:
         """Costs of structures, (structures, groups and ranks)."""
@@ -91,7 +91,7 @@ class RankedCosts(CostModel):
     def _built(self, rows: NDArray[np.int64]) -> tuple[IntArray, IntArray, IntArray]:
         """The rank that each layer is built with, and the MACs and elements that this saves; (structures, axes) each."""
         lengths, asked = self._lengths(rows), rows[:, self._groups :]
-        outputs, inputs = (self._along(sides, lengths) for sides in (self._outputs, self._inputs))
+        outputs, inputs = (np.where(columns >= 0, lengths[:, columns], fixed) for columns, fixed in (self._outputs, self._inputs))
         macs, elements = (
             dense * inputs * outputs - asked * (by_input * inputs + by_output * outputs)
             for dense, by_input, by_output in (self._macs, self._elements)
@@ -99,15 +99,10 @@ class RankedCosts(CostModel):
         built = (elements > 0) & (macs > 0) & (asked <= np.minimum(outputs, inputs * self._kernels))
         return np.where(built, asked, 0), np.where(built, macs, 0), np.where(built, elements, 0)
 
-    def _side(self, name: str, axis: int) -> tuple[int, int]:
-        """Where the lengths hold one side of a weight (-1: nowhere), and what it is where no structure changes it."""
-        return self._axes.get((name, axis), -1), self._shapes[name][axis]
-
-    @staticmethod
-    def _along(sides: Sequence[tuple[int, int]], lengths: NDArray[np.int64]) -> IntArray:
-        """(structures, axes)."""
-        columns, fixed = np.array(sides, dtype=np.int64).reshape(-1, 2).T
-        return np.where(columns >= 0, lengths[:, columns], fixed)
+    def _sides(self, sides: Sequence[tuple[str, int]]) -> tuple[IntArray, IntArray]:
+        """Where the lengths hold sides of weights (-1: nowhere), and what these are where no structure changes them."""
+        columns = [self._axes.get(side, -1) for side in sides]
+        return np.array(columns, dtype=np.int64), np.array([self._shapes[name][axis] for name, axis in sides], dtype=np.int64)
 
     def _lengths(self, widths: NDArray[np.int64]) -> NDArray[np.int64]:
         return super()._lengths(widths[:, : self._groups])

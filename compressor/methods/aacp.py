@@ -27,11 +27,11 @@ from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.samplers import BaseSampler
 
-from compressor.errors import BudgetError, DataError
+from compressor.errors import BudgetError
 from compressor.fitness import Fitness
 from compressor.methods.affordable import Affordable
 from compressor.methods.base import Problem
-from compressor.methods.genomes import LossRanking, singular_values
+from compressor.methods.genomes import LossRanking, images_for_losses, singular_values
 from compressor.methods.global_ranking import GlobalRanking, bisected
 from compressor.methods.paths import AIM, Rows, Widths, fitting
 from compressor.methods.searching import Quest, SearchingMethod, search
@@ -103,8 +103,8 @@ class AACP(SearchingMethod):
             DataError: Data are missing.
         """
         problem = self.spaced(problem)
-        if self.ranking == "loss" and problem.calibration is None:  # before anything is measured
-            raise DataError("a ranking by loss needs images for its statistics (no labels): pass calibrate=… or train=…")
+        if self.ranking == "loss":
+            images_for_losses(problem)  # or an error, before anything is measured
         options = options_of(problem, self.steps, self._groups(problem))
         scores = self._scores(problem, options)
         affordable = Affordable(problem, options, self.engines)

@@ -19,10 +19,10 @@ from compressor.runtime.latency_model import LatencyModel
 from compressor.space import widths
 
 RANK_PRICE = 0.5
-"""What the loss of a rank counts for beside that of a channel, of which compensation makes up for less. Of 0.12, 0.25, 0.5, 1 and 2
-this one left a ResNet-56 with half its MACs the nearest to the original, with losses weighted by sensitivity or by its root."""
+"""What the loss of a rank counts for beside that of a channel; `CaP` begins with it where it compares weightings."""
 
-POWERS = {"plain": 0.0, "mixed": 0.5, "sensitivity": 1.0}  # of the sensitivity
+POWERS = {"plain": 0.0, "mixed": 0.5, "sensitivity": 1.0}
+"""The power of the sensitivity that losses are weighted by."""
 
 
 @dataclass(frozen=True)
@@ -48,42 +48,47 @@ class Policy:
         self._curves = {name: c for name, c in curves.items() if streams == "group" or not is_stream(channels, name)}
         self._scores = {name: curve.ranking.scores for name, curve in self._curves.items()}
         self.readers = [r for r in paying(problem) if _stream_of(channels, r) in curves] if streams == "gather" else []
-        self._paths: dict[tuple[float, float | None], tuple[WidthsAndReads, Rows]] = {}
+        self._paths: dict[Weighting, tuple[WidthsAndReads, Rows]] = {}
         self._rankings, self._stream = {}, {}
         for reader in self.readers:
             stream = curves[_stream_of(channels, reader)]
             own = stream.by_reader.get(reader.node, stream.ranking)
             self._rankings[reader.node], self._stream[reader.node] = inputs_ranking(channels, reader, own), stream
 
-    def decide(self, power: float, price: float | None) -> Plan:
-        """The plan that meets the budget, losses weighted by a power of the sensitivity, those of ranks by a price."""
-        return fitting(*self._path(power, price))
+    def decide(self, weighting: Weighting) -> Plan:
+        """The plan that meets the budget.
 
-    def near(self, power: float, price: float | None) -> Plan:
+        Raises:
+            BudgetError: No structure on the path meets it.
+        """
+        return fitting(*self._path(weighting))
+
+    def near(self, weighting: Weighting) -> Plan:
         """A plan near the budget, without measuring anything: a latency is that of the model, or its share of the MACs.
 
         Raises:
             BudgetError: No structure on the path meets it.
         """
         if "latency" not in self.problem.limits:
-            return self.decide(power, price)
-        space, path = self._path(power, price)
+            return self.decide(weighting)
+        space, path = self._path(weighting)
         costs = self._costs_of(space, path)
         good = space.within(path) & (costs <= self.problem.limits["latency"] * costs[0])
         if not good.any():
             raise BudgetError("the budget cannot be met by these groups and ranks alone")
         return space.plan(path[int(np.argmax(good))])
 
-    def _path(self, power: float, price: float | None) -> tuple[WidthsAndReads, Rows]:
+    def _path(self, weighting: Weighting) -> tuple[WidthsAndReads, Rows]:
         """The structures from the whole network down."""
-        if (power, price) in self._paths:
-            return self._paths[power, price]
+        if weighting in self._paths:
+            return self._paths[weighting]
+        power = POWERS[weighting.weights]
         problem = self.problem
         space = WidthsAndReads(problem, self._scores, self.readers, self._rankings)
         align = problem.target.align
         options, losses = {}, {}
         for k, group in enumerate(problem.channels.groups):
-            own = price if isinstance(group, RankAxis) else 1.0
+            own = weighting.price if isinstance(group, RankAxis) else 1.0
             if group.name in self._curves and own is not None:
                 curve = self._curves[group.name]
                 options[k] = list(widths(group, align))
@@ -94,7 +99,7 @@ class Policy:
             losses[k] = ranking.loss[options[k]] * max(self._stream[reader.node].sensitivity, 1e-12) ** power
         start = [group.size for group in problem.channels.groups] + space.inputs
         path = steepest(start, options, losses, lambda rows: self._costs_of(space, rows))
-        return self._paths.setdefault((power, price), (space, path))
+        return self._paths.setdefault(weighting, (space, path))
 
     def _costs_of(self, space: WidthsAndReads, rows: Rows) -> NDArray[np.float64]:
         """What a notch saves is counted in: milliseconds, or the budgets that are not met yet, as shares of their limits."""
@@ -120,7 +125,7 @@ def decided(problem: Problem, policies: Mapping[str, Policy], order: Sequence[We
     for choice in order:
         problem.progress.stage(f"widths by loss curves: {choice}")
         try:
-            return policies[choice.streams].decide(POWERS[choice.weights], choice.price)
+            return policies[choice.streams].decide(choice)
         except BudgetError as error:
             problem.progress.stage(f"{choice}: {error}")
             last = error

@@ -223,7 +223,7 @@ class CaP:
             for choice in choices:
                 if choice not in distances:
                     with suppress(BudgetError):  # without ranks, say, it may be out of reach
-                        plan = policies[choice.streams].near(POWERS[choice.weights], choice.price)
+                        plan = policies[choice.streams].near(choice)
                         distances[choice] = self._distance(problem, plan, used, spared)
 
         priced = self.weights == "best" and self.space == "channels+ranks"

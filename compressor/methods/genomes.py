@@ -13,6 +13,7 @@ from compressor.methods.allocation import RANK_PRICE
 from compressor.methods.base import Problem
 from compressor.methods.curves import curves_of
 from compressor.methods.paths import steepest
+from compressor.passes.calibration import Calibration
 from compressor.passes.channels import ChannelGraph
 from compressor.passes.compensation import Compensation
 from compressor.passes.criteria import Scores, Scoring, select
@@ -98,8 +99,7 @@ class LossRanking:
     """
 
     def __init__(self, problem: Problem, settings: Compensation, options: Sequence[Sequence[int]]) -> None:
-        if problem.calibration is None:
-            raise DataError("a ranking by loss needs images for its statistics (no labels): pass calibrate=… or train=…")
+        images_for_losses(problem)
         channels = problem.channels
         found = self._computed(problem, settings, options)
         self._base = found
@@ -110,8 +110,7 @@ class LossRanking:
     @staticmethod
     def _computed(problem: Problem, settings: Compensation, options: Sequence[Sequence[int]]) -> dict[str, Scores]:
         channels = problem.channels
-        assert problem.calibration is not None
-        curves = curves_of(problem, problem.calibration, settings, _PROBES)
+        curves = curves_of(problem, images_for_losses(problem), settings, _PROBES)
         groups = dict(enumerate(channels.groups))
         legal = {k: list(options[k]) for k, group in groups.items() if group.name in curves and len(options[k]) > 1}
         losses = {}
@@ -157,6 +156,17 @@ class LossRanking:
             name: (own - self._middle[name]) * params[f"scale:{name}"] + self._middle[name] + params[f"shift:{name}"]
             for name, own in self._base.items()
         }
+
+
+def images_for_losses(problem: Problem) -> Calibration:
+    """The images that a ranking by loss takes its statistics from.
+
+    Raises:
+        DataError: There are none.
+    """
+    if problem.calibration is None:
+        raise DataError("a ranking by loss needs images for its statistics (no labels): pass calibrate=… or train=…")
+    return problem.calibration
 
 
 def singular_values(channels: ChannelGraph) -> dict[str, Scores]:

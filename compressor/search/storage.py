@@ -101,13 +101,12 @@ def shared_once(url: str, study: str, key: str, work: Callable[[], dict[str, obj
     storage = open_storage(url)
     kept = optuna.create_study(storage=storage, study_name=study, load_if_exists=True)
     if key not in kept.user_attrs:
-        text = json.dumps(work())
-        name = f"{key} {uuid.uuid4().hex[:8]}"
-        parts = [f"{name} {k}" for k in range(0, len(text), _LONGEST)]
-        for part, k in zip(parts, range(0, len(text), _LONGEST), strict=True):
-            kept.set_user_attr(part, text[k : k + _LONGEST])
+        text, mine = json.dumps(work()), uuid.uuid4().hex[:8]
+        parts = {f"{key} {mine} {k}": text[k : k + _LONGEST] for k in range(0, len(text), _LONGEST)}
+        for name, part in parts.items():
+            kept.set_user_attr(name, part)
         if key not in kept.user_attrs:  # who was first is right, so that all have the same
-            kept.set_user_attr(key, parts)
+            kept.set_user_attr(key, list(parts))
     attributes = kept.user_attrs
     found: dict[str, object] = json.loads("".join(attributes[part] for part in attributes[key]))
     return found
