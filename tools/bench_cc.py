@@ -10,8 +10,9 @@ result in one session. `seconds` are those of the decision, the gradient pass an
     python tools/bench_cc.py --network mobilenetv2 --model FILE.py:CALLABLE --images FOLDER --test FOLDER --offset 1 \
         --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5
 
-is another network on folders of images, one per class, named `NUMBER_...`. `--scores` times CC's scores on torchvision's ResNet-50
-with random weights and synthetic gradients instead.
+is another network on folders of images, one per class, named `NUMBER_...`. `--latencies 0.7 --ratios ""` asks for shares of
+the original's measured latency instead of its MACs. `--scores` times CC's scores on torchvision's ResNet-50 with random
+weights and synthetic gradients instead.
 
 Killed, the same command goes on: scores and finished parts lie in `--work`, rows in `tools/results/cc-NETWORK.json`.
 """
@@ -22,33 +23,31 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 import bench_cap
+import benching
 import cifar_resnet
 
 import compressor
 from compressor.console import ConsoleProgress
 from compressor.data import load_data, load_images, unaugmented
 from compressor.errors import BudgetError
-from compressor.evaluate import evaluate, recalibrate
+from compressor.evaluate import evaluate
 from compressor.gradients import squared_gradients
 from compressor.loading import load_callable
 from compressor.methods import CC, Factorize, Problem, cc
 from compressor.methods.unit_plans import UnitPlans
 from compressor.methods.units import Layer, removal_path
 from compressor.passes.calibration import Calibration
-from compressor.passes.compensate import Compensate
 from compressor.passes.compensation import Compensation
-from compressor.passes.factorize_conv import FactorizeConv
 from compressor.passes.products import take_state
-from compressor.passes.remove_channels import RemoveChannels
-from compressor.passes.trace import quiet_deepcopy
 from compressor.plan import Plan, digest_of
-from compressor.runtime.latency import measure
+from compressor.runtime.latency import Comparison, measure
 from compressor.store import load_tensors, load_weights, read_json, save_tensors, write_bytes, write_json
 from compressor.train import FineTune
 from compressor.train import train as fine_tune
@@ -60,6 +59,18 @@ class Row:
 
     method: Callable[[], CC | Factorize]
     compensation: Compensation | None = None
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is asked for: a share of the original's `macs` or measured `latency`."""
+
+    driver: str
+    share: float
+
+    def __str__(self) -> str:
+        """As files are named."""
+        return f"{self.share:g}" if self.driver == "macs" else f"{self.driver} {self.share:g}"
 
 
 PUBLISHED = CC.published()
@@ -136,40 +147,35 @@ class Bench:
         self.spent += found["took_s"]
         return found
 
-    def plan(self, method: CC | Factorize, ratio: float) -> Plan:
-        limits = {"macs": ratio * self.full[0]}
-        problem = Problem(
-            self.channels, limits, self.target, _refuse, unaugmented(self.train), 0, calibration=self.calibration,
-            progress=ConsoleProgress(), once=self.once,
-        )  # fmt: skip
-        return method.plan(problem)
+    def plan(self, method: CC | Factorize, goal: Goal) -> Plan:
+        limits = {"macs": goal.share * self.full[0]} if goal.driver == "macs" else {"latency": goal.share}
+        with Comparison(self.graph, self.target, 0) as comparison:
+            problem = Problem(
+                self.channels, limits, self.target, partial(benching.measured_in, comparison, self.channels),
+                unaugmented(self.train), 0, calibration=self.calibration, progress=ConsoleProgress(), once=self.once,
+            )  # fmt: skip
+            return method.plan(problem)
 
-    def run(self, name: str, row: Row, ratio: float) -> None:
-        if (name, ratio, self.args.epochs) in {key_of(own) for own in self.rows()}:
+    def run(self, name: str, row: Row, goal: Goal) -> None:
+        if (name, goal, self.args.epochs) in {key_of(own) for own in self.rows()}:
             return
-        print(f"\n== {name}, {ratio:g} of the MACs", flush=True)
+        print(f"\n== {name}, {goal.share:g} of the {goal.driver}", flush=True)
         method = row.method()
         try:
-            plan, seconds = self.decided(name, method, ratio)
+            plan, seconds = self.decided(name, method, goal)
         except BudgetError as error:
             print(f"   {error}", flush=True)
             return
-        graph = RemoveChannels(plan, self.channels)(self.graph).graph.eval()
-        if row.compensation is not None:
-            settings = replace(row.compensation, images=self.args.calibrate)
-            graph = Compensate(self.channels, plan, self.calibration, settings).run(graph).graph
-        graph = FactorizeConv(plan.factors)(graph).graph.eval()
-        if row.compensation is None:
-            pairs = [(batch[0], batch[0]) for batch in self.calibration.batches]
-            recalibrate(graph, pairs, len(pairs))
-        top1 = evaluate(_in_layout(graph), self.test).percent
+        settings = row.compensation and replace(row.compensation, images=self.args.calibrate)
+        graph = benching.repaired(self.channels, plan, self.calibration, settings)
+        top1 = evaluate(benching.channels_last(graph), self.test).percent
         print(f"   {top1:.2f} % before training", flush=True)
-        tuned = self.tuned(graph, f"{name} {ratio:g} {self.args.epochs}")
+        tuned = self.tuned(graph, f"{name} {goal} {self.args.epochs}")
         found = measure({"original": self.graph, "compressed": graph}, self.target)
         macs, params = self.costs(self.channels.structure(plan))
         options = {
-            **method.to_dict(), "compensation": row.compensation is not None, "asked": ratio, "epochs": self.args.epochs,
-            "align": self.args.align,
+            **method.to_dict(), "compensation": row.compensation is not None, "driver": goal.driver, "asked": goal.share,
+            "epochs": self.args.epochs, "align": self.args.align,
             "gathers_made": len(plan.reads), "layers_factorized": len(plan.factors), "gradient_images": self.args.gradient_images,
         }  # fmt: skip
         result = {
@@ -193,16 +199,16 @@ class Bench:
         self.once(file.stem, work)
         return load_tensors(file)
 
-    def decided(self, name: str, method: CC | Factorize, ratio: float) -> tuple[Plan, float]:
+    def decided(self, name: str, method: CC | Factorize, goal: Goal) -> tuple[Plan, float]:
         """The plan, and how long it took to find, the shared scores among it."""
-        file, clock = (self.file(f"{name} {ratio:g}{end}", ".json") for end in ("", " seconds"))
+        file, clock = (self.file(f"{name} {goal}{end}", ".json") for end in ("", " seconds"))
         settings = [method.to_dict(), self.args.calibrate, self.args.gradient_images, self.args.align]
         known = read_json(clock) if clock.exists() else {}
         if known.get("digest") != digest_of(settings):
             self.spent, self.made, begun = 0.0, 0.0, time.monotonic()
             if isinstance(method, CC):
-                method = replace(method, images=self.args.gradient_images, accept=False)
-            plan = self.plan(method, ratio)
+                method = replace(method, images=self.args.gradient_images)
+            plan = self.plan(method, goal)
             write_bytes(file, plan.to_json().encode())
             known = {"seconds": time.monotonic() - begun + self.spent - self.made, "digest": digest_of(settings)}
             write_json(clock, known)
@@ -214,9 +220,9 @@ class Bench:
     def remeasure(self) -> None:
         rows = self.rows()
         for row in rows:
-            file = self.file(f"{row['method']} {row['options']['asked']:g}", ".json")
+            file = self.file(f"{row['method']} {goal_of(row)}", ".json")
             if not file.exists():
-                print(f"no plan is left of {row['method']} at {row['options']['asked']:g}")
+                print(f"no plan is left of {row['method']} at {goal_of(row)}")
                 continue
             graph = compressor.apply(Plan.load(file), self.graph, channels=self.channels).eval()
             found = measure({"original": self.graph, "compressed": graph}, self.target, 1)
@@ -227,7 +233,7 @@ class Bench:
     def tuned(self, graph, name: str):
         if not self.args.epochs or self.args.model:
             return None
-        result = _in_layout(graph)
+        result = benching.channels_last(graph)
         file = self.file(name, ".safetensors")
         if file.exists():
             take_state(result, load_tensors(file))
@@ -260,33 +266,32 @@ def scores() -> None:
     print(f"ResNet-50: scores of {sum(r is None for r in plans.layers.values())} layers in {time.monotonic() - begun:.0f} s")
 
 
-def _refuse(plan: Plan):
-    raise AssertionError("a budget in MACs measures nothing")
-
-
-def _in_layout(graph):
-    return quiet_deepcopy(graph).to(memory_format=torch.channels_last)  # which a CPU trains 1.3, evaluates 2 times as fast
+def goal_of(row: dict) -> Goal:
+    return Goal(row["options"].get("driver", "macs"), row["options"]["asked"])
 
 
 def key_of(row: dict) -> tuple:
-    return row["method"], row["options"]["asked"], row["options"]["epochs"]
+    return row["method"], goal_of(row), row["options"]["epochs"]
 
 
 def line(row: dict) -> str:
     tuned = "" if row["top1_finetuned"] is None else f"{row['top1_finetuned']:.2f}"
     costs = f"{row['macs_ratio']:.3f} | {row['params_ratio']:.3f} | {row['latency_ratio']:.3f}"
-    return f"| {row['method']} | {costs} | {row['top1']:.2f} | {tuned} | {row['seconds']:.0f} s |"
+    return f"| {row['method']} | {goal_of(row)} | {costs} | {row['top1']:.2f} | {tuned} | {row['seconds']:.0f} s |"
 
 
 def table(rows: list[dict]) -> str:
-    head = ["| method | MACs | parameters | latency | top-1 % | after fine-tune % | decision |", "|" + "---|" * 7]
-    return "\n".join([*head, *map(line, sorted(rows, key=lambda row: (-row["options"]["asked"], row["top1"])))])
+    head = ["| method | asked | MACs | parameters | latency | top-1 % | after fine-tune % | decision |", "|" + "---|" * 8]
+    return "\n".join(
+        [*head, *map(line, sorted(rows, key=lambda row: (goal_of(row).driver, -row["options"]["asked"], row["top1"])))]
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     bench_cap.add_network_arguments(parser)
     parser.add_argument("--gradient-images", type=int, default=10_000)
+    parser.add_argument("--latencies", default="", help="also: budgets in measured latency, shares of the original's")
     parser.add_argument("--epochs", type=int, default=1, help="of the fine-tune; 0 for none")
     parser.add_argument("--train-images", type=int, default=10_000)
     parser.add_argument("--only", default="", help="names of rows, joined by semicolons")
@@ -302,10 +307,16 @@ def main() -> None:
     cc.squared_gradients = bench.gradients  # type: ignore[attr-defined]  # the same for all rows of a network
     if args.remeasure:
         bench.remeasure()
-    for ratio in () if args.remeasure else (float(text) for text in args.ratios.split(",")):
+    goals = [
+        Goal(driver, float(text))
+        for driver, texts in (("macs", args.ratios), ("latency", args.latencies))
+        for text in texts.split(",")
+        if text
+    ]
+    for goal in () if args.remeasure else goals:
         for name, row in ROWS.items():
             if not args.only or name in args.only.split(";"):
-                bench.run(name, row, ratio)
+                bench.run(name, row, goal)
     print(table(bench.rows()))
 
 

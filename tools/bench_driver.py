@@ -17,6 +17,7 @@ import argparse
 import json
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 import bench_cap
 import bench_cc
+import benching
 
 import compressor
 from compressor.console import ConsoleProgress
@@ -32,18 +34,15 @@ from compressor.evaluate import evaluate
 from compressor.methods import CaP, Problem
 from compressor.methods.curves import curves_of
 from compressor.passes.calibration import Calibration
-from compressor.passes.compensate import Compensate
 from compressor.passes.compensation import Compensation
 from compressor.passes.criteria import CRITERIA, Scoring
 from compressor.passes.losses import Curve
 from compressor.passes.ranking import Ranking
-from compressor.passes.trace import quiet_deepcopy
 from compressor.plan import Plan
 from compressor.runtime.latency import Comparison, measure
 from compressor.runtime.model_training import train_latency_model
 from compressor.space import widths
 from compressor.store import write_bytes
-from compressor.trial import Trial
 
 SPARED = 256
 
@@ -53,14 +52,9 @@ class Trained(bench_cc.Bench):
 
     def problem(self, ratio: float, comparison: Comparison) -> Problem:
         """To a latency."""
-
-        def measured(plan: Plan) -> Trial:
-            found, original = comparison.measure(compressor.apply(plan, self.graph, channels=self.channels))
-            return Trial(self.channels.structure(plan), found, original)
-
         return Problem(
-            self.channels, {"latency": ratio}, self.target, measured, None, 0, calibration=self.calibration,
-            progress=ConsoleProgress(), once=self.once,
+            self.channels, {"latency": ratio}, self.target, partial(benching.measured_in, comparison, self.channels), None, 0,
+            calibration=self.calibration, progress=ConsoleProgress(), once=self.once,
         )  # fmt: skip
 
     def curves(self, problem: Problem) -> dict[str, Curve]:
@@ -70,10 +64,8 @@ class Trained(bench_cc.Bench):
 
     def worth(self, plan: Plan) -> dict[str, float]:
         """Accuracy after compensation."""
-        graph = compressor.apply(plan, self.graph, channels=self.channels).eval()
-        graph = Compensate(self.channels, plan, self.calibration, Compensation(images=self.args.calibrate)).run(graph).graph
-        fast = quiet_deepcopy(graph).to(memory_format=torch.channels_last)
-        return {"top1": round(evaluate(fast, self.test).percent, 2)}
+        graph = benching.repaired(self.channels, plan, self.calibration, Compensation(images=self.args.calibrate))
+        return {"top1": round(evaluate(benching.channels_last(graph), self.test).percent, 2)}
 
 
 class Untrained(Trained):

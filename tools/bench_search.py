@@ -21,26 +21,25 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch.fx import GraphModule
 
 sys.path.insert(0, str(Path(__file__).parent))
+import benching
 import cifar_resnet
 
 import compressor
 from compressor.console import ConsoleProgress
 from compressor.data import load_data
-from compressor.evaluate import evaluate, recalibrate
+from compressor.evaluate import evaluate
 from compressor.fitness import Fitness
 from compressor.methods import AACP, LeGR, Magnitude, Method, Problem
 from compressor.methods.searching import images_of
 from compressor.passes.calibration import Calibration
-from compressor.passes.compensate import Compensate
-from compressor.passes.factorize_conv import FactorizeConv
 from compressor.passes.products import take_state
-from compressor.passes.remove_channels import RemoveChannels
-from compressor.passes.trace import quiet_deepcopy
 from compressor.plan import Plan
 from compressor.runtime.latency import Comparison, measure
 from compressor.search.storage import open_storage
@@ -48,7 +47,6 @@ from compressor.search.study import OUTCOME
 from compressor.store import load_tensors, load_weights, read_json, save_tensors, write_bytes, write_json
 from compressor.train import FineTune
 from compressor.train import train as fine_tune
-from compressor.trial import Trial
 
 PSAE = Fitness("recalibrate", objective="accuracy")
 CLOSED = Fitness("compensate")
@@ -101,10 +99,6 @@ class Bench:
     def problem(self, driver: str, ratio: float, seed: int, folder: Path, comparison: Comparison) -> Problem:
         limits = {"macs": ratio * self.full} if driver == "macs" else {"latency": ratio}
 
-        def measured(plan: Plan) -> Trial:
-            found, original = comparison.measure(compressor.apply(plan, self.graph, channels=self.channels))
-            return Trial(self.channels.structure(plan), found, original)
-
         def once(name: str, work: Callable[[], dict]) -> dict:
             # staircases and prices depend on network and data alone: all methods share them
             file = self.args.work / f"{self.args.network}-once.json"
@@ -116,7 +110,7 @@ class Bench:
             return known[name]
 
         return Problem(
-            self.channels, limits, self.target, measured, self.train, seed,
+            self.channels, limits, self.target, partial(benching.measured_in, comparison, self.channels), self.train, seed,
             validate=self.data.validate, calibration=self.calibration, progress=ConsoleProgress(),
             storage=f"sqlite:///{folder / 'study.db'}", once=once,
         )  # fmt: skip
@@ -131,7 +125,7 @@ class Bench:
         plan = self.search(method, driver, ratio, seed, folder)
         graph = self.repaired(plan, method, seed)
         begun = time.monotonic()
-        layout = quiet_deepcopy(graph).to(memory_format=torch.channels_last)  # which a CPU trains 1.3, evaluates 2 times as fast
+        layout = benching.channels_last(graph)
         top1 = evaluate(layout, self.data.test).percent
         print(f"   {top1:.2f} % before training", flush=True)
         finetuned, tuned = layout, folder / "finetuned.safetensors"
@@ -155,15 +149,8 @@ class Bench:
         write_bytes(self.results, (json.dumps([*self.rows(), row], indent=1) + "\n").encode())
         (folder / "checkpoint.safetensors").unlink(missing_ok=True)
 
-    def repaired(self, plan: Plan, method: Method, seed: int):
-        graph = RemoveChannels(plan, self.channels)(self.graph).graph.eval()
-        if method.compensation is not None:
-            graph = Compensate(self.channels, plan, self.calibration, method.compensation, seed).run(graph).graph
-        graph = FactorizeConv(plan.factors)(graph).graph.eval()
-        if method.compensation is None:
-            pairs = [(batch[0], batch[0]) for batch in self.calibration.batches]
-            recalibrate(graph, pairs, len(pairs))
-        return graph
+    def repaired(self, plan: Plan, method: Method, seed: int) -> GraphModule:
+        return benching.repaired(self.channels, plan, self.calibration, method.compensation, seed)
 
     def families(self, seed: int) -> None:
         file = self.args.results / f"family-{self.args.network}.json"
@@ -179,7 +166,7 @@ class Bench:
             images, seconds = self.spent(folder)
             if method.ranking == "loss":  # statistics, and a probe of every group
                 images += self.calibration.images + 256 * len(self.channels.free)
-            found = [self.repaired(plan, method, seed).to(memory_format=torch.channels_last) for plan in plans]
+            found = [benching.channels_last(self.repaired(plan, method, seed)) for plan in plans]
             row = {
                 "network": self.args.network, "method": name, "options": {**_plain(method), "seed": seed}, "driver": "macs",
                 "macs_ratio": [self.share(plan) for plan in plans],
