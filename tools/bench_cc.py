@@ -92,7 +92,8 @@ ROWS = {
     "channels only, compensated": Row(lambda: replace(OWN, units="channels", gathers="all"), CLOSED),
     "ranks only, compensated": Row(lambda: replace(OWN, units="ranks"), CLOSED),
     "SVD only, on real features": Row(
-        lambda: Factorize("svd", "energy", compensation=None), Compensation("original", shortcuts=False, layers="readers")
+        lambda: Factorize("svd", "energy", compensation=None),
+        Compensation("original", shortcuts=False, layers="readers", recalibrate=True),
     ),
     "SVD only, compensated": Row(lambda: Factorize("svd", "energy", compensation=None), CLOSED),
     "features: channels only": Row(lambda: CC("channels"), CLOSED),

@@ -20,12 +20,12 @@ from compressor.trial import Trial
 def repaired(
     channels: ChannelGraph, plan: Plan, calibration: Calibration, compensation: Compensation | None, seed: int = 0
 ) -> GraphModule:
-    """The network of a plan, compensated, or with recalibrated batch norms where there is no compensation."""
+    """The network of a plan: compensated, batch norms recalibrated where that is asked or nothing else is done."""
     graph = RemoveChannels(plan, channels)(channels.graph).graph.eval()
     if compensation is not None:
         graph = Compensate(channels, plan, calibration, compensation, seed).run(graph).graph
     graph = FactorizeConv(plan.factors)(graph).graph.eval()
-    if compensation is None:
+    if compensation is None or compensation.recalibrate:
         pairs = [(batch[0], batch[0]) for batch in calibration.batches]
         recalibrate(graph, pairs, len(pairs))
     return graph
