@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from compressor.budget import Budget, absolute
 from compressor.errors import BudgetError, DataError
 from compressor.evaluate import Batches, device_of
 from compressor.measurement import Measurement
-from compressor.member import Given, Member
+from compressor.member import Given, Member, choices_of
 from compressor.methods import Method, Problem
 from compressor.methods.base import plans_of
 from compressor.passes.calibration import Calibration
@@ -28,6 +28,7 @@ from compressor.result import Result
 from compressor.run import Run
 from compressor.runtime.latency import Comparison, measure
 from compressor.runtime.latency_model import Observation
+from compressor.runtime.pieces import Choice
 from compressor.store import digest_of_tensors, write_bytes, write_json
 from compressor.target import Target
 from compressor.train import FineTune
@@ -135,7 +136,10 @@ class Compression:
         given.progress.stage(f"search: {given.method.name}")
         with torch.random.fork_rng(devices=[]), self._gauge() as gauge:
             torch.manual_seed(given.seed)
-            plans = plans_of(given.method, [self._problem(gauge, budget) for budget in self._budgets])
+            choices: list[dict[str, Choice]] = [{} for _ in self._budgets]
+            plans = plans_of(given.method, [self._problem(gauge, *each) for each in zip(self._budgets, choices, strict=True)])
+        for k, found in enumerate(choices):
+            self._run.finish(choices_of(k), {layer: asdict(choice) for layer, choice in found.items()})
         for file, plan in zip(files, plans, strict=True):
             write_bytes(file, plan.to_json().encode())
         return plans
@@ -152,8 +156,12 @@ class Compression:
         )
         return shared_once(self._storage, f"compressor-facts-{digest[:12]}", name, work)
 
-    def _problem(self, gauge: "_Gauge", budget: Budget | None) -> Problem:
+    def _problem(self, gauge: "_Gauge", budget: Budget | None, choices: dict[str, Choice]) -> Problem:
         given = self._given
+
+        def compared(found: Sequence[Choice]) -> None:
+            choices.update({choice.layer: choice for choice in found})
+
         limits = budget.limits({**given.full_costs, "latency": 1.0}) if budget else {}
         latency = budget.bounds.get("latency") if budget else None
         if isinstance(latency, str):  # absolute: as a fraction of what the original takes here and now
@@ -176,6 +184,7 @@ class Compression:
             cluster=self._cluster,
             observe=gauge.observe,
             once=self._once,
+            compared=compared,
         )
 
     @contextmanager

@@ -27,6 +27,7 @@ from compressor.progress import Progress
 from compressor.result import Result, Step
 from compressor.run import Run
 from compressor.runtime.latency import export_checked, measure
+from compressor.runtime.pieces import Choice
 from compressor.store import load_tensors, replacing, save_tensors, write_json
 from compressor.target import Target
 from compressor.train import FineTune
@@ -135,6 +136,7 @@ class Member:
             frozen={g.name: g.frozen for g in given.channels.groups if g.frozen is not None},
             widths=self._widths(),
             repairs=self._repairs(),
+            choices=self._choices(),
             path=self._folder,
             labelled=given.labelled,
         )
@@ -169,6 +171,10 @@ class Member:
     def _repairs(self) -> tuple[Repair, ...]:
         layers = cast(list[dict[str, Any]], (self._given.run.done(self._step("compensated")) or {}).get("layers", []))
         return tuple(Repair(**layer) for layer in layers)
+
+    def _choices(self) -> tuple[Choice, ...]:
+        found = self._given.run.done(choices_of(self._index)) or {}
+        return tuple(Choice(**cast(dict[str, Any], choice)) for choice in found.values())
 
     def _finished(self) -> Path:
         return self._folder / "weights.safetensors"
@@ -253,6 +259,11 @@ class Member:
     def _widths(self) -> dict[str, tuple[int, int]]:
         after = dict(self._given.channels.structure(self._plan).widths)
         return {g.name: (g.size, after[g.name]) for g in self._given.channels.groups}
+
+
+def choices_of(index: int) -> str:
+    """What the step is recorded as that holds what was measured of a member's factorized layers beside the plain ones."""
+    return f"layers measured beside the plain ones (member {index})"
 
 
 def save_program(graph: fx.GraphModule, path: Path) -> None:

@@ -11,6 +11,7 @@ from torch import fx
 from compressor.measurement import Measurement
 from compressor.passes.compensation import Repair
 from compressor.plan import Plan
+from compressor.runtime.pieces import Choice
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class Result:
         frozen: Group name -> why it was left alone.
         widths: Group name -> (before, after).
         repairs: What compensation did to each layer.
+        choices: What was measured of layers that were to be factorized, or to read through a gather, beside the plain ones;
+            those that were not faster are plain in the result.
         labelled: Whether accuracies are against labels; without any they are agreements with the original.
         path: Its folder: the run's, or that of a member of a family.
         members: Where the budget was a list, the networks for all of its values, in its order; this is the smallest of them.
@@ -70,6 +73,7 @@ class Result:
     path: Path
     labelled: bool = True
     members: tuple["Result", ...] = ()
+    choices: tuple[Choice, ...] = ()
 
     @property
     def latency_ratio(self) -> float:
@@ -126,6 +130,9 @@ class Result:
         if self.plan.factors:
             forms = ", ".join(sorted({one.form for one in self.plan.factors}))
             lines.append(f"{len(self.plan.factors)} layers factorized ({forms})")
+        slow = [choice.layer for choice in self.choices if not choice.faster]
+        if slow:
+            lines.append(f"{len(slow)} of {len(self.choices)} measured layers are not faster so and stay plain: {', '.join(slow)}")
         if len(self.members) > 1:
             lines += ["", "the family, the smallest of which this is:", *self._family()]
         lines.append(
@@ -167,6 +174,7 @@ class Result:
             "lossy": list(self.lossy),
             "frozen": self.frozen,
             "repairs": [asdict(repair) for repair in self.repairs],
+            "choices": [asdict(choice) for choice in self.choices],
             "widths": {name: list(pair) for name, pair in self.widths.items()},
             "factors": {one.layer: {"form": one.form, "ranks": list(one.ranks)} for one in self.plan.factors},
         }

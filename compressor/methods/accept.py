@@ -27,4 +27,5 @@ def refused(problem: Problem, plan: Plan, accept: bool | None, reads: bool = Fal
     found = choices(problem.channels, asked, problem.target, problem.once, problem.seed)
     for choice in found:
         problem.progress.stage(str(choice))
+    problem.compared(found)
     return {choice.layer for choice in found if not choice.faster}

@@ -13,6 +13,7 @@ from compressor.passes.ranked import RankedChannels
 from compressor.plan import Plan, Structure
 from compressor.progress import Progress
 from compressor.runtime.latency_model import Observation
+from compressor.runtime.pieces import Choice
 from compressor.target import Target
 from compressor.trial import Trial
 
@@ -37,6 +38,7 @@ class Problem:
         observe: Builds and measures structures for a latency model, where that is not to be done in this process; takes the
             latency of the original that ratios are multiplied by.
         once: Calls a function and keeps what it returns (plain data) under a name, so that it is not computed again.
+        compared: Takes what was measured of factorized layers beside the plain ones, for the result.
     """
 
     channels: ChannelGraph
@@ -52,6 +54,7 @@ class Problem:
     cluster: str | None = None
     observe: Callable[[Sequence[Structure], float | None], list[Observation]] | None = None
     once: Callable[[str, Callable[[], dict[str, object]]], dict[str, object]] = lambda step, work: work()
+    compared: Callable[[Sequence[Choice]], None] = lambda choices: None
 
     def costs(self, structure: Structure) -> dict[str, float]:
         """Exact MACs, parameters and memory of a structure."""

@@ -28,6 +28,7 @@ $family
 <h2>Accuracy against measured latency</h2>$scatter
 <h2>Channels per group</h2>$widths
 <h2>Cost per layer</h2><div class="wide">$layers</div>
+$choices
 $repairs
 $frozen
 <h2>Target and versions</h2>$environment
@@ -61,6 +62,7 @@ def write_report(result: Result, channels: ChannelGraph, trials: Sequence[str]) 
         scatter=accuracy_against_latency(result, _tried(trials)),
         widths=widths_per_group(result),
         layers=_layers(result, channels),
+        choices=_choices(result),
         repairs=_repairs(result),
         frozen=_frozen(result),
         environment=_environment(result.compressed.target),
@@ -127,13 +129,32 @@ def _budget(result: Result) -> str:
 
 def _layers(result: Result, channels: ChannelGraph) -> str:
     before, after = (macs_by_layer(channels, s) for s in (channels.full, channels.structure(result.plan)))
-    forms = {one.layer: f"{one.form} of rank {', '.join(map(str, one.ranks))}" for one in result.plan.factors}
-    reads = {layer: f"reads {len(inputs)} inputs through a gather" for layer, inputs in result.plan.reads}
+    changes = _changes(result)
     rows = []
     for layer, macs in before.items():
-        note = ", ".join(own[layer] for own in (forms, reads) if layer in own)
-        rows.append([escape(layer), human(macs), human(after[layer]), f"{after[layer] / macs:.2f}" if macs else "", note])
+        ratio = f"{after[layer] / macs:.2f}" if macs else ""
+        rows.append([escape(layer), human(macs), human(after[layer]), ratio, changes.get(layer, "")])
     return table(("layer", "MACs before", "after", "ratio", ""), rows)
+
+
+def _changes(result: Result) -> dict[str, str]:
+    """What layers have become besides narrower, in words."""
+    forms = {one.layer: f"{one.form} of rank {', '.join(map(str, one.ranks))}" for one in result.plan.factors}
+    reads = {layer: f"reads {len(inputs)} inputs through a gather" for layer, inputs in result.plan.reads}
+    return {layer: ", ".join(own[layer] for own in (forms, reads) if layer in own) for layer in {**forms, **reads}}
+
+
+def _choices(result: Result) -> str:
+    if not result.choices:
+        return ""
+    changes = _changes(result)
+    rows = []
+    for choice in result.choices:
+        times = ["", ""] if choice.failure else [f"{ms:.4f} ms" for ms in (choice.dense_ms, choice.changed_ms)]
+        rows.append([escape(choice.layer), *times, changes.get(choice.layer, "plain"), escape(choice.failure)])
+    text = "<p>Each layer alone, as it was to be changed and as it would be plain at the same widths, in one session.</p>"
+    header = ("layer", "plain", "changed", "chosen", "")
+    return f'<h2>Accept only what is faster</h2>{text}<div class="wide">{table(header, rows)}</div>'
 
 
 def _repairs(result: Result) -> str:

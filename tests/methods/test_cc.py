@@ -276,14 +276,34 @@ def test_sequences_that_are_not_faster_on_the_target_are_refused(problem, inform
 @pytest.mark.parametrize("information", ["features", "fisher"])
 def test_a_latency_budget_is_met_and_no_slower_layer_is_chosen(problem, net, digits, tmp_path, information):
     target = Target("fake", options={"noise": 0.001})
-    result = compressor.compress(
-        net, (torch.zeros(2, 1, 8, 8),), train=pairs(digits["train"]), validate=pairs(digits["holdout"]),
-        budget=Budget(latency=0.9), target=target, method=CC(information=information, images=300, compensation=SMALL),
-        finetune=FineTune(epochs=0), out=tmp_path / "run",
-    )  # fmt: skip
+    arguments = {
+        "train": pairs(digits["train"]), "validate": pairs(digits["holdout"]), "budget": Budget(latency=0.9), "target": target,
+        "method": CC(information=information, images=300, compensation=SMALL), "finetune": FineTune(epochs=0),
+        "out": tmp_path / "run",
+    }  # fmt: skip
+    result = compressor.compress(net, (torch.zeros(2, 1, 8, 8),), **arguments)
     assert result.met
     assert result.latency_ratio > 0.8
     assert all(choice.faster for choice in measured(problem.channels, result.plan, target).values())
+    judged = {choice.layer: choice.faster for choice in result.choices}
+    assert all(judged[one.layer] for one in result.plan.factors)
+    assert compressor.compress(net, (torch.zeros(2, 1, 8, 8),), **arguments).choices == result.choices
+
+
+def test_what_was_refused_is_in_the_result_and_on_its_page(net, digits, tmp_path):
+    method = CC(images=300, accept=True, compensation=SMALL)
+    result = compressor.compress(
+        net, (torch.zeros(2, 1, 8, 8),), validate=pairs(digits["holdout"]), calibrate=pairs(digits["train"]),
+        budget=Budget(macs=0.8), target=Target("fake", options={"step": 16, "noise": 0.001}), method=method,
+        out=tmp_path / "run",
+    )  # fmt: skip
+    slow = [choice for choice in result.choices if not choice.faster]
+    assert slow
+    assert not {choice.layer for choice in slow} & {one.layer for one in result.plan.factors}
+    page = (tmp_path / "run" / "report.html").read_text()
+    for choice in slow:
+        assert f"<td>{choice.layer}</td><td>{choice.dense_ms:.4f} ms</td><td>{choice.changed_ms:.4f} ms</td><td>plain</td>" in page
+    assert f"stay plain: {slow[0].layer}" in result.summary()
 
 
 def test_compress_with_ranks_goes_the_whole_way(net, digits, tmp_path):
