@@ -5,8 +5,9 @@
         --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5 --calibrate 1000 --latency 0.7
     python tools/bench_driver.py --network resnet50 --latency 0.5
 
-Both walk down CaP's loss curves, notch after notch where it costs the least loss for what it saves; what it saves is counted in
-MACs or in the milliseconds of a latency model, and both stop where the built network is measured to meet the budget. `top1` is
+Both walk down CaP's loss curves, of channels or of ranks or of both (`--space`), notch after notch where it costs the least loss
+for what it saves; what it saves is counted in MACs or in the milliseconds of a latency model, and both stop where the built
+network is measured to meet the budget. `top1` is
 that of the compensated network on the test images, nothing trained. torchvision's ResNet-50 has random weights: there a filter's
 loss is its squared norm, and the share of that which is lost stands for the accuracy.
 
@@ -60,7 +61,8 @@ class Trained(bench_cc.Bench):
     def curves(self, problem: Problem) -> dict[str, Curve]:
         """What channels lose."""
         self.spent = self.made = 0.0
-        return curves_of(problem, self.calibration.after(SPARED), Compensation(), SPARED)
+        groups = self.args.space != "ranks"
+        return curves_of(problem, self.calibration.after(SPARED), Compensation(), SPARED, groups)
 
     def worth(self, plan: Plan) -> dict[str, float]:
         """Accuracy after compensation."""
@@ -108,6 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     bench_cap.add_network_arguments(parser)
     parser.add_argument("--latency", type=float, default=0.5, help="share of the original's that both go down to")
+    parser.add_argument("--space", default="channels", choices=("channels", "ranks", "channels+ranks"), help="what is reduced")
     parser.add_argument("--engines", type=int, default=24, help="that the latency model is fitted to")
     parser.add_argument("--train-images", type=int, default=1000)
     parser.add_argument("--work", type=Path, default=Path("runs/bench_driver"), help="curves")
@@ -116,18 +119,19 @@ def main() -> None:
     bench = Untrained(args) if args.network == "resnet50" else Trained(args)
     file = args.results / f"driver-{args.network}.json"
     rows = json.loads(file.read_text()) if file.exists() else []
-    rows = [row for row in rows if row["options"]["asked"] != args.latency]
+    rows = [row for row in rows if (row["options"]["asked"], row["options"]["space"]) != (args.latency, args.space)]
     graphs = {"original": bench.graph}
     found = []
     with Comparison(bench.graph, bench.target, 0) as comparison:
         problem = bench.problem(args.latency, comparison)
+        problem = problem if args.space == "channels" else problem.with_ranks()
         curves = bench.curves(problem)
-        legal = [widths(group, args.align) for group in bench.channels.groups]
+        legal = [widths(group, args.align) for group in problem.channels.groups]
         begun = time.monotonic()
-        model = train_latency_model(bench.channels, legal, bench.target, args.engines, progress=problem.progress)
+        model = train_latency_model(problem.channels, legal, bench.target, args.engines, progress=problem.progress)
         print(f"latency model: {time.monotonic() - begun:.0f} s", flush=True)
         used, spared = bench.calibration.after(SPARED), bench.calibration.first(SPARED)
-        method = CaP(weights="plain") if args.network == "resnet50" else CaP()
+        method = CaP(weights="plain" if args.network == "resnet50" else "best", space=args.space)
         for driver in ("macs", "latency"):
             begun = time.monotonic()
             plan = method.allocate(problem, curves, used, spared, model if driver == "latency" else None)
@@ -135,7 +139,7 @@ def main() -> None:
             graphs[driver] = compressor.apply(plan, bench.graph, channels=bench.channels).eval()
             row = {
                 "network": args.network, "method": method.name, "driver": driver,
-                "options": {"asked": args.latency, "align": args.align, "weights": method.weights, "engines": args.engines},
+                "options": {"asked": args.latency, "space": args.space, "align": args.align, "engines": args.engines},
                 "macs_ratio": round(bench.costs(bench.channels.structure(plan))[0] / bench.full[0], 4),
                 **bench.worth(plan), "seconds": round(seconds, 1),
             }  # fmt: skip
