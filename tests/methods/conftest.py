@@ -1,10 +1,13 @@
-"""Fixtures: digits, and a network trained on them."""
+"""Fixtures: digits, a network trained on them, and the task to halve its MACs."""
 
 import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from compressor import FineTune
+import compressor
+from compressor import FineTune, Target
+from compressor.methods import Problem
+from compressor.passes.calibration import Calibration
 from compressor.train import train
 from tests.methods.digits import Net, pairs
 
@@ -24,3 +27,15 @@ def net(digits):
     model = Net()
     train(model, pairs(digits["train"]), FineTune(epochs=6, learning_rate=0.05, distillation=0.0))
     return model.eval()
+
+
+@pytest.fixture(scope="session")
+def problem(net, digits):
+    graph = compressor.trace(net, (torch.zeros(2, 1, 8, 8),))
+    channels = compressor.analyze(graph)
+    full = float(channels.costs_of(channels.full).macs[0])
+    calibration = Calibration.read([(x,) for x, _ in pairs(digits["train"])], graph, 300)
+    return Problem(
+        channels, {"macs": 0.5 * full}, Target("fake", align=1), None, pairs(digits["train"]), 0, pairs(digits["holdout"]),
+        calibration,
+    )  # fmt: skip

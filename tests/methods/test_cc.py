@@ -35,18 +35,6 @@ from tests.methods.digits import pairs
 SMALL = Compensation(images=200, positions=8)
 
 
-@pytest.fixture(scope="module")
-def problem(net, digits):
-    graph = compressor.trace(net, (torch.zeros(2, 1, 8, 8),))
-    channels = compressor.analyze(graph)
-    full = float(channels.costs_of(channels.full).macs[0])
-    calibration = Calibration.read([(x,) for x, _ in pairs(digits["train"])], graph, 300)
-    return Problem(
-        channels, {"macs": 0.5 * full}, Target("fake", align=1), None, pairs(digits["train"]), 0, pairs(digits["holdout"]),
-        calibration,
-    )  # fmt: skip
-
-
 def share_of(problem, plan):
     costs = [problem.costs(s)["macs"] for s in (problem.channels.structure(plan), problem.channels.full)]
     return costs[0] / costs[1]

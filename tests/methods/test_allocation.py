@@ -1,0 +1,66 @@
+"""Widths and ranks by loss curves: prices of ranks, policies for streams, the next weighting where one fails."""
+
+from dataclasses import replace
+
+import pytest
+
+from compressor import BudgetError
+from compressor.methods.allocation import Policy, Weighting, decided
+from compressor.methods.curves import curves_of
+from compressor.methods.streams import is_stream
+from compressor.passes.compensation import Compensation
+
+SMALL = Compensation(images=200, positions=8)
+
+
+@pytest.fixture(scope="module")
+def both(problem):
+    joint = problem.with_ranks()
+    return joint, curves_of(joint, joint.calibration, SMALL, 32)
+
+
+def macs(problem, plan):
+    return problem.costs(problem.channels.structure(plan))["macs"]
+
+
+def lost(plan, size):
+    return sum(size[name] - len(kept) for name, kept in plan.kept)
+
+
+def test_the_dearer_a_rank_the_fewer_go(both):
+    problem, curves = both
+    policy = Policy(problem, curves, "group", None)
+    plans = [policy.decide(Weighting("group", "plain", price)) for price in (0.05, 0.25, 4.0, None)]
+    size = {group.name: group.size for group in problem.channels.groups}
+    assert all(0.9 * problem.limits["macs"] < macs(problem, plan) <= problem.limits["macs"] for plan in plans)
+    sequences = [len(plan.factors) for plan in plans]
+    assert sequences == sorted(sequences, reverse=True)
+    assert sequences[0] > sequences[1] > sequences[-1] == 0
+    assert lost(plans[0], size) < lost(plans[-1], size)
+
+
+def test_a_policy_that_leaves_streams_alone_does(both):
+    problem, curves = both
+    plan = Policy(problem, curves, "inside", None).decide(Weighting("inside", "plain", None))
+    assert not any(is_stream(problem.channels, name) for name, _ in plan.kept)
+
+
+def test_a_plan_near_a_latency_is_found_without_measuring(both):
+    """Without a model it is that share of the MACs."""
+    problem, curves = both
+    full = problem.costs(problem.channels.full)["macs"]
+    plan = Policy(replace(problem, limits={"latency": 0.6}, measure=None), curves, "group", None).near(Weighting("group", "plain"))
+    assert 0.55 < macs(problem, plan) / full <= 0.6
+    with pytest.raises(BudgetError, match="alone"):
+        Policy(replace(problem, limits={"latency": 1e-6}), curves, "group", None).near(Weighting("group", "plain"))
+
+
+def test_where_a_weighting_cannot_meet_the_budget_the_next_is_tried(both):
+    problem, curves = both
+    tight = replace(problem, limits={"macs": 0.05 * problem.costs(problem.channels.full)["macs"]})
+    policies = {name: Policy(tight, curves, name, None) for name in ("inside", "group")}
+    alone = Weighting("inside", "plain", None)
+    with pytest.raises(BudgetError):
+        decided(tight, policies, [alone])
+    plan = decided(tight, policies, [alone, Weighting("group", "plain")])
+    assert macs(tight, plan) <= tight.limits["macs"]
