@@ -11,11 +11,14 @@ demo: .venv/ready
 
 test: lint .venv-triton/ready
 	@echo "== tests (the slow ones are in \`make test-all\`)"
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not quiet"
+	@echo "== tests that measure time, alone"
+	$(BIN)/python -m pytest -m "not slow and quiet"
 
 test-all: lint .venv-triton/ready
 	@echo "== all tests, the wheel in a clean environment among them"
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not quiet"
+	$(BIN)/python -m pytest -m quiet
 
 # every torchvision model and timm's families, one process each; goes on where it stopped (some two hours on two cores)
 zoo: .venv/ready

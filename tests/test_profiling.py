@@ -118,6 +118,7 @@ def test_a_file_that_is_no_onnx_is_said(file, tmp_path, damage):
         load_onnx(path)
 
 
+@pytest.mark.quiet
 def test_same_engine_twice_in_a_quiet_minute_agrees():
     """Two independent runs. The minute was quiet if both are ok and the sentinel took the same time in both."""
     network = compressor.trace(resnet20().eval(), (torch.randn(1, 3, 32, 32),))

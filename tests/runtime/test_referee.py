@@ -45,6 +45,7 @@ def referee_ms(run, folder, queries=120):
     return float(line.split(":")[1]) / 1e6
 
 
+@pytest.mark.quiet
 @pytest.mark.parametrize(("build", "size"), [(resnet56, 32), (resnet18, 224)])
 def test_loadgen_agrees_with_our_median(build, size, tmp_path):
     graph = compressor.trace(build().eval(), (torch.randn(1, 3, size, size),))
@@ -73,6 +74,7 @@ def test_loadgen_agrees_with_our_median(build, size, tmp_path):
     assert min(quiet) <= 0.05, seen
 
 
+@pytest.mark.quiet
 def test_a_real_difference_of_three_percent_is_found(tmp_path):
     """A chain of 34 equal convolutions against one of 33: 3 % more work."""
 
