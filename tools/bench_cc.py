@@ -63,14 +63,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Goal:
-    """What is asked for: a share of the original's `macs` or measured `latency`."""
+    """What is asked for: a share of the original's `macs` or measured `latency`, widths that are multiples of `align`."""
 
     driver: str
     share: float
+    align: int
 
     def __str__(self) -> str:
         """As files are named."""
-        return f"{self.share:g}" if self.driver == "macs" else f"{self.driver} {self.share:g}"
+        share = f"{self.share:g}" if self.driver == "macs" else f"{self.driver} {self.share:g}"
+        return share if self.align == 1 else f"{share}, align {self.align}"
 
 
 PUBLISHED = CC.published()
@@ -268,7 +270,8 @@ def scores() -> None:
 
 
 def goal_of(row: dict) -> Goal:
-    return Goal(row["options"].get("driver", "macs"), row["options"]["asked"])
+    options = row["options"]
+    return Goal(options.get("driver", "macs"), options["asked"], options["align"])
 
 
 def key_of(row: dict) -> tuple:
@@ -283,9 +286,12 @@ def line(row: dict) -> str:
 
 def table(rows: list[dict]) -> str:
     head = ["| method | asked | MACs | parameters | latency | top-1 % | after fine-tune % | decision |", "|" + "---|" * 8]
-    return "\n".join(
-        [*head, *map(line, sorted(rows, key=lambda row: (goal_of(row).driver, -row["options"]["asked"], row["top1"])))]
-    )
+
+    def place(row: dict) -> tuple:
+        goal = goal_of(row)
+        return goal.driver, goal.align, -goal.share, row["top1"]
+
+    return "\n".join([*head, *map(line, sorted(rows, key=place))])
 
 
 def main() -> None:
@@ -309,7 +315,7 @@ def main() -> None:
     if args.remeasure:
         bench.remeasure()
     goals = [
-        Goal(driver, float(text))
+        Goal(driver, float(text), args.align)
         for driver, texts in (("macs", args.ratios), ("latency", args.latencies))
         for text in texts.split(",")
         if text
