@@ -25,6 +25,7 @@ from compressor.plan import Factorization
 
 logger = logging.getLogger(__name__)
 
+_STACK = "nn_module_stack"  # torch.export's: key -> (path of a module, its type), the innermost last
 _CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 
@@ -211,6 +212,8 @@ def _insert(gm: fx.GraphModule, node: fx.Node, layer: str, modules: Sequence[nn.
         with gm.graph.inserting_before(node):
             new = gm.graph.call_module(f"{layer}.{k}", (source,))
         new.meta = dict(node.meta)
+        # what an exporter reads which layer a node comes from: engines tell their times by it
+        new.meta[_STACK] = {**(node.meta.get(_STACK) or {}), str(new.target): (str(new.target), _qualified(module))}
         if k < len(modules) - 1:
             new.meta[VALUE] = _shape_after(module, shapes_of(source)[0])
         else:
@@ -218,6 +221,10 @@ def _insert(gm: fx.GraphModule, node: fx.Node, layer: str, modules: Sequence[nn.
         source = new
     node.replace_all_uses_with(source)
     gm.graph.erase_node(node)
+
+
+def _qualified(module: nn.Module) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
 def _shape_after(module: nn.Module, shape: Sequence[int]) -> tuple[int, ...]:

@@ -193,10 +193,14 @@ def _fit(channels: ChannelGraph, blocks: Sequence[Block], observations: Sequence
             (*widths[n, k], times[n][blocks[k].name])
             for n in range(len(observations))
             for k in indices
-            if blocks[k].name in times[n]
+            if blocks[k].name in times[n] and widths[n, k].all()
         ]
         if samples:
             formulas[kind] = _formula(np.array(samples))
+        elif widths[:, indices].any():
+            logger.warning(
+                "latency model: no engine tells the time of blocks like %s; they count as nothing", blocks[indices[0]].name
+            )
     sums = _sums(formulas, blocks, widths)
     scale, offset = _affine(sums, measured)
     return _Fit(formulas, scale, offset)

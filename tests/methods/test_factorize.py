@@ -11,10 +11,10 @@ from compressor import BudgetError, Factorize, Target
 from compressor.passes.forms import FORMS
 from compressor.passes.realise import realised
 from compressor.runtime.pieces import rank_edges
-from tests.methods.test_cc import measured, problem, share_of  # noqa: F401 - a fixture
+from tests.methods.test_cc import measured, share_of
 
 
-def limited(problem, share):  # noqa: F811
+def limited(problem, share):
     return replace(problem, limits={"macs": share * problem.costs(problem.channels.full)["macs"]})
 
 
@@ -22,7 +22,7 @@ CASES = [(form, choice) for form in FORMS for choice in ("rate", "energy", "vbmf
 
 
 @pytest.mark.parametrize(("form", "choice"), CASES)
-def test_the_budget_is_met_by_factorization_alone(problem, form, choice):  # noqa: F811
+def test_the_budget_is_met_by_factorization_alone(problem, form, choice):
     plan = Factorize(form, choice).plan(limited(problem, 0.7))
     assert {one.form for one in plan.factors} == {form}
     assert not plan.kept
@@ -31,7 +31,7 @@ def test_the_budget_is_met_by_factorization_alone(problem, form, choice):  # noq
     assert found.costs_of(found.full).macs[0] == problem.costs(problem.channels.structure(plan))["macs"]
 
 
-def test_a_looser_budget_leaves_more_of_the_energy(problem):  # noqa: F811
+def test_a_looser_budget_leaves_more_of_the_energy(problem):
     x = torch.randn(16, 1, 8, 8)
     errors = []
     with torch.no_grad():
@@ -43,7 +43,7 @@ def test_a_looser_budget_leaves_more_of_the_energy(problem):  # noqa: F811
     assert errors[-1] > errors[0] > 0
 
 
-def test_a_fixed_rank_is_taken_where_it_saves_something(problem):  # noqa: F811
+def test_a_fixed_rank_is_taken_where_it_saves_something(problem):
     plan = Factorize("svd", "fixed", 4).plan(limited(problem, 0.9))
     assert {one.ranks for one in plan.factors} == {(4,)}
     assert "blocks.0.0" in {one.layer for one in plan.factors}
@@ -64,7 +64,7 @@ def test_settings_that_do_not_go_together_are_refused():
 
 
 @pytest.mark.slow
-def test_ranks_on_a_staircase_are_its_right_edges(problem):  # noqa: F811
+def test_ranks_on_a_staircase_are_its_right_edges(problem):
     stairs = Target("fake", align=1, options={"step": 8, "noise": 0.001})
     asked = replace(limited(problem, 0.8), target=stairs)
     assert rank_edges(problem.channels, "last", "svd", 32, 1, stairs, lambda name, work: work()) == [8, 16, 24, 32]
@@ -75,7 +75,7 @@ def test_ranks_on_a_staircase_are_its_right_edges(problem):  # noqa: F811
     assert any(one.ranks[0] % 8 for one in free.factors)
 
 
-def test_only_what_is_faster_stays_factorized(problem):  # noqa: F811
+def test_only_what_is_faster_stays_factorized(problem):
     stairs = Target("fake", options={"step": 16, "noise": 0.001})
     plan = Factorize("spatial_svd", "rate", accept=True).plan(replace(limited(problem, 0.6), target=stairs))
     found = measured(problem.channels, plan, stairs)

@@ -19,8 +19,8 @@ from compressor.runtime.latency_model import LatencyModel
 from compressor.runtime.model_training import observe, plan_of, spread
 from compressor.runtime.store import MeasurementStore
 from compressor.space import widths
-from tests.methods.conftest import digits, net  # noqa: F401 - fixtures
-from tests.methods.test_cc import problem, share_of  # noqa: F401 - a fixture
+from tests.methods.conftest import digits, net, problem  # noqa: F401 - fixtures
+from tests.methods.test_cc import share_of
 from tests.passes.test_factorize_conv import residual
 
 SMALL = Compensation(images=200, positions=8)

@@ -6,6 +6,7 @@ import torch
 from scipy.stats import spearmanr
 
 import compressor
+from compressor.passes.ranked import RankedChannels
 from compressor.runtime.blocks import blocks_of, times_by_block, widths_in
 from compressor.runtime.latency import built
 from compressor.runtime.latency_model import LatencyModel, Observation
@@ -108,6 +109,18 @@ def test_the_layers_of_a_real_engine_belong_to_blocks(channels):
         times, rest = times_by_block(blocks_of(channels), engine.layers(runs=10))
     assert set(times) == {block.name for block in blocks_of(channels)}
     assert rest < 0.3 * sum(times.values())  # a fifth as a rule: zero-padded shortcuts, the pool, the change of layout
+
+
+def test_the_stages_of_a_real_engine_are_those_of_the_structure(channels, tmp_path):
+    """A layer that is a sequence is timed as its two stages, under their names, and not as itself."""
+    ranked = RankedChannels.of(channels)
+    rows = spread([widths(group, 4) for group in ranked.groups], 3, seed=1)
+    store = MeasurementStore(tmp_path / "latency.sqlite")
+    blocks = blocks_of(ranked)
+    for found in observe(ranked, [ranked.structure_of(row) for row in rows], compressor.Target(), QUICK, store):
+        there = widths_in(ranked, blocks, ranked.widths([found.structure]))[0].all(axis=1)
+        assert {name for name, _ in found.blocks_ms} == {block.name for block, own in zip(blocks, there, strict=True) if own}
+    assert any(block.instead_of for block, own in zip(blocks, there, strict=True) if own)
 
 
 def test_thousands_of_structures_at_once(channels, tmp_path):
