@@ -1,4 +1,4 @@
-"""The zoo's short list parses and builds with TensorRT-RTX, as it is and pruned, at every precision."""
+"""The zoo's short list parses and builds with TensorRT-RTX, as it is and pruned, at every precision; most in `make test-all`."""
 
 import pytest
 
@@ -9,7 +9,17 @@ pytest.importorskip("timm", reason="timm is not installed")
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
 
 
-@pytest.mark.parametrize("entry", zoo_tensorrt.short_list(), ids=lambda entry: entry[3])
+OFTEN = {"resnet18", "shufflenet_v2_x0_5", "fasterrcnn_mobilenet_v3_large_fpn", "test_convnext2", "test_vit2"}
+ENTRIES = [
+    pytest.param(entry, id=entry[3], marks=() if entry[3] in OFTEN else pytest.mark.slow) for entry in zoo_tensorrt.short_list()
+]
+
+
+def test_those_of_every_day_are_on_the_list():
+    assert {entry[3] for entry in zoo_tensorrt.short_list()} >= OFTEN
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
 def test_it_parses_and_builds(entry):
     rows = zoo_tensorrt.compile_all(entry)
     assert len(rows) == 6
