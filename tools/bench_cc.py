@@ -221,15 +221,23 @@ class Bench:
         return self.work / ("".join(c if c.isalnum() else "-" for c in name.lower()) + suffix)
 
     def remeasure(self) -> None:
-        rows = self.rows()
+        """Times again the plan of every row; what went down to MACs is decided again where no plan is left."""
+        rows, known = self.rows(), {}
         for row in rows:
-            file = self.file(f"{row['method']} {goal_of(row)}", ".json")
-            if not file.exists():
-                print(f"no plan is left of {row['method']} at {goal_of(row)}")
-                continue
-            graph = compressor.apply(Plan.load(file), self.graph, channels=self.channels).eval()
-            found = measure({"original": self.graph, "compressed": graph}, self.target, 1)
-            row["latency_ratio"] = round(found["compressed"].ratio_to(found["original"]), 4)
+            key = name, goal = row["method"], goal_of(row)
+            if key not in known:
+                if goal.driver == "latency" and not self.file(f"{name} {goal}", ".json").exists():
+                    print(f"no plan is left of {name} at {goal}")
+                    continue
+                plan, _ = self.decided(name, ROWS[name].method(), goal)
+                macs, _ = self.costs(self.channels.structure(plan))
+                if round(macs / self.full[0], 4) != row["macs_ratio"]:
+                    print(f"{name} at {goal} now comes out at {macs / self.full[0]:.4f} of the MACs: not its network")
+                    continue
+                graph = compressor.apply(plan, self.graph, channels=self.channels).eval()
+                found = measure({"original": self.graph, "compressed": graph}, self.target, 1)
+                known[key] = round(found["compressed"].ratio_to(found["original"]), 4)
+            row["latency_ratio"] = known[key]
             print(line(row), flush=True)
         write_bytes(self.results, (json.dumps(rows, indent=1) + "\n").encode())
 
