@@ -184,6 +184,8 @@ class Member:
         if not given.finetune.epochs:
             return graph
         finished = self._finished()
+        earlier, before = list(accuracies.items())[-1]
+        state = {name: tensor.clone() for name, tensor in graph.state_dict().items()}
         if finished.exists():
             take_state(graph, load_tensors(finished))
         else:
@@ -194,6 +196,10 @@ class Member:
             save_tensors(finished, graph.state_dict())
             checkpoint.unlink(missing_ok=True)
         accuracies["fine-tuned"] = self._accuracy("fine-tuned", graph)
+        if accuracies["fine-tuned"] < before:  # a short fine-tune at a high rate undoes some of a good compensation
+            accuracies[f"{earlier}, kept"] = before
+            take_state(graph, state)
+            save_tensors(finished, state)
         return graph
 
     def _export(self, graph: fx.GraphModule) -> None:

@@ -20,7 +20,8 @@ class Step:
 
     Attributes:
         name: `original`, `channels removed`, `compensated`, `norms recalibrated` or `factorized`, `fine-tuned`. Layers are
-            factorized behind `channels removed`, whatever the step after it is called.
+            factorized behind `channels removed`, whatever the step after it is called. Where fine-tuning lost accuracy, the
+            network before it is the result: the last step is then `compensated, kept`.
         accuracy: Top-1 in percent on the validation data.
         macs: Multiply-accumulates for one sample.
         params: Elements of all parameters.

@@ -1,5 +1,6 @@
 """compress(): end to end on the fake back end; interrupted anywhere = uninterrupted."""
 
+import contextlib
 import copy
 import fcntl
 import json
@@ -11,7 +12,8 @@ from torch import nn
 import compressor
 from compressor import Budget, FineTune, Magnitude, Plan, Progress, Target
 from compressor.passes.verify import relative_error
-from compressor.store import digest_of_tensors
+from compressor.store import digest_of_tensors, load_tensors
+from compressor.train import train
 from tests.networks import Residual, randomize
 from tests.test_train import blobs
 
@@ -24,7 +26,7 @@ def batches(seed, count):
     return list(zip(x.split(16), y.split(16), strict=True))
 
 
-def run(out, model=MODEL, budget=None, backend="fake", **options):
+def run(out, model=MODEL, budget=None, backend="fake", finetune=FineTune(epochs=2), **options):  # noqa: B008
     return compressor.compress(
         model,
         X,
@@ -33,7 +35,7 @@ def run(out, model=MODEL, budget=None, backend="fake", **options):
         test=batches(2, 32),
         budget=budget or Budget(latency=0.9, macs=0.6),
         target=Target(backend, align=4),
-        finetune=FineTune(epochs=2),
+        finetune=finetune,
         out=out,
         **options,
     )
@@ -131,6 +133,37 @@ def test_interrupted_anywhere_and_started_again_equals_uninterrupted(whole, tmp_
         assert result.plan == whole.plan
         assert digest_of_tensors(result.graph.state_dict()) == expected, at
         assert [step.accuracy for step in result.steps] == [step.accuracy for step in whole.steps]
+
+
+def test_a_fine_tune_that_loses_accuracy_is_not_kept(tmp_path):
+    model = copy.deepcopy(MODEL)
+    train(model, batches(0, 64), FineTune(epochs=10, learning_rate=0.05))
+    limit = Budget(macs=0.6)
+    plain = run(tmp_path / "plain", model, limit, finetune=FineTune(epochs=0))
+    assert [step.name for step in plain.steps] == ["original", "channels removed", "compensated"]
+    at = next(k for k in range(1, 200) if _spoilt(tmp_path / f"at-{k}", model, limit, k))
+    result = run(tmp_path / f"at-{at}", model, limit, finetune=SPOILING)  # killed after training, before it was judged
+    names = [step.name for step in result.steps]
+    assert names == ["original", "channels removed", "compensated", "fine-tuned", "compensated, kept"]
+    assert result.steps[3].accuracy < result.steps[2].accuracy == result.steps[4].accuracy
+    assert "compensated, kept" in result.summary()
+    expected = digest_of_tensors(plain.graph.state_dict())
+    for folder in (f"at-{at}", "whole"):
+        for _ in range(2):  # as it ends, and as a finished run answers
+            again = run(tmp_path / folder, model, limit, finetune=SPOILING)
+            assert [step.name for step in again.steps] == names
+            assert digest_of_tensors(again.graph.state_dict()) == expected
+            assert digest_of_tensors(load_tensors(again.path / "weights.safetensors")) == expected
+
+
+SPOILING = FineTune(epochs=1, learning_rate=2.0, distillation=0.0)
+
+
+def _spoilt(out, model, limit, at):
+    """Whether a run that is killed at the k-th thing it reports has just been fine-tuned."""
+    with contextlib.suppress(KeyboardInterrupt):
+        run(out, model, limit, finetune=SPOILING, progress=StopAt(at))
+    return (out / "front" / "0" / "weights.safetensors").exists()
 
 
 def test_a_finished_run_answers_at_once_without_training(whole):

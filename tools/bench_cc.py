@@ -75,6 +75,7 @@ class Goal:
         return share if self.align == 1 else f"{share}, align {self.align}"
 
 
+RATE = 0.003  # of a network without norms
 PUBLISHED = CC.published()
 OWN = CC(information="fisher", compensation=None)
 CLOSED = Compensation()
@@ -242,16 +243,18 @@ class Bench:
         write_bytes(self.results, (json.dumps(rows, indent=1) + "\n").encode())
 
     def tuned(self, graph, name: str):
-        if not self.args.epochs or self.args.model:
+        if not self.args.epochs:
             return None
         result = benching.channels_last(graph)
         file = self.file(name, ".safetensors")
         if file.exists():
             take_state(result, load_tensors(file))
             return result
-        settings = FineTune(epochs=self.args.epochs, distillation=0.0)
+        settings, teacher = FineTune(epochs=self.args.epochs, distillation=0.0), None
+        if self.args.model:  # no labels: towards the original's outputs
+            settings, teacher = replace(settings, learning_rate=RATE, distillation=1.0), benching.channels_last(self.graph)
         checkpoint = self.file(name, "-checkpoint.safetensors")
-        fine_tune(result, self.train, settings, checkpoint=checkpoint)
+        fine_tune(result, self.train, settings, teacher, checkpoint)
         save_tensors(file, result.state_dict())
         checkpoint.unlink(missing_ok=True)
         return result
