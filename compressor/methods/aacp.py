@@ -106,8 +106,8 @@ class AACP(SearchingMethod):
         if self.ranking == "loss":
             images_for_losses(problem)  # or an error, before anything is measured
         options = options_of(problem, self.steps, self._groups(problem))
-        scores = self._scores(problem, options)
         affordable = Affordable(problem, options, self.engines)
+        scores = self._scores(problem, options, affordable)
         vectors = _Vectors([g.name for g in problem.channels.groups], options, affordable)
         start = self._start(problem, scores, options, vectors)
         own = {"aacp": lambda: self._sampler(problem.seed, vectors, start)}
@@ -134,13 +134,13 @@ class AACP(SearchingMethod):
         names = {name for name in able if self.streams == "group" or not is_stream(channels, name)}
         return frozenset(names | {axis.name for axis in axes_of(channels)})
 
-    def _scores(self, problem: Problem, options: Sequence[Sequence[int]]) -> dict[str, Scores]:
+    def _scores(self, problem: Problem, options: Sequence[Sequence[int]], affordable: Affordable) -> dict[str, Scores]:
         channels = problem.channels
         if self.ranking == "l1":
             scoring, criterion, names = Scoring(channels), CRITERIA["l1"](aggregate="sum"), self._groups(problem)
             free = [group for group in channels.free if group.name in names]
             return {**{group.name: criterion(scoring, group) for group in free}, **singular_values(channels)}
-        return LossRanking(problem, self.compensation or Compensation(), options).plain
+        return LossRanking(problem, self.compensation or Compensation(), options, affordable.price).plain
 
     def _start(
         self, problem: Problem, scores: Mapping[str, Scores], options: Sequence[Sequence[int]], vectors: "_Vectors"

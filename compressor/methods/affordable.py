@@ -77,6 +77,12 @@ class Affordable:
             found["latency"] = self.model.predict(rows) / self.model.reference_ms
         return {name: values for name, values in found.items() if name in limits}
 
+    def price(self, rows: Rows) -> NDArray[np.float64]:
+        """What channels are removed to save, (structures,): latency where that is limited, else MACs."""
+        if self.model is not None:
+            return self.model.predict(rows)
+        return np.asarray(self.problem.channels.costs.macs(rows), dtype=np.float64)
+
     def measured(self, structure: Structure) -> dict[str, object] | None:
         """Build and measure a leader; as plain data, or None where its engine cannot be built."""
         assert self.model is not None

@@ -12,7 +12,7 @@ from compressor.errors import DataError
 from compressor.methods.allocation import RANK_PRICE
 from compressor.methods.base import Problem
 from compressor.methods.curves import curves_of
-from compressor.methods.paths import steepest
+from compressor.methods.paths import Price, steepest
 from compressor.passes.calibration import Calibration
 from compressor.passes.channels import ChannelGraph
 from compressor.passes.compensation import Compensation
@@ -86,29 +86,30 @@ class NormRanking:
 class LossRanking:
     """The logarithm of what each channel loses for what it saves, stretched around its group's mean and shifted.
 
-    What it loses is the loss behind all layers that read it *after* compensation; what it saves is counted in MACs, on the
-    network from which CaP's allocation takes it.
+    What it loses is the loss behind all layers that read it *after* compensation; what it saves is counted on the network
+    from which CaP's allocation takes it.
 
     Args:
         problem: The network, with images without labels.
         settings: Of compensation.
         options: Legal widths of every group.
+        price: Of structures, (structures, groups) to (structures,): what is to be saved.
 
     Raises:
         DataError: There are no images.
     """
 
-    def __init__(self, problem: Problem, settings: Compensation, options: Sequence[Sequence[int]]) -> None:
+    def __init__(self, problem: Problem, settings: Compensation, options: Sequence[Sequence[int]], price: Price) -> None:
         images_for_losses(problem)
         channels = problem.channels
-        found = self._computed(problem, settings, options)
+        found = self._computed(problem, settings, options, price)
         self._base = found
         self._middle = {name: float(own.mean()) for name, own in self._base.items()}
         self.groups = frozenset(self._base)
         self._names = [group.name for group in channels.groups if group.name in self._base]
 
     @staticmethod
-    def _computed(problem: Problem, settings: Compensation, options: Sequence[Sequence[int]]) -> dict[str, Scores]:
+    def _computed(problem: Problem, settings: Compensation, options: Sequence[Sequence[int]], price: Price) -> dict[str, Scores]:
         channels = problem.channels
         curves = curves_of(problem, images_for_losses(problem), settings, _PROBES)
         groups = dict(enumerate(channels.groups))
@@ -116,17 +117,18 @@ class LossRanking:
         losses = {}
         for k in legal:
             curve = curves[groups[k].name]
-            price = RANK_PRICE if isinstance(groups[k], RankAxis) else 1.0
-            losses[k] = price * curve.ranking.loss[legal[k]] * max(curve.sensitivity, 1e-12) ** _SENSITIVITY
-        path = steepest([g.size for g in channels.groups], legal, losses, lambda rows: channels.costs.macs(rows).astype(float))
-        saved = np.maximum(-np.diff(channels.costs.macs(path).astype(float)), 1.0)
+            dearer = RANK_PRICE if isinstance(groups[k], RankAxis) else 1.0
+            losses[k] = dearer * curve.ranking.loss[legal[k]] * max(curve.sensitivity, 1e-12) ** _SENSITIVITY
+        path = steepest([g.size for g in channels.groups], legal, losses, price)
+        costs = price(path)
+        saved = np.maximum(-np.diff(costs), 1e-8 * costs[0])
         prices: dict[str, NDArray[np.float64]] = {}
         highest = 0.0
-        for before, after, macs in zip(path[:-1], path[1:], saved, strict=True):
+        for before, after, gain in zip(path[:-1], path[1:], saved, strict=True):
             k = int(np.argmax(before != after))
             group, curve = groups[k], curves[groups[k].name]
             at = [legal[k].index(int(row[k])) for row in (before, after)]
-            highest = max(highest, float(losses[k][at[1]] - losses[k][at[0]]) / macs)  # in the order in which they go
+            highest = max(highest, float(losses[k][at[1]] - losses[k][at[0]]) / gain)  # in the order in which they go
             own = prices.setdefault(group.name, np.full(group.size, np.inf))
             gone = set(select(group, curve.ranking.scores, int(before[k]))) - set(
                 select(group, curve.ranking.scores, int(after[k]))

@@ -12,8 +12,9 @@ released) or the mean.
 `LeGR.published()` is the released code with its constants. What goes beyond it, each an option:
 
 * `fitness`: batch norms recalibrated, or layers compensated in closed form, before a candidate is judged;
-* `ranking="loss"`: channels are ranked by the loss that compensation cannot make up for, per what they save
-  (`losses.py`), on a logarithmic scale; alpha stretches it and kappa shifts it, and the identity is the allocation of `CaP`;
+* `ranking="loss"`: channels are ranked by the loss that compensation cannot make up for (`losses.py`), per what they save: MACs,
+  or milliseconds of the latency model where latency is limited. On a logarithmic scale; alpha stretches it and kappa
+  shifts it, and the identity is the allocation of `CaP`;
 * budgets of any kind, latency by a model that learns from measured leaders; legal widths of the target.
 
 Where this differs from the released code: a quota holds for a group, not for a layer (there, an exhausted layer's
@@ -32,7 +33,7 @@ from compressor.errors import BudgetError
 from compressor.fitness import Fitness
 from compressor.methods.affordable import Affordable
 from compressor.methods.base import Problem
-from compressor.methods.genomes import Genome, LossRanking, NormRanking
+from compressor.methods.genomes import Genome, LossRanking, NormRanking, images_for_losses
 from compressor.methods.global_ranking import GlobalRanking
 from compressor.methods.paths import Rows, Widths, fitting
 from compressor.methods.searching import Quest, SearchingMethod, search
@@ -118,11 +119,14 @@ class LeGR(SearchingMethod):
         """
         problems = [self.spaced(problem) for problem in problems]
         tightest = min(problems, key=lambda p: sorted(p.limits.items()))
+        if self.ranking == "loss":
+            images_for_losses(tightest)  # or an error, before anything is measured
         groups = tightest.channels.groups
-        genome = self._genome(tightest)
-        options = [self._legal(group, tightest) if group.name in genome.groups else (group.size,) for group in groups]
+        legal = [self._legal(group, tightest) for group in groups]
+        affordable = Affordable(tightest, legal, self.engines)
+        genome = self._genome(tightest, legal, affordable)
+        options = [own if group.name in genome.groups else (group.size,) for group, own in zip(groups, legal, strict=True)]
         ranking = GlobalRanking(groups, options)
-        affordable = Affordable(tightest, options, self.engines)
         affordable.check(ranking.narrowest)
 
         def row(params: Mapping[str, Any], index: int) -> Rows:
@@ -143,12 +147,14 @@ class LeGR(SearchingMethod):
             return fitting(space, path)
         return space.plan(path[int(np.argmax(space.within(path)))])
 
-    def _genome(self, problem: Problem) -> Genome:
+    def _genome(self, problem: Problem, legal: Sequence[Sequence[int]], affordable: Affordable) -> Genome:
         if self.ranking == "norm":
             return NormRanking(problem, self.aggregate)
-        return LossRanking(problem, self.compensation or Compensation(), [self._legal(g, problem) for g in problem.channels.groups])
+        return LossRanking(problem, self.compensation or Compensation(), legal, affordable.price)
 
     def _legal(self, group: ChannelGroup, problem: Problem) -> tuple[int, ...]:
+        if group.frozen is not None:
+            return (group.size,)
         if isinstance(group, RankAxis):
             return widths(group, problem.target.align)
         least = max(int(np.ceil(self.quota * group.size)), 2)

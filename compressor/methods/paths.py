@@ -14,6 +14,8 @@ from compressor.plan import Factorization, Plan
 logger = logging.getLogger(__name__)
 
 Rows = NDArray[np.int64]
+Price = Callable[[Rows], NDArray[np.float64]]
+"""Of structures, (structures, groups) to (structures,): what is to be saved."""
 
 COSTS = ("macs", "params", "memory")
 _CLOSE = 0.97  # a measured latency from here up to the budget ends the bisection
@@ -25,7 +27,7 @@ def steepest(
     start: Sequence[int],
     options: Mapping[int, Sequence[int]],
     losses: Mapping[int, NDArray[np.float64]],
-    cost: Callable[[Rows], NDArray[np.float64]],
+    cost: Price,
 ) -> Rows:
     """The path on which every notch costs the least loss for what it saves.
 

@@ -108,9 +108,33 @@ def test_a_family_comes_from_one_search_and_its_members_are_nested(problem):
     assert plans[-1] == legr().plan(problems[-1]), "learnt at the tightest budget"
 
 
+def macs_of(problem):
+    return lambda rows: problem.channels.costs.macs(rows).astype(float)
+
+
+@pytest.mark.parametrize("driver", ["macs", "latency"])
+def test_the_plain_ranking_is_the_path_that_loses_least_for_what_the_budget_counts(problem, driver):
+    asked = replace(problem, limits={driver: 0.5 * (problem.limits["macs"] if driver == "macs" else 1.0)})
+    groups = asked.channels.groups
+    options = [widths(group, 4) for group in groups]
+    affordable = Affordable(asked, options, 8)
+    assert (affordable.model is not None) == (driver == "latency")
+    curves = curves_of(asked, asked.calibration, SMALL, 256)
+    legal = {k: options[k] for k, group in enumerate(groups) if group.name in curves}
+    losses = {k: curves[groups[k].name] for k in legal}
+    losses = {k: curve.ranking.loss[list(legal[k])] * curve.sensitivity**0.5 for k, curve in losses.items()}
+    start = [group.size for group in groups]
+    prices = {"macs": macs_of(asked)} | ({"latency": affordable.model.predict} if affordable.model else {})
+    paths = {name: {tuple(row) for row in steepest(start, legal, losses, price)} for name, price in prices.items()}
+    ranking = LossRanking(asked, SMALL, options, affordable.price)
+    walked = {tuple(row) for row in GlobalRanking(groups, options).walk(ranking.plain).path()}
+    assert paths[driver] <= walked
+    assert driver == "macs" or not paths["macs"] <= walked, "the two orders differ"
+
+
 def test_the_identity_of_the_loss_ranking_is_the_allocation_by_loss_curves(problem):
     options = [widths(group, 4) for group in problem.channels.groups]
-    genome = LossRanking(problem, SMALL, options)
+    genome = LossRanking(problem, SMALL, options, macs_of(problem))
     middle = {name: 1.0 if name.startswith("scale") else 0.0 for name in genome.space}
     walk = GlobalRanking(problem.channels.groups, options).walk(genome.scores(middle))
     plain = GlobalRanking(problem.channels.groups, options).walk(genome.plain)
