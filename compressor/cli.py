@@ -131,7 +131,9 @@ def compress(
         typer.Option(help="Of legr and aacp: before a candidate is judged: none, train, recalibrate or compensate."),
     ] = "compensate",
     ranking: Annotated[str, typer.Option(help="Of legr and aacp: channels by loss after compensation (loss) or by norm.")] = "loss",
-    steps: Annotated[str, typer.Option(help="Of aacp: widths of the measured staircase, eighths, or align.")] = "staircase",
+    steps: Annotated[
+        str, typer.Option(help="Of aacp and legr: widths of the measured staircase (aacp's default), align (legr's) or eighths.")
+    ] = "",
     space: Annotated[str, typer.Option(help="Of cap, legr and aacp: channels, or channels+ranks; of cap also ranks.")] = "channels",
     parallel: Annotated[int, typer.Option(min=1, help="Of legr and aacp: candidates under way at once.")] = 1,
     storage: Annotated[
@@ -172,7 +174,7 @@ def compress(
     from compressor.errors import BackendError
     from compressor.fitness import Fitness
     from compressor.loading import load_model
-    from compressor.methods import METHODS
+    from compressor.methods import AACP, METHODS, LeGR
     from compressor.passes.compensation import Compensation
     from compressor.runtime import BACKENDS
     from compressor.target import Target, option_of
@@ -203,8 +205,8 @@ def compress(
         "cap": {"floor": floor, "search": search, "streams": streams, "space": space},
         "cc": {"units": units, "information": information, "gathers": gathers},
         "factorize": {"form": form, "choice": ranks},
-        "legr": {**searches, "ranking": ranking},
-        "aacp": {**searches, "ranking": "l1" if ranking == "norm" else ranking, "steps": steps},
+        "legr": {**searches, "ranking": ranking, "steps": steps or LeGR.steps},
+        "aacp": {**searches, "ranking": "l1" if ranking == "norm" else ranking, "steps": steps or AACP.steps},
     }
     compensation = Compensation(images=calibration_images) if compensate else None
     chosen = METHODS[method](**given[method], compensation=compensation)

@@ -15,7 +15,7 @@ released) or the mean.
 * `ranking="loss"`: channels are ranked by the loss that compensation cannot make up for (`losses.py`), per what they save: MACs,
   or milliseconds of the latency model where latency is limited. On a logarithmic scale; alpha stretches it and kappa
   shifts it, and the identity is the allocation of `CaP`;
-* budgets of any kind, latency by a model that learns from measured leaders; legal widths of the target.
+* budgets of any kind, latency by a model that learns from measured leaders; `steps`: legal widths of the target.
 
 Where this differs from the released code: a quota holds for a group, not for a layer (there, an exhausted layer's
 shortcut ends misaligned), and candidates are judged on images held out of the training data.
@@ -37,12 +37,12 @@ from compressor.methods.genomes import Genome, LossRanking, NormRanking, images_
 from compressor.methods.global_ranking import GlobalRanking
 from compressor.methods.paths import Rows, Widths, fitting
 from compressor.methods.searching import Quest, SearchingMethod, search
+from compressor.methods.steps import Steps, options_of
 from compressor.passes.compensation import Compensation
 from compressor.passes.groups import ChannelGroup
 from compressor.passes.ranked import RankAxis
 from compressor.plan import Plan
 from compressor.search.samplers import LeGRSampler
-from compressor.space import widths
 
 _POPULATION = 64 / 400  # of the trials
 
@@ -55,6 +55,8 @@ class LeGR(SearchingMethod):
         ranking: What is scaled and shifted: squared filter `norm`s, or the `loss` of each channel.
         aggregate: Of the scores of tied filters, by norm: `sum` as released, or `mean`. The sum measures better: as published at
             half the MACs of a ResNet-56 it leaves 78.71 % before any training, the mean 45.99 % (`tools/bench_search.py`).
+        steps: Widths that a walk stops on: multiples of the target's `align`, the right edges of each group's measured `staircase`
+            on the target, or `eighths` of the group.
         quota: Share of every group that stays (at least two channels).
         population: See `LeGRSampler`; by default as large a share of the trials as published, 64 of 400.
         samples: See there; a quarter of the population by default, as published.
@@ -69,6 +71,7 @@ class LeGR(SearchingMethod):
     sampler: str = "legr"
     ranking: Literal["norm", "loss"] = "loss"
     aggregate: Literal["sum", "mean"] = "sum"
+    steps: Steps = "align"
     quota: float = 0.1
     population: int | None = None
     samples: int | None = None
@@ -79,7 +82,7 @@ class LeGR(SearchingMethod):
     def __post_init__(self) -> None:
         """Check the settings."""
         super().__post_init__()
-        self.check(ranking=("norm", "loss"), aggregate=("sum", "mean"))
+        self.check(ranking=("norm", "loss"), aggregate=("sum", "mean"), steps=("align", "staircase", "eighths"))
         if not 0 <= self.quota < 1:
             raise BudgetError(f"LeGR(quota={self.quota}): the share that stays must lie in [0, 1)")
         try:
@@ -122,7 +125,7 @@ class LeGR(SearchingMethod):
         if self.ranking == "loss":
             images_for_losses(tightest)  # or an error, before anything is measured
         groups = tightest.channels.groups
-        legal = [self._legal(group, tightest) for group in groups]
+        legal = self._legal(tightest)
         affordable = Affordable(tightest, legal, self.engines)
         genome = self._genome(tightest, legal, affordable)
         options = [own if group.name in genome.groups else (group.size,) for group, own in zip(groups, legal, strict=True)]
@@ -152,13 +155,17 @@ class LeGR(SearchingMethod):
             return NormRanking(problem, self.aggregate)
         return LossRanking(problem, self.compensation or Compensation(), legal, affordable.price)
 
-    def _legal(self, group: ChannelGroup, problem: Problem) -> tuple[int, ...]:
-        if group.frozen is not None:
-            return (group.size,)
+    def _legal(self, problem: Problem) -> list[tuple[int, ...]]:
+        """Widths and ranks on which a walk may stop, per group."""
+        groups = problem.channels.groups
+        found = options_of(problem, self.steps, frozenset(group.name for group in groups))
+        return [self._above_quota(group, own) for group, own in zip(groups, found, strict=True)]
+
+    def _above_quota(self, group: ChannelGroup, legal: tuple[int, ...]) -> tuple[int, ...]:
         if isinstance(group, RankAxis):
-            return widths(group, problem.target.align)
+            return legal
         least = max(int(np.ceil(self.quota * group.size)), 2)
-        return tuple(w for w in widths(group, problem.target.align) if w >= least or w == group.size)
+        return tuple(w for w in legal if w >= least or w == group.size)
 
     def _sampler(self, seed: int, space: Mapping[str, FloatDistribution]) -> BaseSampler:
         population = max(round(_POPULATION * self.trials), 1) if self.population is None else self.population

@@ -85,6 +85,17 @@ def test_every_variant_meets_the_budget_on_legal_widths(problem, method):
     assert method.plan(problem) == plan, "the same seed, the same search"
 
 
+@pytest.mark.parametrize("steps", ["staircase", "eighths"])
+def test_a_walk_stops_on_the_steps_asked_for(problem, steps):
+    asked = replace(problem, target=Target("fake", align=1, options={"step": 8, "noise": 0.0}))
+    groups = asked.channels.groups
+    legal, fine = (options_of(asked, kind, frozenset(group.name for group in groups)) for kind in (steps, "align"))
+    assert any(len(few) < len(all_) for few, all_ in zip(legal, fine, strict=True))
+    found = dict(asked.channels.structure(legr(steps=steps).plan(asked)).widths)
+    assert all(found[group.name] in own for group, own in zip(groups, legal, strict=True))
+    assert any(found[group.name] < group.size for group in groups)
+
+
 def test_several_budgets_at_once(problem):
     full = problem.channels.costs_of(problem.channels.full)
     limits = {"macs": 0.6 * float(full.macs[0]), "params": 0.4 * float(full.params[0]), "memory": 0.5 * float(full.memory_bytes[0])}
