@@ -31,7 +31,7 @@ from compressor.errors import BudgetError
 from compressor.fitness import Fitness
 from compressor.methods.affordable import Affordable
 from compressor.methods.base import Problem
-from compressor.methods.genomes import LossRanking, images_for_losses, singular_values
+from compressor.methods.genomes import SENSITIVITIES, LossRanking, images_for_losses, singular_values
 from compressor.methods.global_ranking import GlobalRanking, bisected
 from compressor.methods.paths import AIM, Rows, Widths, fitting
 from compressor.methods.searching import Quest, SearchingMethod, search
@@ -109,7 +109,7 @@ class AACP(SearchingMethod):
         affordable = Affordable(problem, options, self.engines)
         scores = self._scores(problem, options, affordable)
         vectors = _Vectors([g.name for g in problem.channels.groups], options, affordable)
-        start = self._start(problem, scores, options, vectors)
+        start = self._start(problem, options, affordable, vectors)
         own = {"aacp": lambda: self._sampler(problem.seed, vectors, start)}
         space = Widths(problem, scores)
 
@@ -140,17 +140,26 @@ class AACP(SearchingMethod):
             scoring, criterion, names = Scoring(channels), CRITERIA["l1"](aggregate="sum"), self._groups(problem)
             free = [group for group in channels.free if group.name in names]
             return {**{group.name: criterion(scoring, group) for group in free}, **singular_values(channels)}
-        return LossRanking(problem, self.compensation or Compensation(), options, affordable.price).plain
+        return self._by_loss(problem, options, affordable)
+
+    def _by_loss(
+        self, problem: Problem, options: Sequence[Sequence[int]], affordable: Affordable, power: float = SENSITIVITIES[0]
+    ) -> dict[str, Scores]:
+        return LossRanking(problem, self.compensation or Compensation(), options, affordable.price, power).plain
 
     def _start(
-        self, problem: Problem, scores: Mapping[str, Scores], options: Sequence[Sequence[int]], vectors: "_Vectors"
+        self, problem: Problem, options: Sequence[Sequence[int]], affordable: Affordable, vectors: "_Vectors"
     ) -> list[dict[str, Any]]:
-        """CaP's allocation, and the same with noise: half of the first population."""
+        """CaP's allocations, and the same with noise: half of the first population."""
         if self.ranking != "loss":
             return []
-        allocation = GlobalRanking(problem.channels.groups, options).walk(scores).first(vectors.within)
-        random = np.random.default_rng([problem.seed, 2])
-        return [vectors.params(vectors.near(allocation, random, _NOISE * (k > 0))) for k in range(self.population // 2)]
+        count, random = self.population // 2, np.random.default_rng([problem.seed, 2])
+        allocations = []
+        for power in SENSITIVITIES[:count]:
+            scores = self._by_loss(problem, options, affordable, power)
+            allocations.append(GlobalRanking(problem.channels.groups, options).walk(scores).first(vectors.within))
+        near = [vectors.near(allocations[k % len(allocations)], random, _NOISE * (k >= len(allocations))) for k in range(count)]
+        return [vectors.params(levels) for levels in near]
 
     def _sampler(self, seed: int, vectors: "_Vectors", start: list[dict[str, Any]]) -> BaseSampler:
         def repair(params: dict[str, Any], random: np.random.Generator) -> dict[str, Any]:

@@ -17,10 +17,14 @@ from compressor.passes.calibration import Calibration
 from compressor.passes.channels import ChannelGraph
 from compressor.passes.compensation import Compensation
 from compressor.passes.criteria import Scores, Scoring, select
+from compressor.passes.losses import Curve
 from compressor.passes.products import Product
 from compressor.passes.ranked import RankAxis, axes_of
 
-_SENSITIVITY = 0.5  # its power: CaP's `mixed`, between its two others; not tuned
+SENSITIVITIES = (0.5, 0.0, 1.0)
+"""Powers of a group's sensitivity in its losses: CaP's weightings, `mixed` first. Which is best depends on the budget."""
+
+_POWER = "sensitivity"
 _PROBES = 256  # images that sensitivities are measured on
 
 
@@ -33,6 +37,10 @@ class Genome(Protocol):
     @property
     def space(self) -> dict[str, FloatDistribution]:
         """The parameters; their middle leaves the scores as they are."""
+
+    @property
+    def start(self) -> list[dict[str, float]]:
+        """Parameters that are worth a try."""
 
     def scores(self, params: Mapping[str, Any]) -> dict[str, Scores]:
         """Group name -> score per unit."""
@@ -72,6 +80,11 @@ class NormRanking:
             found[f"shift:{layer}"] = FloatDistribution(-4.0, 4.0)
         return found
 
+    @property
+    def start(self) -> list[dict[str, float]]:
+        """None beside the unchanged norms."""
+        return []
+
     def scores(self, params: Mapping[str, Any]) -> dict[str, Scores]:
         """See `Genome`."""
         sums = {name: np.zeros(size) for name, size in self._sizes.items()}
@@ -94,31 +107,39 @@ class LossRanking:
         settings: Of compensation.
         options: Legal widths of every group.
         price: Of structures, (structures, groups) to (structures,): what is to be saved.
+        power: Of the sensitivities.
 
     Raises:
         DataError: There are no images.
     """
 
-    def __init__(self, problem: Problem, settings: Compensation, options: Sequence[Sequence[int]], price: Price) -> None:
-        images_for_losses(problem)
-        channels = problem.channels
-        found = self._computed(problem, settings, options, price)
-        self._base = found
+    def __init__(
+        self,
+        problem: Problem,
+        settings: Compensation,
+        options: Sequence[Sequence[int]],
+        price: Price,
+        power: float = SENSITIVITIES[0],
+    ) -> None:
+        channels, self._power = problem.channels, power
+        curves = curves_of(problem, images_for_losses(problem), settings, _PROBES)
+        self._base = self._computed(channels, curves, options, price, power)
+        self._sensitivity = {name: float(np.log(_sensitivity(curves[name]))) for name in self._base}
         self._middle = {name: float(own.mean()) for name, own in self._base.items()}
         self.groups = frozenset(self._base)
         self._names = [group.name for group in channels.groups if group.name in self._base]
 
     @staticmethod
-    def _computed(problem: Problem, settings: Compensation, options: Sequence[Sequence[int]], price: Price) -> dict[str, Scores]:
-        channels = problem.channels
-        curves = curves_of(problem, images_for_losses(problem), settings, _PROBES)
+    def _computed(
+        channels: ChannelGraph, curves: Mapping[str, Curve], options: Sequence[Sequence[int]], price: Price, power: float
+    ) -> dict[str, Scores]:
         groups = dict(enumerate(channels.groups))
         legal = {k: list(options[k]) for k, group in groups.items() if group.name in curves and len(options[k]) > 1}
         losses = {}
         for k in legal:
             curve = curves[groups[k].name]
             dearer = RANK_PRICE if isinstance(groups[k], RankAxis) else 1.0
-            losses[k] = dearer * curve.ranking.loss[legal[k]] * max(curve.sensitivity, 1e-12) ** _SENSITIVITY
+            losses[k] = dearer * curve.ranking.loss[legal[k]] * _sensitivity(curve) ** power
         path = steepest([g.size for g in channels.groups], legal, losses, price)
         costs = price(path)
         saved = np.maximum(-np.diff(costs), 1e-8 * costs[0])
@@ -145,8 +166,8 @@ class LossRanking:
 
     @property
     def space(self) -> dict[str, FloatDistribution]:
-        """One unit of a sampler (an eighth of the range) is a factor of 1.3, and one of 1.6 of the price."""
-        found = {}
+        """One unit of a sampler (an eighth of the range) is a factor of 1.3, one of 1.6 of the price, and a power of 1/4."""
+        found = {_POWER: FloatDistribution(-1.0, 1.0)}
         for name in self._names:
             found[f"scale:{name}"] = FloatDistribution(float(np.exp(-2)) ** 0.5, float(np.exp(2)) ** 0.5, log=True)
             found[f"shift:{name}"] = FloatDistribution(-2.0, 2.0)
@@ -154,10 +175,20 @@ class LossRanking:
 
     def scores(self, params: Mapping[str, Any]) -> dict[str, Scores]:
         """See `Genome`."""
-        return {
-            name: (own - self._middle[name]) * params[f"scale:{name}"] + self._middle[name] + params[f"shift:{name}"]
-            for name, own in self._base.items()
-        }
+        scale = {name: params[f"scale:{name}"] for name in self._base}
+        shift = {name: params[f"shift:{name}"] + params[_POWER] * self._sensitivity[name] for name in self._base}
+        middle = self._middle
+        return {name: (own - middle[name]) * scale[name] + middle[name] + shift[name] for name, own in self._base.items()}
+
+    @property
+    def start(self) -> list[dict[str, float]]:
+        """The unchanged ranking, but for the other powers of the sensitivities."""
+        middle = {name: 1.0 if d.log else 0.0 for name, d in self.space.items()}
+        return [{**middle, _POWER: power - self._power} for power in SENSITIVITIES if power != self._power]
+
+
+def _sensitivity(curve: Curve) -> float:
+    return max(curve.sensitivity, 1e-12)
 
 
 def images_for_losses(problem: Problem) -> Calibration:

@@ -13,8 +13,9 @@ released) or the mean.
 
 * `fitness`: batch norms recalibrated, or layers compensated in closed form, before a candidate is judged;
 * `ranking="loss"`: channels are ranked by the loss that compensation cannot make up for (`losses.py`), per what they save: MACs,
-  or milliseconds of the latency model where latency is limited. On a logarithmic scale; alpha stretches it and kappa
-  shifts it, and the identity is the allocation of `CaP`;
+  or milliseconds of the latency model where latency is limited. On a logarithmic scale; alpha stretches it, kappa shifts it,
+  and one parameter more weighs the sensitivity of all groups. The identity is an allocation of `CaP`, and the first
+  trials are those of its other weightings;
 * budgets of any kind, latency by a model that learns from measured leaders; `steps`: legal widths of the target.
 
 Where this differs from the released code: a quota holds for a group, not for a layer (there, an exhausted layer's
@@ -136,8 +137,8 @@ class LeGR(SearchingMethod):
             del index
             return ranking.walk(genome.scores(params)).first(affordable.within)
 
-        space = genome.space
-        own = {"legr": lambda: self._sampler(tightest.seed, space)}
+        space, start = genome.space, genome.start
+        own = {"legr": lambda: self._sampler(tightest.seed, space, start)}
         quest = Quest(space, own, row, lambda p: Widths(tightest, genome.scores(p)))
         best = search(tightest, self, quest, affordable)[0]
         scores = genome.scores(best.params)
@@ -167,7 +168,8 @@ class LeGR(SearchingMethod):
         least = max(int(np.ceil(self.quota * group.size)), 2)
         return tuple(w for w in legal if w >= least or w == group.size)
 
-    def _sampler(self, seed: int, space: Mapping[str, FloatDistribution]) -> BaseSampler:
+    def _sampler(self, seed: int, space: Mapping[str, FloatDistribution], start: Sequence[Mapping[str, float]] = ()) -> BaseSampler:
         population = max(round(_POPULATION * self.trials), 1) if self.population is None else self.population
         samples = max(population // 4, 1) if self.samples is None else self.samples
-        return LeGRSampler(seed, population, samples, self.trials, self.sigma, self.mutate, self.identity, self.parallel, space)
+        own = (population, samples, self.trials, self.sigma, self.mutate, self.identity, self.parallel)
+        return LeGRSampler(seed, *own, space, start)

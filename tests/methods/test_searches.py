@@ -119,6 +119,23 @@ def test_a_family_comes_from_one_search_and_its_members_are_nested(problem):
     assert plans[-1] == legr().plan(problems[-1]), "learnt at the tightest budget"
 
 
+def test_the_first_trials_are_the_allocations_of_the_other_weightings(problem):
+    """Another power of the sensitivities moves each group as a whole: exactly, where losses are convex."""
+    options = [widths(group, 4) for group in problem.channels.groups]
+    genome, others = (
+        [LossRanking(problem, SMALL, options, macs_of(problem), power) for power in powers] for powers in ((0.5,), (0.0, 1.0))
+    )
+    found = []
+    for params, other in zip(genome[0].start, others, strict=True):
+        moved, plain = genome[0].scores(params), other.plain
+        for name in plain:
+            assert (np.argsort(moved[name]) == np.argsort(plain[name])).all()
+        walks = [GlobalRanking(problem.channels.groups, options).walk(scores).path() for scores in (moved, plain)]
+        shared = {tuple(row) for row in walks[0]} & {tuple(row) for row in walks[1]}
+        found.append(len(shared) / len(walks[1]))
+    assert min(found) > 0.5, "most structures of the walks are the same"
+
+
 def macs_of(problem):
     return lambda rows: problem.channels.costs.macs(rows).astype(float)
 

@@ -9,7 +9,7 @@ Where this differs from the released code: ranges end four units from the middle
 the population.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,7 @@ class LeGRSampler(PopulationSampler):
         identity: Which trial is the identity: that of index `population - 1` (None, as published), or another.
         lag: See `PopulationSampler`.
         space: See there.
+        start: Members of the first population, where some are known to be good; the others are drawn.
 
     Raises:
         ValueError: A setting is out of range.
@@ -53,6 +54,7 @@ class LeGRSampler(PopulationSampler):
         identity: int | None = None,
         lag: int = 1,
         space: Mapping[str, BaseDistribution] | None = None,
+        start: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         super().__init__(seed, lag, space)
         if population < 1 or samples < 1 or generations < 1 or sigma <= 0 or not 0 < mutate <= 1:
@@ -60,6 +62,7 @@ class LeGRSampler(PopulationSampler):
         self._population, self._samples, self._generations = population, samples, generations
         self._sigma, self._mutate = sigma, mutate
         self._identity = population - 1 if identity is None else identity
+        self._start = tuple(start)
 
     def initial(self, random: np.random.Generator, axis: Axis) -> Any:
         """The middle of the range plus noise."""
@@ -73,6 +76,8 @@ class LeGRSampler(PopulationSampler):
         if past.index == self._identity:
             random = self.random(past.index)
             return {n: a.uniform(random) if a.categorical else a.value(a.center) for n, a in axes_of(space).items()}, {}
+        if past.index < min(len(self._start), self._population):
+            return {name: self._start[past.index][name] for name in space}, {}
         if past.index < self._population or not good:
             return self.first(past.index, space), {}
         random = self.random(past.index)
