@@ -119,7 +119,8 @@ def main() -> None:
     bench = Untrained(args) if args.network == "resnet50" else Trained(args)
     file = args.results / f"driver-{args.network}.json"
     rows = json.loads(file.read_text()) if file.exists() else []
-    rows = [row for row in rows if (row["options"]["asked"], row["options"]["space"]) != (args.latency, args.space)]
+    asked = (args.latency, args.space, args.align)
+    rows = [row for row in rows if tuple(row["options"][name] for name in ("asked", "space", "align")) != asked]
     graphs = {"original": bench.graph}
     found = []
     with Comparison(bench.graph, bench.target, 0) as comparison:

@@ -125,7 +125,7 @@ class AACP(SearchingMethod):
         for widths_found in rows:  # the model may be off
             if problem.measure(space.plan(widths_found)).ratio <= AIM * problem.limits["latency"]:
                 return space.plan(widths_found)
-        return fitting(space, vectors.around(rows[0]))
+        return fitting(space, vectors.around(rows[0]), affordable.price)
 
     def _groups(self, problem: Problem) -> frozenset[str]:
         """Names of what is searched."""
@@ -157,7 +157,7 @@ class AACP(SearchingMethod):
         allocations = []
         for power in SENSITIVITIES[:count]:
             scores = self._by_loss(problem, options, affordable, power)
-            allocations.append(GlobalRanking(problem.channels.groups, options).walk(scores).first(vectors.within))
+            allocations.append(GlobalRanking(problem.channels.groups, options).walk(scores).filled(vectors.within))
         near = [vectors.near(allocations[k % len(allocations)], random, _NOISE * (k >= len(allocations))) for k in range(count)]
         return [vectors.params(levels) for levels in near]
 
@@ -248,7 +248,7 @@ class _Vectors:
         counts = np.zeros((len(order) + 1, len(levels)), dtype=np.int64)
         counts[np.arange(1, len(order) + 1), order] = 1
         path = levels - np.cumsum(counts, axis=0)
-        return self._levels_of(bisected(lambda at: self.rows(path[at]), len(path), self._affordable.within))
+        return np.asarray(path[bisected(lambda at: self.rows(path[at]), len(path), self._affordable.within)])
 
     def around(self, widths: NDArray[np.int64]) -> Rows:
         """Structures from the whole network down through a given one, (groups,), to the narrowest, all groups in proportion."""

@@ -61,7 +61,8 @@ class Policy:
         Raises:
             BudgetError: No structure on the path meets it.
         """
-        return fitting(*self._path(weighting))
+        space, path = self._path(weighting)
+        return fitting(space, path, lambda rows: self._costs_of(space, rows))
 
     def near(self, weighting: Weighting) -> Plan:
         """A plan near the budget, without measuring anything: a latency is that of the model, or its share of the MACs.

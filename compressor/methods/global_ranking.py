@@ -12,13 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.errors import BudgetError
-from compressor.methods.paths import Rows
+from compressor.methods.paths import Rows, Within, give_back
 from compressor.passes.criteria import Scores
 from compressor.passes.groups import ChannelGroup
 
 _AT_ONCE = 24  # structures whose costs are asked together
-
-Within = Callable[[Rows], NDArray[np.bool_]]
 
 
 class GlobalRanking:
@@ -103,11 +101,20 @@ class Walk:
         Raises:
             BudgetError: Not even the last is.
         """
-        return bisected(self.rows, len(self), within)
+        return np.asarray(self.rows(np.array([bisected(self.rows, len(self), within)]))[0])
+
+    def filled(self, within: Within) -> Rows:
+        """The first structure within a budget, with those notches undone, the latest first, that it still allows; (groups,).
+
+        Raises:
+            BudgetError: Not even the last is.
+        """
+        first = bisected(self.rows, len(self), within)
+        return give_back(self.rows(np.arange(first + 1)), first, within)
 
 
-def bisected(rows: Callable[[NDArray[np.int64]], Rows], count: int, within: Within) -> Rows:
-    """The first of some structures, each narrower than the one before, that is within a budget, (groups,).
+def bisected(rows: Callable[[NDArray[np.int64]], Rows], count: int, within: Within) -> int:
+    """The position of the first of some structures, each narrower than the one before, that is within a budget.
 
     Args:
         rows: From positions, the structures there.
@@ -126,4 +133,4 @@ def bisected(rows: Callable[[NDArray[np.int64]], Rows], count: int, within: With
         found = int(np.argmax(good)) if good.any() else len(positions)
         high = int(positions[found]) if found < len(positions) else high
         low = int(positions[found - 1]) if found > 0 else low
-    return np.asarray(rows(np.array([high]))[0])
+    return high

@@ -58,6 +58,8 @@ class LeGR(SearchingMethod):
             half the MACs of a ResNet-56 it leaves 78.71 % before any training, the mean 45.99 % (`tools/bench_search.py`).
         steps: Widths that a walk stops on: multiples of the target's `align`, the right edges of each group's measured `staircase`
             on the target, or `eighths` of the group.
+        fill: Whether notches that the budget still allows where the walk stops are undone, the latest first: where legal widths are
+            few, the last notch may overshoot. Not as published; members of a family are then not always nested in each other.
         quota: Share of every group that stays (at least two channels).
         population: See `LeGRSampler`; by default as large a share of the trials as published, 64 of 400.
         samples: See there; a quarter of the population by default, as published.
@@ -73,6 +75,7 @@ class LeGR(SearchingMethod):
     ranking: Literal["norm", "loss"] = "loss"
     aggregate: Literal["sum", "mean"] = "sum"
     steps: Steps = "align"
+    fill: bool = True
     quota: float = 0.1
     population: int | None = None
     samples: int | None = None
@@ -100,7 +103,7 @@ class LeGR(SearchingMethod):
             steps: tau; 0 in the script of the paper's Table 1, 200 elsewhere.
         """
         fitness = Fitness("train", steps=steps) if steps else Fitness("none")
-        return cls(trials, fitness, compensation=None, ranking="norm", population=64, samples=16)
+        return cls(trials, fitness, compensation=None, ranking="norm", fill=False, population=64, samples=16)
 
     def plan(self, problem: Problem) -> Plan:
         """Decide what stays.
@@ -135,7 +138,8 @@ class LeGR(SearchingMethod):
 
         def row(params: Mapping[str, Any], index: int) -> Rows:
             del index
-            return ranking.walk(genome.scores(params)).first(affordable.within)
+            walk = ranking.walk(genome.scores(params))
+            return walk.filled(affordable.within) if self.fill else walk.first(affordable.within)
 
         space, start = genome.space, genome.start
         own = {"legr": lambda: self._sampler(tightest.seed, space, start)}
@@ -143,13 +147,7 @@ class LeGR(SearchingMethod):
         best = search(tightest, self, quest, affordable)[0]
         scores = genome.scores(best.params)
         walk = ranking.walk(scores)
-        return [self._settled(problem, Widths(problem, scores), walk.path()) for problem in problems]
-
-    def _settled(self, problem: Problem, space: Widths, path: Rows) -> Plan:
-        """The first structure of the walk within the limits; a latency is measured."""
-        if "latency" in problem.limits:
-            return fitting(space, path)
-        return space.plan(path[int(np.argmax(space.within(path)))])
+        return [fitting(Widths(problem, scores), walk.path(), affordable.price, self.fill) for problem in problems]
 
     def _genome(self, problem: Problem, legal: Sequence[Sequence[int]], affordable: Affordable) -> Genome:
         if self.ranking == "norm":

@@ -16,10 +16,13 @@ logger = logging.getLogger(__name__)
 Rows = NDArray[np.int64]
 Price = Callable[[Rows], NDArray[np.float64]]
 """Of structures, (structures, groups) to (structures,): what is to be saved."""
+Within = Callable[[Rows], NDArray[np.bool_]]
+"""Of structures, (structures, groups) to (structures,): whether they meet a budget."""
 
 COSTS = ("macs", "params", "memory")
 _CLOSE = 0.97  # a measured latency from here up to the budget ends the bisection
 AIM = 0.985  # of the latency budget: what the search accepts, so that the final measurement holds too
+_FILLS = 3  # engines that are built to use what a notch has left of a latency budget
 _HORIZON = 4  # how many notches of one group are looked at together
 
 
@@ -112,66 +115,118 @@ def first_within(space: Widths, path: Rows) -> int:
     )
 
 
-def give_back(space: Widths, path: Rows, first: int) -> Rows:
-    """Undo notches, the latest first, as long as the budget still holds; one row."""
+def give_back(path: Rows, first: int, within: Within) -> Rows:
+    """A structure of a path with those notches undone, the latest first, that a budget still allows; one row.
+
+    Args:
+        path: (structures, groups).
+        first: The structure's position.
+        within: Which of some structures are within the budget; costs grow with every width.
+    """
     current: Rows = path[first].copy()
-    for index in range(first, 0, -1):
-        column = int(np.argmax(path[index - 1] != path[index]))
-        if path[index][column] == current[column]:
-            wider = current.copy()
-            wider[column] = path[index - 1][column]
-            if space.within(wider[None])[0]:
-                current = wider
+    wider: dict[int, list[int]] = {}  # column -> positions before its notches, the latest last
+    for before, column in zip(*np.nonzero(path[:first] != path[1 : first + 1]), strict=True):
+        wider.setdefault(int(column), []).append(int(before))
+    while wider:
+        columns = list(wider)
+        trial = np.repeat(current[None], len(columns), axis=0)
+        for row, column in zip(trial, columns, strict=True):
+            row[column] = path[wider[column][-1], column]
+        good = within(trial)
+        wider = {column: own for column, own, fits in zip(columns, wider.values(), good, strict=True) if fits}
+        if wider:
+            column = max(wider, key=lambda name: wider[name][-1])
+            current = trial[columns.index(column)]
+            wider[column].pop()
+            wider = {name: own for name, own in wider.items() if own}
     return current
 
 
-def bisect_latency(space: Widths, path: Rows, first: int) -> int:
-    """First structure on the path, from `first` on, whose measured latency is within the budget.
-
-    Latency is guessed to fall with MACs between the two measured neighbours, which needs fewer engines
-    than halving the interval.
-
-    Raises:
-        BudgetError: Even the last structure takes longer.
-    """
-    limit = space.problem.limits["latency"]
-    macs = space.costs(path)["macs"]
-
-    def ratio_at(index: int) -> float:
-        found = space.problem.measure(space.plan(path[index])).ratio
-        logger.info("notch %d of %d takes %.3f of the original, budget %.3f", index, len(path) - 1, found, limit)
-        return found
-
-    low, low_ratio = first, ratio_at(first) if first > 0 else 1.0
-    if low_ratio <= limit:
-        return first
-    high = len(path) - 1
-    high_ratio = ratio_at(high)
-    if high_ratio > limit:
-        raise BudgetError(
-            f"the latency budget cannot be met: the smallest legal network takes {high_ratio:.3f} of the original's "
-            f"latency, asked for is {limit:.3f}; a smaller `align` of the target allows narrower layers"
-        )
-    while high - low > 1 and not _CLOSE * limit <= high_ratio <= AIM * limit:
-        wanted = 0.5 * (_CLOSE + AIM) * limit
-        share = float(np.clip((low_ratio - wanted) / max(low_ratio - high_ratio, 1e-12), 0.1, 0.9))
-        goal = macs[low] + share * (macs[high] - macs[low])
-        middle = int(np.clip(np.searchsorted(-macs, -goal), low + 1, high - 1))
-        found = ratio_at(middle)
-        if found <= AIM * limit:
-            high, high_ratio = middle, found
-        else:
-            low, low_ratio = middle, found
-    return high
-
-
-def fitting(space: Widths, path: Rows) -> Plan:
+def fitting(space: Widths, path: Rows, price: Price | None = None, fill: bool = True) -> Plan:
     """The plan on a path that meets every budget with the least taken away.
+
+    Args:
+        space: Of the structures.
+        path: (structures, groups), from the whole network down.
+        price: What a latency is guessed to fall with between measured structures; MACs by default.
+        fill: Whether notches before it that the budget still allows are undone.
 
     Raises:
         BudgetError: None does; the closest is said.
     """
     first = first_within(space, path)
-    if "latency" in space.problem.limits:
-        return space.plan(path[bisect_latency(space, path, first)])
-    return space.plan(give_back(space, path, first))
+    if "latency" not in space.problem.limits:
+        return space.plan(give_back(path, first, space.within) if fill else path[first])
+    price = price or (lambda rows: space.costs(rows, ("macs",))["macs"])
+    return space.plan(_Measured(space, path, price, fill).fitting(first))
+
+
+class _Measured:
+    """A path whose structures are built and measured, few of them."""
+
+    def __init__(self, space: Widths, path: Rows, price: Price, fill: bool) -> None:
+        self._space, self._path, self._price, self._fill = space, path, price, fill
+        self._limit = space.problem.limits["latency"]
+        self._aim = 0.5 * (_CLOSE + AIM) * self._limit
+
+    def fitting(self, first: int) -> Rows:
+        """The structure within the budget, from position `first` on, with the least taken away.
+
+        Raises:
+            BudgetError: Even the last structure takes longer.
+        """
+        low, low_ratio = first, self._ratio(self._path[first]) if first > 0 else 1.0
+        if low_ratio <= self._limit:
+            return np.asarray(self._path[first])
+        high = len(self._path) - 1
+        high_ratio = self._ratio(self._path[high])
+        if high_ratio > self._limit:
+            raise BudgetError(
+                f"the latency budget cannot be met: the smallest legal network takes {high_ratio:.3f} of the original's "
+                f"latency, asked for is {self._limit:.3f}; a smaller `align` of the target allows narrower layers"
+            )
+        price = np.minimum.accumulate(self._price(self._path))
+        while high - low > 1 and not self._close(high_ratio):
+            # between its measured neighbours latency is guessed to fall with the price: fewer engines than by halves
+            share = float(np.clip((low_ratio - self._aim) / max(low_ratio - high_ratio, 1e-12), 0.1, 0.9))
+            goal = price[low] + share * (price[high] - price[low])
+            middle = int(np.clip(np.searchsorted(-price, -goal), low + 1, high - 1))
+            found = self._ratio(self._path[middle])
+            if found <= AIM * self._limit:
+                high, high_ratio = middle, found
+            else:
+                low, low_ratio = middle, found
+        if self._close(high_ratio) or not self._fill:
+            return np.asarray(self._path[high])
+        return self._filled(high, high_ratio, (low_ratio - high_ratio) / max(float(price[low] - price[high]), 1e-12))
+
+    def _filled(self, high: int, high_ratio: float, slope: float) -> Rows:
+        """The structure at `high` with notches undone up to the limit: one notch may take more than was asked for."""
+        start = best = np.asarray(self._path[high])
+        best_ratio, anchor = high_ratio, float(self._price(start[None])[0])
+        seen = {tuple(start)}
+        for _ in range(_FILLS):
+
+            def within(rows: Rows, slope: float = slope) -> NDArray[np.bool_]:
+                guessed = high_ratio + slope * (self._price(rows) - anchor)
+                return np.asarray(self._space.within(rows) & (guessed <= self._aim), dtype=bool)
+
+            row = give_back(self._path, high, within)
+            if tuple(row) in seen:
+                break
+            seen.add(tuple(row))
+            found = self._ratio(row)
+            if best_ratio < found <= AIM * self._limit:
+                best, best_ratio = row, found
+            slope = (found - high_ratio) / max(float(self._price(row[None])[0]) - anchor, 1e-12)
+            if slope <= 0 or self._close(found):
+                break
+        return best
+
+    def _close(self, ratio: float) -> bool:
+        return _CLOSE * self._limit <= ratio <= AIM * self._limit
+
+    def _ratio(self, row: Rows) -> float:
+        found = self._space.problem.measure(self._space.plan(row)).ratio
+        logger.info("%.3g of the price: %.3f of the original's latency, budget %.3f", self._price(row[None])[0], found, self._limit)
+        return found

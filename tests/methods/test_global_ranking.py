@@ -69,6 +69,29 @@ def test_walks_over_legal_widths_stop_on_them_only(channels):
     assert ((np.diff(path, axis=0) != 0).sum(axis=1) == 1).all()
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_walk_is_filled_as_by_undoing_one_notch_after_another(channels, seed):
+    random = np.random.default_rng(seed)
+    scores = {group.name: random.random(group.size) for group in channels.free}
+    walk = GlobalRanking(channels.groups, [widths(group, 4) for group in channels.groups]).walk(scores)
+    limit = random.uniform(0.2, 0.9) * float(channels.costs.macs(walk.path()[:1])[0])
+
+    def within(rows):
+        return channels.costs.macs(rows) <= limit
+
+    path = walk.path()
+    first = int(np.argmax(within(path)))
+    expected = path[first].copy()
+    for before in range(first - 1, -1, -1):
+        column = int(np.argmax(path[before] != path[before + 1]))
+        wider = expected.copy()
+        wider[column] = path[before][column]
+        if path[before + 1][column] == expected[column] and within(wider[None])[0]:
+            expected = wider
+    assert (walk.filled(within) == expected).all()
+    assert (walk.first(within) == path[first]).all()
+
+
 def test_macs_alone_are_those_of_all_costs_and_these_are_those_of_the_built_network(channels):
     random = np.random.default_rng(1)
     rows = np.stack([[random.choice(widths(g, 1)) for g in channels.groups] for _ in range(20)])

@@ -8,6 +8,8 @@ import compressor
 from compressor import Budget, BudgetError, Magnitude, Target
 from compressor.measurement import Measurement
 from compressor.methods import Problem
+from compressor.methods.magnitude import path_by_scores
+from compressor.methods.paths import Widths, fitting
 from compressor.passes.criteria import CRITERIA
 from compressor.space import widths
 from compressor.trial import Trial
@@ -99,6 +101,26 @@ def test_latency_that_falls_in_steps_is_met_as_well():
     structure = problem.channels.structure(Magnitude().plan(problem))
     share = problem.costs(structure)["macs"] / problem.costs(problem.channels.full)["macs"]
     assert np.ceil(share * 6) / 6 <= 0.5
+    assert len(asked) <= 12
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_a_coarse_notch_leaves_of_a_latency_budget_is_used(seed):
+    problem, asked = problem_of(Budget(latency=0.6), align=8, latency_of=lambda share: 0.1 + 0.9 * share)
+    random = np.random.default_rng(seed)
+    scores = {group.name: random.random(group.size) for group in problem.channels.free}
+    space, path = Widths(problem, scores), path_by_scores(problem, scores, "global")
+    stopped, filled = (problem.channels.structure(fitting(space, path, fill=fill)) for fill in (False, True))
+
+    def ratio(structure):
+        return 0.1 + 0.9 * problem.costs(structure)["macs"] / problem.costs(problem.channels.full)["macs"]
+
+    assert ratio(stopped) <= ratio(filled) <= 0.6
+    assert all(w >= dict(stopped.widths)[name] for name, w in filled.widths)
+    for group in problem.channels.free:  # latency is linear in MACs here, so that the guess is exact and nothing that fits is left
+        width = dict(filled.widths)[group.name]
+        wider = compressor.Structure(tuple((n, w + 8 * (n == group.name)) for n, w in filled.widths))
+        assert width == group.size or ratio(wider) > 0.97 * 0.6
     assert len(asked) <= 12
 
 
