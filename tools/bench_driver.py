@@ -11,7 +11,7 @@ network is measured to meet the budget. `top1` is
 that of the compensated network on the test images, nothing trained. torchvision's ResNet-50 has random weights: there a filter's
 loss is its squared norm, and the share of that which is lost stands for the accuracy.
 
-Rows in `tools/results/driver-NETWORK.json`; curves are kept in `--work`.
+Rows in `tools/results/driver-NETWORK.json`; curves and plans are kept in `--work`.
 """
 
 import argparse
@@ -46,6 +46,7 @@ from compressor.space import widths
 from compressor.store import write_bytes
 
 SPARED = 256
+SESSIONS = 3  # engines built anew; the median of their ratios is reported
 
 
 class Trained(bench_cc.Bench):
@@ -113,7 +114,7 @@ def main() -> None:
     parser.add_argument("--space", default="channels", choices=("channels", "ranks", "channels+ranks"), help="what is reduced")
     parser.add_argument("--engines", type=int, default=24, help="that the latency model is fitted to")
     parser.add_argument("--train-images", type=int, default=1000)
-    parser.add_argument("--work", type=Path, default=Path("runs/bench_driver"), help="curves")
+    parser.add_argument("--work", type=Path, default=Path("runs/bench_driver"), help="curves and plans")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
     bench = Untrained(args) if args.network == "resnet50" else Trained(args)
@@ -137,6 +138,9 @@ def main() -> None:
             begun = time.monotonic()
             plan = method.allocate(problem, curves, used, spared, model if driver == "latency" else None)
             seconds = time.monotonic() - begun
+            args.work.mkdir(parents=True, exist_ok=True)
+            name = f"{args.network}-{args.latency:g}-{args.space}-{args.align}-{driver}.json"
+            write_bytes(args.work / name, plan.to_json().encode())
             graphs[driver] = compressor.apply(plan, bench.graph, channels=bench.channels).eval()
             row = {
                 "network": args.network, "method": method.name, "driver": driver,
@@ -146,9 +150,11 @@ def main() -> None:
             }  # fmt: skip
             found.append(row)
             print(row, flush=True)
-    times = measure(graphs, bench.target, 1)
+    sessions = [measure(graphs, bench.target, seed) for seed in range(1, 1 + SESSIONS)]
+    times = sessions[0]
     for row in found:
-        row["latency_ratio"] = round(times[row["driver"]].ratio_to(times["original"]), 4)
+        ratios = [session[row["driver"]].ratio_to(session["original"]) for session in sessions]
+        row["latency_ratio"], row["latency_ratios"] = round(float(np.median(ratios)), 4), [round(ratio, 4) for ratio in ratios]
         row["target"] = {name: str(value) for name, value in times["original"].target.items()}
         worth = f"{row['top1']:.2f} %" if "top1" in row else f"{row['norm_lost']:.4f} of the squared norms lost"
         print(f"by {row['driver']}: {row['macs_ratio']:.3f} of the MACs, {row['latency_ratio']:.3f} of the latency, {worth}")

@@ -21,6 +21,12 @@ from compressor.space import widths
 RANK_PRICE = 0.5
 """What the loss of a rank counts for beside that of a channel; `CaP` begins with it where it compares weightings."""
 
+SAVED = {"milliseconds": (1.0, 0.0), "both": (0.5, 0.5), "macs": (0.0, 1.0)}
+"""What a notch saves where latency is limited: shares of the milliseconds of a latency model, and of the MACs.
+
+Milliseconds fall by steps, and where two groups meet in a layer often only once both have taken one: notch by notch, MACs
+may lead to the better network of the same latency."""
+
 POWERS = {"plain": 0.0, "mixed": 0.5, "sensitivity": 1.0}
 """The power of the sensitivity that losses are weighted by."""
 
@@ -32,11 +38,13 @@ class Weighting:
     streams: str
     weights: str
     price: float | None = RANK_PRICE
+    saved: str = "milliseconds"
 
     def __str__(self) -> str:
         """For the log."""
         ranks = {None: ", channels alone", RANK_PRICE: ""}.get(self.price, f", ranks at {self.price} of their loss")
-        return f"streams {self.streams}, weights {self.weights}{ranks}"
+        saved = "" if self.saved == "milliseconds" else f", saving {self.saved}"
+        return f"streams {self.streams}, weights {self.weights}{ranks}{saved}"
 
 
 class Policy:
@@ -54,6 +62,11 @@ class Policy:
             stream = curves[_stream_of(channels, reader)]
             own = stream.by_reader.get(reader.node, stream.ranking)
             self._rankings[reader.node], self._stream[reader.node] = inputs_ranking(channels, reader, own), stream
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """In what savings can be counted; see `SAVED`."""
+        return ("milliseconds",) if self._latency is None else tuple(SAVED)
 
     def decide(self, weighting: Weighting) -> Plan:
         """The plan that meets the budget.
@@ -99,11 +112,20 @@ class Policy:
             options[k] = widths_of_inputs(len(ranking.order), align)
             losses[k] = ranking.loss[options[k]] * max(self._stream[reader.node].sensitivity, 1e-12) ** power
         start = [group.size for group in problem.channels.groups] + space.inputs
-        path = steepest(start, options, losses, lambda rows: self._costs_of(space, rows))
+        path = steepest(start, options, losses, lambda rows: self._saved_of(space, rows, weighting.saved))
         return self._paths.setdefault(weighting, (space, path))
 
+    def _saved_of(self, space: WidthsAndReads, rows: Rows, saved: str) -> NDArray[np.float64]:
+        """What a notch is to save: that of the budget, or of a latency's with MACs in it, as shares of the first structure's."""
+        costs = self._costs_of(space, rows)
+        if self._latency is None or saved == "milliseconds":
+            return costs
+        macs = space.costs(rows, ("macs",))["macs"]
+        milliseconds, others = SAVED[saved]
+        return np.asarray(milliseconds * costs / costs[0] + others * macs / macs[0], dtype=np.float64)
+
     def _costs_of(self, space: WidthsAndReads, rows: Rows) -> NDArray[np.float64]:
-        """What a notch saves is counted in: milliseconds, or the budgets that are not met yet, as shares of their limits."""
+        """What is limited: milliseconds, or the budgets that are not met yet, as shares of their limits."""
         if self._latency is not None:
             groups = len(space.problem.channels.groups)
             plain = self._latency.predict(rows[:, :groups])

@@ -2,10 +2,11 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from compressor import BudgetError
-from compressor.methods.allocation import Policy, Weighting, decided
+from compressor.methods.allocation import SAVED, Policy, Weighting, decided
 from compressor.methods.curves import curves_of
 from compressor.methods.streams import is_stream
 from compressor.passes.compensation import Compensation
@@ -64,3 +65,27 @@ def test_where_a_weighting_cannot_meet_the_budget_the_next_is_tried(both):
         decided(tight, policies, [alone])
     plan = decided(tight, policies, [alone, Weighting("group", "plain")])
     assert macs(tight, plan) <= tight.limits["macs"]
+
+
+class Steps:
+    """Milliseconds that fall by the square of a width's eighths: other notches pay than by MACs."""
+
+    def predict(self, rows):
+        return (np.ceil(rows / 8) ** 2).sum(axis=1).astype(float)
+
+
+def test_savings_of_a_latency_are_counted_in_milliseconds_in_macs_or_in_both(problem, both):
+    curves = {group.name: both[1][group.name] for group in problem.channels.groups if group.name in both[1]}
+    problem = replace(problem, limits={"latency": 0.5}, measure=None)
+    policy = Policy(problem, curves, "group", Steps())
+    assert policy.ways == tuple(SAVED)
+    plans = {saved: policy.near(Weighting("group", "plain", None, saved)) for saved in policy.ways}
+    whole = Steps().predict(problem.channels.widths([problem.channels.full]))[0]
+    for plan in plans.values():  # whatever is counted, the milliseconds are those of the budget
+        rows = problem.channels.widths([problem.channels.structure(plan)])
+        assert Steps().predict(rows)[0] <= 0.5 * whole
+    assert plans["milliseconds"] != plans["macs"]
+    by_macs = Policy(problem, curves, "group", None)
+    assert by_macs.ways == ("milliseconds",)
+    own, plain = policy._path(Weighting("group", "plain", None, "macs"))[1], by_macs._path(Weighting("group", "plain", None))[1]
+    assert (own == plain).all()
