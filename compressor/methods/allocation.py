@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from compressor.errors import BudgetError
 from compressor.methods.base import Problem
-from compressor.methods.paths import COSTS, Rows, fitting, steepest
+from compressor.methods.paths import COSTS, Rows, fitting, give_back, steepest
 from compressor.methods.streams import WidthsAndReads, inputs_ranking, is_stream, paying, widths_of_inputs
 from compressor.passes.channels import ChannelGraph
 from compressor.passes.losses import Curve
@@ -86,11 +86,15 @@ class Policy:
         if "latency" not in self.problem.limits:
             return self.decide(weighting)
         space, path = self._path(weighting)
-        costs = self._costs_of(space, path)
-        good = space.within(path) & (costs <= self.problem.limits["latency"] * costs[0])
+        limit = self.problem.limits["latency"] * self._costs_of(space, path[:1])[0]
+
+        def within(rows: Rows) -> NDArray[np.bool_]:
+            return np.asarray(space.within(rows) & (self._costs_of(space, rows) <= limit))
+
+        good = within(path)
         if not good.any():
             raise BudgetError("the budget cannot be met by these groups and ranks alone")
-        return space.plan(path[int(np.argmax(good))])
+        return space.plan(give_back(path, int(np.argmax(good)), within))
 
     def _path(self, weighting: Weighting) -> tuple[WidthsAndReads, Rows]:
         """The structures from the whole network down."""

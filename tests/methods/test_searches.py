@@ -108,7 +108,7 @@ def test_a_family_comes_from_one_search_and_its_members_are_nested(problem):
     full = float(problem.channels.costs_of(problem.channels.full).macs[0])
     shares = (0.8, 0.65, 0.5, 0.35)
     problems = [replace(problem, limits={"macs": share * full}) for share in shares]
-    plans = legr().plans(problems)
+    plans = legr(fill=False).plans(problems)
     kept = [dict(plan.kept) for plan in plans]
     for share, plan in zip(shares, plans, strict=True):
         costs = problem.costs(problem.channels.structure(plan))
@@ -116,7 +116,21 @@ def test_a_family_comes_from_one_search_and_its_members_are_nested(problem):
     for wide, narrow in itertools.pairwise(kept):  # by one ranking: what has gone stays away
         for name, units in wide.items():
             assert set(narrow[name]) <= set(units)
-    assert plans[-1] == legr().plan(problems[-1]), "learnt at the tightest budget"
+    assert plans[-1] == legr(fill=False).plan(problems[-1]), "learnt at the tightest budget"
+
+
+def test_a_filled_walk_leaves_nothing_that_still_fits(problem):
+    coarse = replace(problem, target=replace(problem.target, align=8))
+    groups = coarse.channels.groups
+    for fill in (False, True):
+        row = coarse.channels.widths([coarse.channels.structure(legr(fill=fill).plan(coarse))])[0]
+        wider = []
+        for k, group in enumerate(groups):
+            for width in [w for w in widths(group, 8) if w > row[k]][:1]:
+                wider.append(row.copy())
+                wider[-1][k] = width
+        fits = coarse.channels.costs.macs(np.stack(wider)) <= coarse.limits["macs"]
+        assert fits.any() != fill, "the plain walk stops early here, the filled one uses what is left"
 
 
 def test_the_first_trials_are_the_allocations_of_the_other_weightings(problem):
