@@ -10,7 +10,7 @@ costs the least loss for what it saves (in MACs, parameters, bytes, or milliseco
 How the losses of different groups compare is decided by `weights`: `plain` (an error behind the norm is an error, wherever it
 is; later layers partly make up for it), `sensitivity` (by what an error in this group alone does to the outputs),
 `mixed` (the geometric mean), or `best`: all three are tried, repaired, and the one whose outputs are nearest to the
-original's on images that took no part is taken. For a latency `best` also tries what savings are counted in (`SAVED`):
+original's on images that took no part is taken. For a latency it is then tried what savings are counted in (`SAVED`):
 milliseconds, MACs, or both; the budget has to be met by the model's milliseconds, then measured ones, in any case.
 
 Ranks of layers can be axes beside the widths (`space="channels+ranks"`, sequences of a truncated SVD): what a lower rank loses is
@@ -217,12 +217,7 @@ class CaP:
     def _order(self, problem: Problem, policies: Mapping[str, Policy], used: Calibration, spared: Calibration) -> list[Weighting]:
         """Weightings, the one whose network is nearest to the original first; those that cannot meet the budget are left out."""
         every = tuple(POWERS) if self.weights == "best" else (self.weights,)
-        choices = [
-            Weighting(streams, weights, saved=saved)
-            for streams, policy in policies.items()
-            for saved in (policy.ways if self.weights == "best" else ("milliseconds",))
-            for weights in every
-        ]
+        choices = [Weighting(streams, weights) for streams in policies for weights in every]
         distances: dict[Weighting, float] = {}
 
         def compare(choices: Sequence[Weighting]) -> None:
@@ -232,11 +227,13 @@ class CaP:
                         plan = policies[choice.streams].near(choice)
                         distances[choice] = self._distance(problem, plan, used, spared)
 
-        priced = self.weights == "best" and self.space == "channels+ranks"
-        if len(choices) == 1 and not priced:
+        if len(choices) == 1 and self.weights != "best":
             return choices
         compare(choices)
-        if priced:
+        if self.weights == "best":
+            best = min(distances, key=distances.__getitem__, default=choices[0])
+            compare([replace(best, saved=saved) for saved in policies[best.streams].ways])
+        if self.weights == "best" and self.space == "channels+ranks":
             best = min(distances, key=distances.__getitem__, default=choices[0])
             compare([replace(best, price=price) for price in _PRICES])
         logger.info("CaP: %s", "; ".join(f"{choice}: {value:.4f}" for choice, value in distances.items()))
