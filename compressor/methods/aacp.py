@@ -58,6 +58,7 @@ class AACP(SearchingMethod):
         steps: Widths that are searched: of the measured `staircase`, `eighths` of the group, or of the target's `align`.
         ranking: Which channels a group keeps: those with the largest `l1` norm, or by the `loss` after compensation.
         streams: Whether residual streams are pruned as a `group`, or left alone (`inside`).
+        fill: Whether steps that a repaired candidate still affords are given back to groups drawn at random. Not as published.
         population: See `AACPSampler`.
         factor: See there.
         crossover: See there.
@@ -71,6 +72,7 @@ class AACP(SearchingMethod):
     steps: Steps = "staircase"
     ranking: Literal["l1", "loss"] = "loss"
     streams: Literal["group", "inside"] = "group"
+    fill: bool = True
     population: int = 10
     factor: float = 0.5
     crossover: float = 0.8
@@ -93,7 +95,7 @@ class AACP(SearchingMethod):
             trials: Evaluations; NP + T NP = 2010 with those of the first population.
         """
         fitness = Fitness("recalibrate", objective="accuracy")
-        return cls(trials, fitness, compensation=None, steps="eighths", ranking="l1", streams="inside")
+        return cls(trials, fitness, compensation=None, steps="eighths", ranking="l1", streams="inside", fill=False)
 
     def plan(self, problem: Problem) -> Plan:
         """Decide what stays.
@@ -108,7 +110,7 @@ class AACP(SearchingMethod):
         options = options_of(problem, self.steps, self._groups(problem))
         affordable = Affordable(problem, options, self.engines)
         scores = self._scores(problem, options, affordable)
-        vectors = _Vectors([g.name for g in problem.channels.groups], options, affordable)
+        vectors = _Vectors([g.name for g in problem.channels.groups], options, affordable, self.fill)
         start = self._start(problem, options, affordable, vectors)
         own = {"aacp": lambda: self._sampler(problem.seed, vectors, start)}
         space = Widths(problem, scores)
@@ -172,11 +174,11 @@ class AACP(SearchingMethod):
 class _Vectors:
     """Structure vectors as levels, the number of each group's width among its legal ones, and as parameters of a study."""
 
-    def __init__(self, names: list[str], options: list[tuple[int, ...]], affordable: Affordable) -> None:
+    def __init__(self, names: list[str], options: list[tuple[int, ...]], affordable: Affordable, fill: bool) -> None:
         self._options = [np.array(own, dtype=np.int64) for own in options]
         self._names = names
         self._top = np.array([len(own) - 1 for own in options], dtype=np.int64)
-        self._affordable = affordable
+        self._affordable, self._fill = affordable, fill
         affordable.check(self.rows(np.zeros((1, len(names)), dtype=np.int64)))
 
     @property
@@ -231,12 +233,14 @@ class _Vectors:
         return np.stack([own[levels[:, k]] for k, own in enumerate(self._options)], axis=1)
 
     def repaired(self, levels: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.int64]:
-        """Steps taken from groups drawn at random, as many as it needs; (groups,) from (groups,).
+        """Steps taken from groups drawn at random, as many as it needs, others given if asked; (groups,) from (groups,).
 
         The draws are made first and the place where they suffice is bisected, which gives what checking after each gives.
         """
-        if self._affordable.within(self.rows(levels[None]))[0]:
-            return levels
+        taken = levels if self._affordable.within(self.rows(levels[None]))[0] else self._taken(levels, random)
+        return self._given(taken, random) if self._fill else taken
+
+    def _taken(self, levels: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.int64]:
         left, order = levels.copy(), []
         alive = [k for k in range(len(levels)) if levels[k] > 0]
         for _ in range(int(levels.sum())):
@@ -248,6 +252,24 @@ class _Vectors:
         counts = np.zeros((len(order) + 1, len(levels)), dtype=np.int64)
         counts[np.arange(1, len(order) + 1), order] = 1
         path = levels - np.cumsum(counts, axis=0)
+        return self._first(path)
+
+    def _given(self, levels: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.int64]:
+        """Steps given to groups drawn at random, until none more fits."""
+        order = random.permutation(np.repeat(np.arange(len(levels)), self._top - levels))
+        counts = np.zeros((len(order) + 1, len(levels)), dtype=np.int64)
+        counts[np.arange(1, len(order) + 1), order] = 1
+        found = self._first((levels + np.cumsum(counts, axis=0))[::-1])
+        while True:
+            able = np.flatnonzero(found < self._top)
+            wider = found + np.eye(len(found), dtype=np.int64)[able]
+            able = able[self._affordable.within(self.rows(wider))] if len(able) else able
+            if not len(able):
+                return found
+            found = found + np.eye(len(found), dtype=np.int64)[random.choice(able)]
+
+    def _first(self, path: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The first of some levels, each narrower than the one before, that is within the budget."""
         return np.asarray(path[bisected(lambda at: self.rows(path[at]), len(path), self._affordable.within)])
 
     def around(self, widths: NDArray[np.int64]) -> Rows:

@@ -216,7 +216,8 @@ def test_searching_beats_the_first_population_and_finds_what_the_study_says(prob
 def test_repair_takes_steps_one_by_one_until_it_suffices(problem):
     options = [tuple(range(1, g.size + 1)) for g in problem.channels.groups]
     affordable = Affordable(problem, options, 6)
-    vectors = _Vectors([g.name for g in problem.channels.groups], options, affordable)
+    vectors = _Vectors([g.name for g in problem.channels.groups], options, affordable, fill=False)
+    filling = _Vectors([g.name for g in problem.channels.groups], options, affordable, fill=True)
     levels = np.array([len(own) - 1 for own in options])
     for seed in range(5):
         found = vectors.repaired(levels, np.random.default_rng(seed))
@@ -225,6 +226,15 @@ def test_repair_takes_steps_one_by_one_until_it_suffices(problem):
             alive = [k for k in range(len(expected)) if expected[k] > 0]
             expected[alive[int(random.integers(len(alive)))]] -= 1
         assert (found == expected).all()
+        for start in (levels, levels // 4):
+            filled = filling.repaired(start, np.random.default_rng(seed))
+            able = [k for k in range(len(filled)) if filled[k] < levels[k]]
+            wider = filled + np.eye(len(filled), dtype=np.int64)[able]
+            assert affordable.within(vectors.rows(filled[None]))[0]
+            assert able
+            assert not affordable.within(vectors.rows(wider)).any(), "what still fits was given"
+            assert (filling.repaired(filled, np.random.default_rng(seed)) == filled).all()
+        assert (filled >= levels // 4).all()
 
 
 def test_staircase_steps_are_the_edges_on_the_target(net):
