@@ -18,7 +18,9 @@ Where this differs from the released code: candidates are judged on images held 
 test set), on fixed images without augmentation, and statistics are cumulative (there: a momentum of 0.1 over 101 batches).
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -152,14 +154,21 @@ class AACP(SearchingMethod):
     def _start(
         self, problem: Problem, options: Sequence[Sequence[int]], affordable: Affordable, vectors: "_Vectors"
     ) -> list[dict[str, Any]]:
-        """CaP's allocations, and the same with noise: half of the first population."""
+        """CaP's allocations, also on multiples of the target's `align` alone, and these with noise: half of the first population.
+
+        Curves are of one group at a time; where a staircase goes down to single channels they are too hopeful together.
+        """
         if self.ranking != "loss":
             return []
         count, random = self.population // 2, np.random.default_rng([problem.seed, 2])
+        align = problem.target.align
+        coarse = [tuple(w for w in own if w % align == 0 or w == own[-1]) for own in options]
+        ways = [options] if coarse == list(options) else [options, coarse]
         allocations = []
-        for power in SENSITIVITIES[:count]:
-            scores = self._by_loss(problem, options, affordable, power)
-            allocations.append(GlobalRanking(problem.channels.groups, options).walk(scores).filled(vectors.within))
+        for power, way in list(itertools.product(SENSITIVITIES, ways))[:count]:
+            walk = GlobalRanking(problem.channels.groups, way).walk(self._by_loss(problem, way, affordable, power))
+            with suppress(BudgetError):  # the narrowest multiples may be too wide
+                allocations.append(walk.filled(vectors.within))
         near = [vectors.near(allocations[k % len(allocations)], random, _NOISE * (k >= len(allocations))) for k in range(count)]
         return [vectors.params(levels) for levels in near]
 

@@ -204,6 +204,22 @@ def test_the_first_member_of_the_population_is_the_allocation_dead_channels_or_n
     assert channels.structure(aacp(1, steps="eighths").plan(asked)) == channels.structure_of(expected)
 
 
+def test_the_first_population_has_allocations_on_multiples_alone_beside_those_on_all_steps(problem, tmp_path):
+    """Steps of a staircase may go down to single channels, where curves of one group at a time are too hopeful together."""
+    stored = replace(problem, storage=f"sqlite:///{tmp_path / 'study.db'}")
+    fine = [g.name for g in problem.channels.free if any(w % 4 for w in range(max(g.size // 8, 1), g.size, max(g.size // 8, 1)))]
+    assert fine, "an eighth of some group is no multiple of 4"
+    aacp(4, steps="eighths", population=10, fill=False).plan(stored)
+    names = [group.name for group in problem.channels.groups]
+    found = [dict(zip(names, t.user_attrs[STRUCTURE]["widths"], strict=True)) for t in study_of(stored.storage).trials]
+    sizes = {group.name: group.size for group in problem.channels.groups}
+
+    def multiples(widths):
+        return all(widths[name] % 4 == 0 or widths[name] == sizes[name] for name in names)
+
+    assert [multiples(widths) for widths in found[:4]] == [False, True, False, True]
+
+
 def test_searching_beats_the_first_population_and_finds_what_the_study_says(problem, tmp_path):
     stored = replace(problem, storage=f"sqlite:///{tmp_path / 'study.db'}")
     plan = aacp(25).plan(stored)
