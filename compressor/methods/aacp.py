@@ -97,7 +97,7 @@ class AACP(SearchingMethod):
             trials: Evaluations; NP + T NP = 2010 with those of the first population.
         """
         fitness = Fitness("recalibrate", objective="accuracy")
-        return cls(trials, fitness, compensation=None, steps="eighths", ranking="l1", streams="inside", fill=False)
+        return cls(trials, fitness, compensation=None, steps="eighths", ranking="l1", streams="inside", fill=False, distinct=False)
 
     def plan(self, problem: Problem) -> Plan:
         """Decide what stays.

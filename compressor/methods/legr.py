@@ -103,7 +103,7 @@ class LeGR(SearchingMethod):
             steps: tau; 0 in the script of the paper's Table 1, 200 elsewhere.
         """
         fitness = Fitness("train", steps=steps) if steps else Fitness("none")
-        return cls(trials, fitness, compensation=None, ranking="norm", fill=False, population=64, samples=16)
+        return cls(trials, fitness, compensation=None, ranking="norm", fill=False, distinct=False, population=64, samples=16)
 
     def plan(self, problem: Problem) -> Plan:
         """Decide what stays.

@@ -40,6 +40,8 @@ class SearchingMethod:
         engines: Engines that the latency model begins with, where the budget is a latency.
         leaders: After so many trials the best is built and measured, and the latency model learns from it.
         space: What is searched: `channels`, or `channels+ranks`, where layers may become sequences as well (truncated SVD).
+        distinct: Whether a candidate is drawn anew where it stands for a network that was judged before, by `legr` and
+            `aacp`; other samplers propose as they do. Not as published.
         compensation: How the network is repaired in the end.
 
     Raises:
@@ -53,6 +55,7 @@ class SearchingMethod:
     engines: int = 24
     leaders: int = 20
     space: Literal["channels", "channels+ranks"] = "channels"
+    distinct: bool = True
     compensation: Compensation | None = field(default_factory=Compensation)
 
     def __post_init__(self) -> None:
@@ -148,6 +151,7 @@ def search(problem: Problem, method: SearchingMethod, quest: Quest, affordable: 
         value=value,
         budget=budget,
         unit="loss" if method.fitness.objective == "loss" else "accuracy %",
+        distinct=method.distinct,
     )
     problem.progress.stage(f"{method.name}: {method.trials} candidates, proposed by {method.sampler}")
     with executor_of(problem, method, holdout, train) as executor:

@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 from compressor.errors import CompressorError, DataError
 from compressor.progress import Progress, SearchState
 from compressor.search.execution import Executor
-from compressor.search.samplers import ABANDONED, PopulationSampler, index_of
+from compressor.search.samplers import ABANDONED, Past, PopulationSampler, index_of
 from compressor.search.storage import OWNER, claim, is_own, let_go, lost_trials, open_storage
 
 logger = logging.getLogger(__name__)
@@ -29,6 +29,7 @@ STRUCTURE, OUTCOME, FAILURE = "structure", "outcome", "failure"
 """User attributes: what a trial evaluated, what came out of it, and why it failed."""
 
 _EXPECTED = (CompressorError, RuntimeError, MemoryError, ArithmeticError, OSError)  # of one trial, not of the program
+_AGAIN = 8  # times that a candidate is drawn until it stands for something that was not judged before
 _HOPELESS = 5  # so many failures and nothing else: the search itself is wrong
 _POLL_S = 1.0
 
@@ -54,6 +55,7 @@ class Job(Generic[Task, Answer]):
         value: The objective of an answer, and what is recorded of it.
         budget: In words, for the display.
         unit: Of the objective, in words.
+        distinct: Whether our samplers draw again where a candidate stands for what was judged before, which would teach nothing.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Job(Generic[Task, Answer]):
     value: Callable[[Answer], tuple[float, dict[str, Any]]]
     budget: str = ""
     unit: str = "objective"
+    distinct: bool = False
 
 
 class Search(Generic[Task, Answer]):
@@ -187,7 +190,7 @@ class Search(Generic[Task, Answer]):
         sampler = self._job.sampler(len(self._begun()))
         self.study.sampler = sampler
         if isinstance(sampler, PopulationSampler):  # all parameters in one write: Optuna's own `ask` needs one for each
-            params, attributes = sampler.draw(sampler.past(self.study, expected), self._job.space)
+            params, attributes = self._drawn(sampler, sampler.past(self.study, expected))
             trial_id = self._create(params, dict(self._job.space), attributes)
             number = self.study._storage.get_trial_number_from_id(trial_id)
             return number, params if number == expected else None
@@ -196,6 +199,21 @@ class Search(Generic[Task, Answer]):
             return trial.number, None
         self.study._thread_local.cached_all_trials = None  # as `ask` does
         return trial.number, {name: trial._suggest(name, distribution) for name, distribution in self._job.space.items()}
+
+    def _drawn(self, sampler: PopulationSampler, past: Past) -> tuple[dict[str, Any], dict[str, Any]]:
+        known = [t.user_attrs.get(STRUCTURE) for t in past.finished] if self._job.distinct else []
+        for again in range(_AGAIN):
+            params, attributes = sampler.draw(past, self._job.space, again)
+            if not known or self._structure(params, past.index) not in known:
+                break
+        return params, attributes
+
+    def _structure(self, params: Mapping[str, Any], index: int) -> dict[str, Any]:
+        """What a trial would evaluate; nothing where it cannot be built, which its trial will say."""
+        try:
+            return self._job.decode(params, index)[1]
+        except _EXPECTED:
+            return {}
 
     def _create(self, params: dict[str, Any], space: dict[str, BaseDistribution], attributes: dict[str, Any]) -> int:
         template = optuna.trial.create_trial(

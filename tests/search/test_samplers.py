@@ -78,6 +78,34 @@ def test_legr_is_aging_evolution_with_the_identity_last_in_the_first_population(
             assert all(trial.params[f"{kind}:{key}"] != parent.params[f"{kind}:{key}"] for kind in ("scale", "shift"))
 
 
+@pytest.mark.parametrize("make", [
+    lambda: LeGRSampler(3, population=8, samples=3, generations=60, space=SPACE), lambda: AACPSampler(3, population=8, space=SPACE),
+])  # fmt: skip
+def test_drawn_again_a_candidate_is_another_one_and_the_same_each_time(make):
+    sampler = make()
+    study = searched(sampler, 30, SPACE)
+    past = sampler.past(study, 30)
+    drawn = [sampler.draw(past, SPACE, again) for again in range(5)]
+    assert drawn == [make().draw(past, SPACE, again) for again in range(5)]
+    assert len({tuple(params.values()) for params, _ in drawn}) == 5
+    assert all(attributes == drawn[0][1] for _, attributes in drawn), "the same member's turn"
+    assert all(d.low <= params[name] <= d.high for params, _ in drawn for name, d in SPACE.items())
+
+
+def test_aacp_drawn_again_moves_widths_by_steps():
+    sampler = AACPSampler(1, population=6, crossover=0.0, max_stay=50, space=WIDTHS)
+    study = searched(sampler, 40, WIDTHS)
+    past = sampler.past(study, 40)
+    member = sampler.draw(past, WIDTHS)[1][MEMBER][0]
+    own = [t for t in study.trials if t.system_attrs[MEMBER][0] == member]
+    own = min(own, key=lambda t: (t.value, t.number)).params
+    for again in range(1, 4):
+        params, _ = sampler.draw(past, WIDTHS, again)
+        moved = [abs(params[name] - v) for name, v in own.items() if params[name] != v]
+        assert len(moved) <= again + 1, "one from the mutant, and as many steps as it was drawn again"
+        assert sum(d <= 8 * again for d in moved) >= len(moved) - 1
+
+
 def test_legr_chooses_the_best_of_those_it_draws():
     sampler = LeGRSampler(0, population=6, samples=200, generations=50, mutate=0.2, space=SPACE)  # all are drawn
     study = searched(sampler, 30, SPACE)

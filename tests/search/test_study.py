@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 
 import pytest
 from optuna.distributions import IntDistribution
@@ -28,7 +29,7 @@ def evaluate(task):
     return float(sum((x - 5) ** 2 for x in task))
 
 
-def job(sampler="aacp", trials=40, parallel=1, digest="d"):
+def job(sampler="aacp", trials=40, parallel=1, digest="d", distinct=True):
     def make(index):
         if sampler == "aacp":
             return AACPSampler(1, population=6, lag=parallel, space=SPACE)
@@ -40,7 +41,7 @@ def job(sampler="aacp", trials=40, parallel=1, digest="d"):
         task = [params[name] for name in SPACE]
         return task, {"task": task}
 
-    return Job("widths", digest, SPACE, make, "minimize", trials, parallel, decode, lambda x: (x, {"x": x}))
+    return Job("widths", digest, SPACE, make, "minimize", trials, parallel, decode, lambda x: (x, {"x": x}), distinct=distinct)
 
 
 def summary(search):
@@ -133,6 +134,29 @@ def test_an_error_of_the_program_is_no_failed_trial():
         Search(job(), Here(broken)).run()
 
 
+@pytest.mark.parametrize("sampler", ["aacp", "legr"])
+def test_candidates_are_drawn_until_they_stand_for_something_new(sampler):
+    def decode(params, index):
+        task = [2 + p // 3 for p in params.values()]
+        return task, {"task": task}
+
+    copies = []
+    for distinct in (False, True):
+        search = Search(replace(job(sampler, 150, distinct=distinct), decode=decode), Here(evaluate))
+        search.run()
+        copies.append(sum("same_as" in t.user_attrs.get(OUTCOME, {}) for t in search.study.trials))
+    assert copies[0] > 10
+    assert copies[1] <= 1, "there are 1296 structures"
+
+
+def test_where_nothing_new_is_left_the_search_ends_all_the_same():
+    few = {"width:0": IntDistribution(1, 5)}
+    made = replace(job(trials=30), space=few, sampler=lambda index: AACPSampler(1, population=6, space=few))
+    search = Search(replace(made, decode=lambda params, index: (list(params.values()), dict(params))), Here(evaluate))
+    assert len(search.run()) == 30
+    assert len({t.params["width:0"] for t in search.study.trials}) == 5
+
+
 def test_a_structure_that_was_judged_is_not_judged_again():
     asked = []
 
@@ -140,7 +164,7 @@ def test_a_structure_that_was_judged_is_not_judged_again():
         asked.append(tuple(task))
         return evaluate(task)
 
-    search = Search(job(trials=150), Here(counting))
+    search = Search(job(trials=150, distinct=False), Here(counting))
     search.run()
     judged = [task for task in asked if sum(task) % 7]
     assert len(set(judged)) == len(judged)

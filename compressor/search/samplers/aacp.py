@@ -23,6 +23,8 @@ from compressor.search.samplers.coordinates import Axis
 MEMBER = "aacp:member"
 """System attribute: `[member, kind]`, the kind being `first`, `trial` or `restart`."""
 
+_STEP = 1 / 32  # of the range of a parameter that has no steps
+
 Repair = Callable[[dict[str, Any], np.random.Generator], dict[str, Any]]
 
 
@@ -72,18 +74,20 @@ class AACPSampler(PopulationSampler):
         self._population, self._factor, self._crossover, self._max_stay = population, factor, crossover, max_stay
         self._repair, self._start = repair, tuple(start)
 
-    def draw(self, past: Past, space: Mapping[str, BaseDistribution]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """See `PopulationSampler`."""
+    def draw(self, past: Past, space: Mapping[str, BaseDistribution], again: int = 0) -> tuple[dict[str, Any], dict[str, Any]]:
+        """See `PopulationSampler`; drawn again, as many parameters as that are moved besides, by at most so many steps."""
         population = self._replayed(past, space)
         member, kind = self._turn(past, population)
-        random = self.random(past.index)
+        random = self.random(past.index, again=again)
         others = [k for k in population.genes if k != member]
         if kind == "trial" and member in population.genes and len(others) >= 2 and population.best is not None:
             params = self._crossed(random, population, member, others, space)
         elif kind == "first" and member < len(self._start):
             params = {name: self._start[member][name] for name in space}
         else:
-            params = self.first(past.index, space)
+            params = self.first(past.index, space, again)
+        for name in random.permutation(list(space))[:again]:
+            params[name] = self._stepped(random, Axis(space[name]), params[name], again)
         if self._repair is not None:
             params = self._repair(params, random)
         return params, {MEMBER: [member, kind]}
@@ -137,6 +141,12 @@ class AACPSampler(PopulationSampler):
             taken = bool(random.random() <= self._crossover) or k == sure
             params[name] = mutant if taken else population.genes[member].params[name]
         return params
+
+    def _stepped(self, random: np.random.Generator, axis: Axis, value: Any, most: int) -> Any:
+        if axis.categorical:
+            return axis.uniform(random)
+        step = axis.step if axis.integer and not axis.log else axis.span * _STEP
+        return axis.value(axis.to(value) + step * int(random.integers(1, most + 1)) * (1 if random.random() < 0.5 else -1))
 
     def _mutant(self, random: np.random.Generator, axis: Axis, best: Any, two: Any, three: Any) -> Any:
         """DE/best/1: best + F (x2 - x3); widths are cut to whole channels and rounded to the step, as in the released code."""

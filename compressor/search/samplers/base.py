@@ -73,8 +73,14 @@ class PopulationSampler(BaseSampler):
         self._space = dict(space) if space is not None else None
         self._intersection = IntersectionSearchSpace()
 
-    def draw(self, past: Past, space: Mapping[str, BaseDistribution]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The parameters of the next trial, and what the sampler has to remember about it (a system attribute each)."""
+    def draw(self, past: Past, space: Mapping[str, BaseDistribution], again: int = 0) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The parameters of the next trial, and what the sampler has to remember about it (a system attribute each).
+
+        Args:
+            past: What it may know.
+            space: Parameter name -> distribution.
+            again: How often it was drawn before in vain, as nothing would be learnt from it: the larger, the farther from that.
+        """
         raise NotImplementedError
 
     def initial(self, random: np.random.Generator, axis: Axis) -> Any:
@@ -89,13 +95,13 @@ class PopulationSampler(BaseSampler):
         finished = tuple(t for t in seen if t.state in (TrialState.COMPLETE, TrialState.FAIL))
         return Past(len(begun), begun, finished, -1 if study.direction == StudyDirection.MAXIMIZE else 1)
 
-    def random(self, index: int, name: str = "") -> np.random.Generator:
+    def random(self, index: int, name: str = "", again: int = 0) -> np.random.Generator:
         """The generator of a trial, or of one of its parameters."""
-        return np.random.default_rng([self._seed, index, zlib.crc32(name.encode())])
+        return np.random.default_rng([self._seed, index, zlib.crc32(name.encode()), *([again] if again else [])])
 
-    def first(self, index: int, space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
+    def first(self, index: int, space: Mapping[str, BaseDistribution], again: int = 0) -> dict[str, Any]:
         """An individual of the first population."""
-        return {name: self.initial(self.random(index, name), Axis(d)) for name, d in space.items()}
+        return {name: self.initial(self.random(index, name, again), Axis(d)) for name, d in space.items()}
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """The parameters that are drawn together."""

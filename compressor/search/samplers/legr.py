@@ -70,26 +70,26 @@ class LeGRSampler(PopulationSampler):
             return axis.uniform(random)
         return axis.value(axis.center + self._noise(random, axis, 1.0))
 
-    def draw(self, past: Past, space: Mapping[str, BaseDistribution]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """See `PopulationSampler`."""
+    def draw(self, past: Past, space: Mapping[str, BaseDistribution], again: int = 0) -> tuple[dict[str, Any], dict[str, Any]]:
+        """See `PopulationSampler`; drawn again, more parameters are mutated, of another parent."""
         good = [t for t in fitting(past.finished, space) if t.state == TrialState.COMPLETE]
-        if past.index == self._identity:
+        if past.index == self._identity and not again:
             random = self.random(past.index)
             return {n: a.uniform(random) if a.categorical else a.value(a.center) for n, a in axes_of(space).items()}, {}
-        if past.index < min(len(self._start), self._population):
+        if past.index < min(len(self._start), self._population) and not again:
             return {name: self._start[past.index][name] for name in space}, {}
         if past.index < self._population or not good:
-            return self.first(past.index, space), {}
-        random = self.random(past.index)
+            return self.first(past.index, space, again), {}
+        random = self.random(past.index, again=again)
         pool = good[-self._population :]
         parent = min((pool[k] for k in random.choice(len(pool), self._samples)), key=past.loss)
-        return self._mutated(random, parent, space, past.index), {}
+        return self._mutated(random, parent, space, past.index, 1 + again), {}
 
     def _mutated(
-        self, random: np.random.Generator, parent: FrozenTrial, space: Mapping[str, BaseDistribution], index: int
+        self, random: np.random.Generator, parent: FrozenTrial, space: Mapping[str, BaseDistribution], index: int, times: int
     ) -> dict[str, Any]:
         together = sorted({key_of(name) for name in space})
-        drawn = random.choice(len(together), max(int(self._mutate * len(together)), 1))
+        drawn = random.choice(len(together), times * max(int(self._mutate * len(together)), 1))
         keys = {together[k] for k in drawn}
         annealed = max(1 - index / (1.25 * self._generations), 0.2)
         params = {}
