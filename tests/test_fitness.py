@@ -11,6 +11,8 @@ from compressor.evaluate import evaluate, recalibrate
 from compressor.fitness import Judge
 from compressor.methods import Magnitude, Problem
 from compressor.passes.calibration import Calibration
+from compressor.passes.compensate import Compensate
+from compressor.passes.compensation import Compensation
 from tests.methods.conftest import digits, net  # noqa: F401 - fixtures
 from tests.methods.digits import pairs
 
@@ -68,6 +70,18 @@ def test_the_same_candidate_is_worth_the_same_and_the_original_stays_as_it_is(ca
     one, other = judge(plan), judge(plan)
     assert (one.loss, one.accuracy, one.images) == (other.loss, other.accuracy, other.images)
     assert all(torch.equal(before[name], tensor) for name, tensor in channels.graph.state_dict().items())
+
+
+def test_a_candidate_compensated_layer_after_layer_is_the_network_that_the_pass_gives(case):
+    channels, plan, calibration, holdout, _ = case
+    judge = Judge(channels, Fitness("compensate", features="narrowed"), holdout, calibration)
+    settings = Compensation(ridge=1e-4, choose_ridge=False, positions=12)
+    for own in (channels.plan(0.7), plan):
+        small = compressor.apply(own, channels.graph, channels=channels).eval()
+        graph = Compensate(channels, own, calibration.first(500), settings)(small).graph
+        with torch.no_grad():
+            loss = sum(float(F.cross_entropy(graph(x), y, reduction="sum")) for x, y in holdout) / sum(len(y) for _, y in holdout)
+        assert judge(own).loss == pytest.approx(loss, rel=1e-4)
 
 
 def test_the_holdout_is_the_first_images(case):

@@ -33,6 +33,7 @@ from compressor.passes.criteria import select
 from compressor.passes.fitting import Job, Samples, chosen, jobs_of, solve_on_statistics, write
 from compressor.passes.groups import ChannelGroup
 from compressor.passes.losses import rankable, readings_of, statistics_by_group
+from compressor.passes.original import Original
 from compressor.passes.prefix import Prefix, Shelf
 from compressor.passes.products import Product
 from compressor.passes.ranking import Ranking, Reading, rank
@@ -125,7 +126,8 @@ class _State:
         self._statistics = statistics_by_group(self.channels, together, search.calibration, search.settings, search.problem.seed)
         self._known: dict[str, dict[str, Statistics]] = {}
         if search.recollect:
-            self.original = Prefix(self.channels.graph, search.calibration, self.shelf)
+            own = (search.settings.positions, search.problem.seed, self.shelf)
+            self.original = Original(self.channels.graph, search.calibration, *own)
             self.own = Prefix(self.work, search.calibration, self.shelf)
 
     def order(self) -> list[str]:
@@ -216,9 +218,9 @@ class _State:
 
     def _moments(self, job: Job, columns: Tensor) -> list[tuple[Facts, int]]:
         """Of what a layer reads in the network as it is, and of what it should give."""
-        self.original.through(job.reader.node)
+        self.original.through(job.reader)
         self.own.before(job.reader.node)
-        samples = Samples(self.channels.graph, job, self.original, self.own, self.search.settings, self.search.problem.seed)
+        samples = Samples(self.channels.graph, job, self.original, self.own, self.search.settings)
         return samples.facts(columns)
 
     def _collected_anew(self, name: str) -> "_CollectedAnew":

@@ -35,16 +35,13 @@ from compressor.methods.allocation import POWERS, RANK_PRICE, Policy, Weighting,
 from compressor.methods.base import Problem
 from compressor.methods.bottom_up import BottomUp, labelled
 from compressor.methods.curves import curves_of
+from compressor.methods.nearness import Nearness
 from compressor.methods.paths import Widths, first_within
 from compressor.methods.streams import POLICIES, is_stream
 from compressor.passes.calibration import Calibration
-from compressor.passes.compensate import Compensate
 from compressor.passes.compensation import Compensation
-from compressor.passes.factorize_conv import FactorizeConv
-from compressor.passes.losses import Curve, divergence, log_probabilities, rankable
-from compressor.passes.prefix import Prefix, Shelf
+from compressor.passes.losses import Curve, rankable
 from compressor.passes.ranked import axes_of
-from compressor.passes.remove_channels import RemoveChannels
 from compressor.plan import Plan
 from compressor.runtime.latency_model import LatencyModel
 from compressor.runtime.model_training import train_latency_model
@@ -225,10 +222,11 @@ class CaP:
                 if choice not in distances:
                     with suppress(BudgetError):  # without ranks, say, it may be out of reach
                         plan = policies[choice.streams].near(choice)
-                        distances[choice] = self._distance(problem, plan, used, spared)
+                        distances[choice] = nearness(plan)
 
         if len(choices) == 1 and self.weights != "best":
             return choices
+        nearness = Nearness(problem, self.compensation, used, spared)
         compare(choices)
         if self.weights == "best":
             best = min(distances, key=distances.__getitem__, default=choices[0])
@@ -251,19 +249,6 @@ class CaP:
         except BackendError as error:
             logger.warning("CaP: no latency model for this target (%s); notches are chosen by MACs, then measured", error)
             return None
-
-    def _distance(self, problem: Problem, plan: Plan, used: Calibration, spared: Calibration) -> float:
-        """How far the outputs of a plan's repaired network are from the original's, on images that took no part."""
-        channels = problem.channels
-        settings = self.compensation or Compensation()
-        quick = replace(settings, images=min(settings.images, 512), positions=min(settings.positions, 12))
-        graph = RemoveChannels(plan, channels)(channels.graph).graph.eval()
-        if self.compensation is not None:  # which leaves factorized layers plain, with weights that are as good as factorized
-            graph = Compensate(channels, plan, used, quick, problem.seed)(graph).graph
-        else:
-            graph = FactorizeConv(plan.factors)(graph).graph
-        outputs = ([log_probabilities(y) for y in Prefix(g, spared, Shelf()).finish()] for g in (channels.graph, graph))
-        return divergence(*outputs)
 
     # bottom-up
 

@@ -13,6 +13,7 @@ from compressor.passes.calibration import Calibration
 from compressor.passes.compensate import Compensate
 from compressor.passes.compensation import Compensation
 from compressor.passes.fitting import jobs_of
+from compressor.passes.original import Remembered
 from compressor.passes.prefix import Prefix, Shelf
 from compressor.passes.readers import beyond_repair, readers_of
 from compressor.passes.statistics import collect
@@ -231,6 +232,22 @@ def test_several_readers_of_one_stream_are_each_repaired():
     with torch.no_grad():
         triples = zip(graph(images()), small(images()), found.graph(images()), strict=True)
         assert all((c - a).square().sum() < 0.9 * (b - a).square().sum() for a, b, c in triples)
+
+
+@pytest.mark.parametrize("shortcuts", [True, False])
+@pytest.mark.parametrize("memory_mb", [1, 64])
+def test_an_original_that_is_remembered_shows_what_it_shows_as_it_runs(shortcuts, memory_mb):
+    graph, channels = prepared(Residual())
+    settings, images = Compensation(positions=10, shortcuts=shortcuts, memory_mb=memory_mb), calibration()
+    known = Remembered(channels, images, settings.positions, 3, memory_mb)
+    state = digest_of_tensors(graph.state_dict())
+    for share in (0.5, 0.25):  # one memory for several networks
+        plan = channels.plan(share, seed=1)
+        small = narrowed(graph, channels, plan)
+        running, remembered = (Compensate(channels, plan, images, settings, 3, original).run(small) for original in (None, known))
+        assert running.repairs == remembered.repairs
+        assert digest_of_tensors(running.graph.state_dict()) == digest_of_tensors(remembered.graph.state_dict())
+    assert digest_of_tensors(graph.state_dict()) == state
 
 
 def test_too_little_memory_fits_in_parts_and_says_so():
