@@ -30,6 +30,7 @@ from compressor.passes.calibration import Calibration
 from compressor.passes.channels import ChannelGraph
 from compressor.passes.compensation import Compensation, Repair
 from compressor.passes.fitting import fit_on_original, fit_side_by_side, jobs_of
+from compressor.passes.original import Original
 from compressor.passes.trace import quiet_deepcopy
 from compressor.plan import Plan
 
@@ -57,12 +58,20 @@ class Compensate:
         plan: What was removed.
         calibration: Images.
         settings: How.
+        seed: Of the positions that are looked at.
+        original: What the original gives on these images, at these positions, where it is known; for `features="narrowed"`.
     """
 
     def __init__(
-        self, channels: ChannelGraph, plan: Plan, calibration: Calibration, settings: Compensation | None = None, seed: int = 0
+        self,
+        channels: ChannelGraph,
+        plan: Plan,
+        calibration: Calibration,
+        settings: Compensation | None = None,
+        seed: int = 0,
+        original: Original | None = None,
     ) -> None:
-        self._channels, self._plan, self._calibration = channels, plan, calibration
+        self._channels, self._plan, self._calibration, self._original = channels, plan, calibration, original
         self._settings, self._seed = settings or Compensation(), seed
 
     def __call__(self, gm: fx.GraphModule) -> PassResult:
@@ -84,9 +93,9 @@ class Compensate:
         jobs = jobs_of(self._channels, masks, result, self._plan)
         first = next((k for k, job in enumerate(jobs) if job.changes), len(jobs))  # in front of it all is as it was
         jobs = [job for job in jobs[first:] if job.changes or settings.layers == "all"]
-        fit = fit_on_original if settings.features == "original" else fit_side_by_side
+        own = (self._channels, result, jobs, self._calibration.first(settings.images), settings, self._seed)
         with eval_mode(self._channels.graph), eval_mode(result):
-            repairs = fit(self._channels, result, jobs, self._calibration.first(settings.images), settings, self._seed)
+            repairs = fit_on_original(*own) if settings.features == "original" else fit_side_by_side(*own, self._original)
         result.recompile()
         worst = max((r.after for r in repairs), default=0.0)
         logger.info("Compensate: %d layers fitted, %.3f of a layer's variance is lost at worst", len(repairs), worst)

@@ -15,12 +15,13 @@ from compressor.passes.channels import ChannelGraph
 from compressor.passes.compensation import Compensation, Repair
 from compressor.passes.factorize_conv import sizes_of
 from compressor.passes.moments import Moments
+from compressor.passes.original import Original
 from compressor.passes.prefix import Prefix, Shelf
-from compressor.passes.products import Product, sample
+from compressor.passes.products import Product
 from compressor.passes.rank_reduction import reduced
 from compressor.passes.readers import Reader, affine, inputs_read, kept_channels, norm_of, readers_of
 from compressor.passes.regression import Facts, Solution, error_of, pooled, solve, solve_held_out
-from compressor.passes.statistics import Statistics, check_finite, collect, generator_of, parts_of
+from compressor.passes.statistics import Statistics, check_finite, collect, parts_of
 from compressor.plan import Factorization, Plan
 
 _NEGLIGIBLE = 1e-3  # of the largest scale of a norm: an output scaled by less cannot make up for a shortcut
@@ -191,20 +192,22 @@ def fit_side_by_side(
     calibration: Calibration,
     settings: Compensation,
     seed: int,
+    original: Original | None = None,
 ) -> list[Repair]:
     """Fit layer after layer on what the network as repaired so far shows it; `narrowed` is changed in place."""
     shelf = Shelf(settings.memory_mb << 20)
-    original, own = (Prefix(graph, calibration, shelf) for graph in (channels.graph, narrowed))
+    original = original or Original(channels.graph, calibration, settings.positions, seed, shelf)
+    own = Prefix(narrowed, calibration, shelf)
     repairs: list[Repair] = []
     for job in jobs:
-        original.through(job.reader.node)
+        original.through(job.reader)
         own.before(job.reader.node)
-        repairs.append(_fit(channels.graph, job, original, own, settings, seed))
+        repairs.append(_fit(channels.graph, job, original, own, settings))
     return repairs
 
 
-def _fit(graph: fx.GraphModule, job: Job, original: Prefix, own: Prefix, settings: Compensation, seed: int) -> Repair:
-    samples = Samples(graph, job, original, own, settings, seed)
+def _fit(graph: fx.GraphModule, job: Job, original: Original, own: Prefix, settings: Compensation) -> Repair:
+    samples = Samples(graph, job, original, own, settings)
     matrix = job.product.matrix()
     bias = job.product.bias.reshape(matrix.shape[:2])
     solutions: list[Solution] = []
@@ -233,16 +236,14 @@ def _fit(graph: fx.GraphModule, job: Job, original: Prefix, own: Prefix, setting
 class Samples:
     """What a layer of the narrowed network reads and what it should give, batch by batch."""
 
-    def __init__(self, graph: fx.GraphModule, job: Job, original: Prefix, own: Prefix, settings: Compensation, seed: int) -> None:
+    def __init__(self, graph: fx.GraphModule, job: Job, original: Original, own: Prefix, settings: Compensation) -> None:
         self._job, self._original, self._own = job, original, own
-        self._positions, self._seed = settings.positions, seed
         self._memory = settings.memory_mb << 19
         norm, shortcut = job.reader.norm, job.reader.shortcut
         self._wanted = tuple(own[job.rows] for own in affine(graph, norm, job.whole.outputs))
         self._scale, self._shift = affine(own.graph, norm, len(job.rows))
         self._sure = self._scale.abs() > _NEGLIGIBLE * self._scale.abs().max()
-        there = shortcut is not None and original.has(shortcut) and own.has(shortcut)
-        self._shortcut = shortcut if settings.shortcuts and there else None
+        self._shortcut = shortcut if settings.shortcuts and shortcut is not None and own.has(shortcut) else None
 
     def facts(self, columns: slice | Tensor, rest: Tensor | None = None) -> list[tuple[Facts, int]]:
         """Of every second image, and of the others, with the number of samples of each.
@@ -268,16 +269,15 @@ class Samples:
     def _portions(self, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Patches (images, positions, blocks, columns) and targets (images, positions, blocks, outputs), some images at a time."""
         job = self._job
-        grid = job.product.grid(self._original.value(job.reader.node, batch).shape)  # as it is: axis 0 need not be the batch
-        at = sample(grid, self._positions, generator_of(self._seed, batch))
+        shown = self._original.shown(job.reader, batch)
+        at = shown.at
         x = self._own.value(job.source, batch)
         check_finite(x, batch, f"input of `{job.reader.layer}`")
-        y = job.product.values(self._original.value(job.reader.node, batch), at)[:, job.rows].double()
+        y = shown.output[:, job.rows].double()
         check_finite(y, batch, f"output of `{job.reader.layer}` of the original")
         want = self._wanted[0] * y + self._wanted[1]
-        if self._shortcut is not None:
-            before, after = (job.product.values(p.value(self._shortcut, batch), at) for p in (self._original, self._own))
-            want += before[:, job.rows].double() - after.double()
+        if self._shortcut is not None and shown.shortcut is not None:
+            want += shown.shortcut[:, job.rows].double() - job.product.values(self._own.value(self._shortcut, batch), at).double()
         y = torch.where(self._sure, (want - self._shift) / self._scale, y)  # through the norm, backwards
         targets = y.reshape(len(x), len(at), job.product.blocks, -1)
         size = job.product.portion(len(at), self._memory)

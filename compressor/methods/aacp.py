@@ -177,7 +177,7 @@ class AACP(SearchingMethod):
             return vectors.params(vectors.repaired(vectors.levels(params), random))
 
         own = (self.population, self.factor, self.crossover, self.max_stay)
-        return AACPSampler(seed, *own, repair, start, self.parallel, vectors.space)
+        return AACPSampler(seed, *own, repair, start, self.parallel, vectors.space, vectors.allowed if vectors.learning else None)
 
 
 class _Vectors:
@@ -201,6 +201,15 @@ class _Vectors:
             elif len(own) > 1:
                 found[f"level:{name}"] = IntDistribution(0, len(own) - 1)
         return found
+
+    @property
+    def learning(self) -> bool:
+        """Whether what is within the limits changes, as a latency model learns."""
+        return self._affordable.model is not None
+
+    def allowed(self, candidates: Sequence[Mapping[str, Any]]) -> NDArray[np.bool_]:
+        """Which candidates are within the limits."""
+        return self.within(self.rows(np.stack([self.levels(params) for params in candidates])))
 
     def within(self, rows: Rows) -> NDArray[np.bool_]:
         """Which structures are within the limits."""

@@ -193,21 +193,23 @@ class _Leaders:
             self._affordable.learn(record)
 
     def _measured(self, due: int, known: Sequence[object]) -> dict[str, object]:
-        """The best of the first so many trials; nothing where it was measured before, or why it cannot be."""
-        good = [t for t in self._running.finished()[:due] if t.state == TrialState.COMPLETE]
-        if not good:
-            return {}
+        """The best of the first so many trials that is within the limits by the model as it is, and was not measured before."""
         sign = -1 if self._method.fitness.objective == "accuracy" else 1
-        best = min(good, key=lambda t: (sign * float(t.value or 0.0), t.number))
-        row = np.array(best.user_attrs[STRUCTURE]["widths"], dtype=np.int64)
-        structure = self._affordable.problem.channels.structure_of(row)
-        if [dict(structure.widths), dict(structure.ranks)] in known:
+        good = [t for t in self._running.finished()[:due] if t.state == TrialState.COMPLETE]
+        good.sort(key=lambda t: (sign * float(t.value or 0.0), t.number))
+        rows = [np.array(t.user_attrs[STRUCTURE]["widths"], dtype=np.int64) for t in good]
+        structures = [self._affordable.problem.channels.structure_of(row) for row in rows]
+        new = [k for k, own in enumerate(structures) if [dict(own.widths), dict(own.ranks)] not in known]
+        if not new:
             return {}
+        within = self._affordable.within(np.stack(rows))
+        structure = structures[min(new, key=lambda k: (not within[k], k))]
+        own: dict[str, object] = {"widths": dict(structure.widths), "ranks": dict(structure.ranks)}
         try:
-            return self._affordable.measured(structure) or {"failure": "its engine cannot be built"}
+            return self._affordable.measured(structure) or {**own, "failure": "its engine cannot be built"}
         except BackendError as error:
             logger.warning("a leader cannot be measured: %s", error)
-            return {"failure": str(error)}
+            return {**own, "failure": str(error)}
 
 
 def executor_of(problem: Problem, method: SearchingMethod, holdout: Batches, train: Batches) -> "_Closing":

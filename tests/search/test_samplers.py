@@ -196,6 +196,30 @@ def test_both_search_better_than_chance(make):
     assert np.median(found) < 0.7 * np.median(chance)
 
 
+def test_aacp_takes_what_has_turned_out_to_be_infeasible_for_no_best_and_lets_any_other_take_its_place():
+    near = {"crossover": 1.0, "factor": 1e-9, "population": 6, "max_stay": 50, "space": WIDTHS}  # a child is the best itself
+    study = searched(AACPSampler(1, **near), 12, WIDTHS, value=lambda p: sum(p.values()))
+    assert study.trials[-1].params == study.best_params
+
+    def allowed(candidates):
+        return np.array([sum(params.values()) >= 200 for params in candidates])
+
+    sampler = AACPSampler(1, **near, allowed=allowed)
+    feasible = [t for t in study.trials if sum(t.params.values()) >= 200]
+    assert 0 < len(feasible) < 6
+    params, _ = sampler.draw(sampler.past(study, 12), WIDTHS)
+    assert params == min(feasible, key=lambda t: t.value).params
+    study.sampler = sampler
+    searched(None, 12, WIDTHS, value=lambda p: sum(p.values()), study=study)
+    members = {t.system_attrs[MEMBER][0]: t for t in study.trials[12:]}
+    assert len(members) == 6
+    assert all(allowed([t.params for t in members.values()])), "worse than what they replace, but feasible"
+
+    strict = AACPSampler(1, **near, allowed=lambda candidates: np.zeros(len(candidates), dtype=bool))
+    params, _ = strict.draw(strict.past(study, 24), WIDTHS)
+    assert params == study.best_params, "where nothing is feasible, the best is the best"
+
+
 def test_failed_trials_are_no_members():
     sampler = AACPSampler(1, population=5, space=WIDTHS)
     study = optuna.create_study(sampler=sampler)

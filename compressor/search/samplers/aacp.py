@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial
 
@@ -26,6 +27,7 @@ MEMBER = "aacp:member"
 _STEP = 1 / 32  # of the range of a parameter that has no steps
 
 Repair = Callable[[dict[str, Any], np.random.Generator], dict[str, Any]]
+Allowed = Callable[[Sequence[Mapping[str, Any]]], NDArray[np.bool_]]
 
 
 @dataclass
@@ -48,6 +50,8 @@ class AACPSampler(PopulationSampler):
         crossover: Probability that a parameter comes from the mutant (CR).
         max_stay: Turns without improvement after which a member is drawn anew.
         repair: Moves parameters into the feasible region; it may draw from the generator that it is given.
+        allowed: Which parameters are feasible by what is known now, where that changes as the search goes on: a candidate that has
+            turned out not to be is not the best, and any that is takes its place.
         start: Members of the first population, where some are known to be good; the others are drawn.
         lag: See `PopulationSampler`.
         space: See there; without it the first trials are drawn parameter by parameter and not repaired.
@@ -67,12 +71,13 @@ class AACPSampler(PopulationSampler):
         start: Sequence[Mapping[str, Any]] = (),
         lag: int = 1,
         space: Mapping[str, BaseDistribution] | None = None,
+        allowed: Allowed | None = None,
     ) -> None:
         super().__init__(seed, lag, space)
         if population < 4 or factor <= 0 or not 0 <= crossover <= 1 or max_stay < 1:
             raise ValueError("AACPSampler: at least 4 members, factor and max_stay positive, crossover in [0, 1]")
         self._population, self._factor, self._crossover, self._max_stay = population, factor, crossover, max_stay
-        self._repair, self._start = repair, tuple(start)
+        self._repair, self._start, self._allowed = repair, tuple(start), allowed
 
     def draw(self, past: Past, space: Mapping[str, BaseDistribution], again: int = 0) -> tuple[dict[str, Any], dict[str, Any]]:
         """See `PopulationSampler`; drawn again, as many parameters as that are moved besides, by at most so many steps."""
@@ -95,8 +100,12 @@ class AACPSampler(PopulationSampler):
     def _replayed(self, past: Past, space: Mapping[str, BaseDistribution]) -> _Population:
         """The population after the trials that may be looked at."""
         found = _Population()
-        for trial in fitting(past.finished, space):
-            loss = past.loss(trial)
+        trials = fitting(past.finished, space)
+        losses = np.array([past.loss(trial) for trial in trials])
+        if self._allowed is not None and trials:
+            allowed = self._allowed([trial.params for trial in trials])
+            losses = np.where(allowed, losses, np.inf) if (allowed & np.isfinite(losses)).any() else losses
+        for trial, loss in zip(trials, losses.tolist(), strict=True):
             if np.isfinite(loss) and (found.best is None or loss < past.loss(found.best)):
                 found.best = trial
             if MEMBER not in trial.system_attrs:
@@ -105,7 +114,7 @@ class AACPSampler(PopulationSampler):
             if kind != "trial" or loss < found.losses.get(member, np.inf):
                 found.stay[member] = 0
                 found.losses[member] = loss
-                if np.isfinite(loss):
+                if np.isfinite(past.loss(trial)):
                     found.genes[member] = trial
             else:
                 found.stay[member] = found.stay.get(member, 0) + 1
