@@ -53,8 +53,8 @@ def test_repairs_help_in_the_order_of_what_they_cost(case):
     found = {
         name: Judge(channels, fitness, holdout, calibration, train)(plan).loss
         for name, fitness in {
-            "none": Fitness("none"), "norms": Fitness("recalibrate"), "closed": Fitness("compensate"),
-            "narrowed": Fitness("compensate", features="narrowed"), "trained": Fitness("train", steps=60),
+            "none": Fitness("none"), "norms": Fitness("recalibrate"), "closed": Fitness("compensate", features="original"),
+            "narrowed": Fitness("compensate"), "trained": Fitness("train", steps=60),
         }.items()
     }  # fmt: skip
     assert found["closed"] < found["norms"] < found["none"]
@@ -74,7 +74,7 @@ def test_the_same_candidate_is_worth_the_same_and_the_original_stays_as_it_is(ca
 
 def test_a_candidate_compensated_layer_after_layer_is_the_network_that_the_pass_gives(case):
     channels, plan, calibration, holdout, _ = case
-    judge = Judge(channels, Fitness("compensate", features="narrowed"), holdout, calibration)
+    judge = Judge(channels, Fitness("compensate"), holdout, calibration)
     settings = Compensation(ridge=1e-4, choose_ridge=False, positions=12)
     for own in (channels.plan(0.7), plan):
         small = compressor.apply(own, channels.graph, channels=channels).eval()
