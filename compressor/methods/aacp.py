@@ -10,7 +10,7 @@ first population too: nothing is rejected.
 * `steps="staircase"`: the steps are the measured ones of each group on the target, not an eighth of the group;
 * `fitness`: layers are compensated in closed form before a candidate is judged, or the loss is looked at;
 * `ranking="loss"`: the order of channels within a group is that of compensation, and half of the first population is
-  `CaP`'s allocation by loss curves with noise (`genomes.py`);
+  `CaP`'s allocations by loss curves, some with noise (`genomes.py`), as are members that are drawn anew;
 * `streams="group"`: residual streams are pruned too; the released code leaves them alone in ResNets;
 * budgets of any kind at once, latency by a model that learns from measured leaders.
 
@@ -34,7 +34,7 @@ from compressor.fitness import Fitness
 from compressor.methods.affordable import Affordable
 from compressor.methods.base import Problem
 from compressor.methods.genomes import SENSITIVITIES, LossRanking, images_for_losses, singular_values
-from compressor.methods.global_ranking import GlobalRanking, bisected
+from compressor.methods.global_ranking import GlobalRanking, Walk, bisected
 from compressor.methods.paths import AIM, Rows, Widths, fitting
 from compressor.methods.searching import Quest, SearchingMethod, search
 from compressor.methods.steps import Steps, options_of
@@ -47,7 +47,7 @@ from compressor.plan import Plan
 from compressor.search.samplers import AACPSampler
 from compressor.search.study import STRUCTURE
 
-_NOISE = 0.1  # of a group's range: of the members of the first population around the allocation
+_NOISE = 0.2  # standard deviation of the logarithm of levels around an allocation's
 _FINALISTS = 3  # candidates that are measured where the budget is a latency
 _BETWEEN = 16  # structures on the way from the whole network to the best, and from there to the narrowest
 
@@ -113,8 +113,9 @@ class AACP(SearchingMethod):
         affordable = Affordable(problem, options, self.engines)
         scores = self._scores(problem, options, affordable)
         vectors = _Vectors([g.name for g in problem.channels.groups], options, affordable, self.fill)
-        start = self._start(problem, options, affordable, vectors)
-        own = {"aacp": lambda: self._sampler(problem.seed, vectors, start)}
+        walks = self._walks(problem, options, affordable)
+        start = self._start(problem.seed, walks, vectors)
+        own = {"aacp": lambda: self._sampler(problem.seed, vectors, start, walks)}
         space = Widths(problem, scores)
 
         def row(params: Mapping[str, Any], index: int) -> Rows:
@@ -151,33 +152,40 @@ class AACP(SearchingMethod):
     ) -> dict[str, Scores]:
         return LossRanking(problem, self.compensation or Compensation(), options, affordable.price, power).plain
 
-    def _start(
-        self, problem: Problem, options: Sequence[Sequence[int]], affordable: Affordable, vectors: "_Vectors"
-    ) -> list[dict[str, Any]]:
-        """CaP's allocations, also on multiples of the target's `align` alone, and these with noise: half of the first population.
+    def _walks(self, problem: Problem, options: Sequence[Sequence[int]], affordable: Affordable) -> list[Walk]:
+        """CaP's allocations, on all steps and on multiples of the target's `align` alone.
 
         Curves are of one group at a time; where a staircase goes down to single channels they are too hopeful together.
         """
         if self.ranking != "loss":
             return []
-        count, random = self.population // 2, np.random.default_rng([problem.seed, 2])
         align = problem.target.align
         coarse = [tuple(w for w in own if w % align == 0 or w == own[-1]) for own in options]
         ways = [options] if coarse == list(options) else [options, coarse]
-        allocations = []
-        for power, way in list(itertools.product(SENSITIVITIES, ways))[:count]:
-            walk = GlobalRanking(problem.channels.groups, way).walk(self._by_loss(problem, way, affordable, power))
-            with suppress(BudgetError):  # the narrowest multiples may be too wide
-                allocations.append(walk.filled(vectors.within))
+        return [
+            GlobalRanking(problem.channels.groups, way).walk(self._by_loss(problem, way, affordable, power))
+            for power, way in list(itertools.product(SENSITIVITIES, ways))[: self.population // 2]
+        ]
+
+    def _start(self, seed: int, walks: Sequence[Walk], vectors: "_Vectors") -> list[dict[str, Any]]:
+        """The allocations, and these with noise: half of the first population."""
+        allocations, random = vectors.allocations(walks), np.random.default_rng([seed, 2])
+        count = self.population // 2 if allocations else 0
         near = [vectors.near(allocations[k % len(allocations)], random, _NOISE * (k >= len(allocations))) for k in range(count)]
         return [vectors.params(levels) for levels in near]
 
-    def _sampler(self, seed: int, vectors: "_Vectors", start: list[dict[str, Any]]) -> BaseSampler:
+    def _sampler(self, seed: int, vectors: "_Vectors", start: list[dict[str, Any]], walks: Sequence[Walk]) -> BaseSampler:
         def repair(params: dict[str, Any], random: np.random.Generator) -> dict[str, Any]:
             return vectors.params(vectors.repaired(vectors.levels(params), random))
 
-        own = (self.population, self.factor, self.crossover, self.max_stay)
-        return AACPSampler(seed, *own, repair, start, self.parallel, vectors.space, vectors.allowed if vectors.learning else None)
+        def fresh(random: np.random.Generator) -> dict[str, Any]:
+            allocations = vectors.allocations(walks)  # by the latency model as it is now
+            if not allocations:
+                return dict(start[0])
+            return vectors.params(vectors.near(allocations[random.integers(len(allocations))], random, _NOISE))
+
+        own = (self.population, self.factor, self.crossover, self.max_stay, repair, start, self.parallel, vectors.space)
+        return AACPSampler(seed, *own, vectors.allowed if vectors.learning else None, fresh if start else None)
 
 
 class _Vectors:
@@ -215,9 +223,17 @@ class _Vectors:
         """Which structures are within the limits."""
         return self._affordable.within(rows)
 
+    def allocations(self, walks: Sequence[Walk]) -> list[Rows]:
+        """Where some walks end within the limits."""
+        found = []
+        for walk in walks:
+            with suppress(BudgetError):  # the narrowest multiples may be too wide
+                found.append(walk.filled(self.within))
+        return found
+
     def near(self, widths: Rows, random: np.random.Generator, noise: float) -> NDArray[np.int64]:
-        """Levels of a structure, (groups,), moved by some share of each group's range."""
-        moved = self._levels_of(widths) + random.normal(0.0, 1.0, len(widths)) * noise * self._top
+        """Levels of a structure, (groups,), multiplied by noise: what is narrow can spare less than what is wide."""
+        moved = self._levels_of(widths) * np.exp(random.normal(0.0, 1.0, len(widths)) * noise)
         return np.clip(np.round(moved).astype(np.int64), 0, self._top)
 
     def _levels_of(self, widths: Rows) -> NDArray[np.int64]:

@@ -16,6 +16,8 @@ from compressor.runtime.model_training import observe, train_latency_model
 
 logger = logging.getLogger(__name__)
 
+_FEW, _LAST, _MOST = 2, 3, 1.25  # leaders that tell something, those that count, and the largest correction
+
 
 class Affordable:
     """Which structures are within the limits of a problem.
@@ -32,6 +34,7 @@ class Affordable:
     def __init__(self, problem: Problem, options: Sequence[Sequence[int]], engines: int) -> None:
         self.problem = problem
         self.model: LatencyModel | None = None
+        self._off: list[float] = []
         if "latency" in problem.limits:
             problem.progress.stage(f"latency model: {engines} engines")
             self.model = train_latency_model(
@@ -74,8 +77,18 @@ class Affordable:
         elif "macs" in limits:
             found = {"macs": channels.costs.macs(rows).astype(float)}
         if self.model is not None:
-            found["latency"] = self.model.predict(rows) / self.model.reference_ms
+            found["latency"] = self.model.predict(rows) / self.model.reference_ms * self.correction
         return {name: values for name, values in found.items() if name in limits}
+
+    @property
+    def correction(self) -> float:
+        """What latencies of leaders turned out to be of those predicted: the median of the last few.
+
+        A search ends up where the model is too hopeful; a table that has seen one more engine is so elsewhere.
+        """
+        if len(self._off) < _FEW:
+            return 1.0
+        return float(np.clip(np.median(self._off[-_LAST:]), 1 / _MOST, _MOST))
 
     def price(self, rows: Rows) -> NDArray[np.float64]:
         """What channels are removed to save, (structures,): latency where that is limited, else MACs."""
@@ -112,6 +125,7 @@ class Affordable:
         widths, ranks = (tuple(cast(Mapping[str, int], record.get(name, {})).items()) for name in ("widths", "ranks"))
         structure = Structure(widths, ranks)
         median, reference = (float(cast(float, record[name])) for name in ("median_ms", "reference_ms"))
+        self._off.append(median / reference / (self.model(structure) / self.model.reference_ms))
         try:
             self.model = self.model.observed(Observation(structure, median, reference, blocks))
         except BackendError as error:

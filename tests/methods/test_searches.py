@@ -120,17 +120,19 @@ def test_a_family_comes_from_one_search_and_its_members_are_nested(problem):
 
 
 def test_a_filled_walk_leaves_nothing_that_still_fits(problem):
-    coarse = replace(problem, target=replace(problem.target, align=8))
-    groups = coarse.channels.groups
-    for fill in (False, True):
-        row = coarse.channels.widths([coarse.channels.structure(legr(fill=fill).plan(coarse))])[0]
+    groups, left = problem.channels.groups, {False: [], True: []}
+    for fill, share in itertools.product((False, True), (0.7, 0.8, 0.9, 1.0)):
+        limits = {"macs": share * problem.limits["macs"]}
+        coarse = replace(problem, target=replace(problem.target, align=8), limits=limits)
+        row = coarse.channels.widths([coarse.channels.structure(legr(1, population=1, samples=1, fill=fill).plan(coarse))])[0]
         wider = []
         for k, group in enumerate(groups):
             for width in [w for w in widths(group, 8) if w > row[k]][:1]:
                 wider.append(row.copy())
                 wider[-1][k] = width
-        fits = coarse.channels.costs.macs(np.stack(wider)) <= coarse.limits["macs"]
-        assert fits.any() != fill, "the plain walk stops early here, the filled one uses what is left"
+        left[fill].append((coarse.channels.costs.macs(np.stack(wider)) <= limits["macs"]).any())
+    assert any(left[False]), "the plain walk stops early somewhere"
+    assert not any(left[True]), "the filled one uses what is left"
 
 
 def test_the_first_trials_are_the_allocations_of_the_other_weightings(problem):
@@ -237,6 +239,34 @@ def test_searching_beats_the_first_population_and_finds_what_the_study_says(prob
     assert study.best_trial.number >= 5, "the population has improved on the first one"
     assert study.best_trial.user_attrs[STRUCTURE]["widths"] == [w for _, w in problem.channels.structure(plan).widths]
     assert all(t.user_attrs[OUTCOME]["images"] in (0, 300) for t in study.trials)
+
+
+def test_a_latency_model_that_leaders_find_too_hopeful_is_corrected(problem):
+    asked = replace(problem, limits={"latency": 0.7})
+    options = options_of(asked, "align", frozenset(rankable(asked.channels)[0]))
+    affordable = Affordable(asked, options, 8)
+    rows = np.array([[own[max(len(own) - back, 0)] for own in options] for back in (2, 3, 4, 5)])
+
+    def learn(row, factor):
+        """A leader takes so many times what the model says."""
+        structure = asked.channels.structure_of(row)
+        blocks = [list(pair) for pair in affordable.model.observations[0].blocks_ms]
+        affordable.learn({
+            "widths": dict(structure.widths), "median_ms": factor * affordable.model(structure),
+            "reference_ms": affordable.model.reference_ms, "blocks_ms": blocks,
+        })  # fmt: skip
+
+    learn(rows[0], 1.2)
+    assert affordable.correction == 1.0, "one tells nothing"
+    learn(rows[1], 1.1)
+    assert affordable.correction == pytest.approx(1.15, rel=1e-6)
+    learn(rows[2], 1.15)
+    assert affordable.correction == pytest.approx(1.15, rel=1e-6)
+    plain = affordable.model.predict(rows) / affordable.model.reference_ms
+    assert affordable.costs(rows)["latency"] == pytest.approx(1.15 * plain)
+    learn(rows[3], 3.0)
+    learn(rows[0], 3.0)
+    assert affordable.correction == 1.25, "a disturbed engine does not close the search"
 
 
 def test_repair_takes_steps_one_by_one_until_it_suffices(problem):

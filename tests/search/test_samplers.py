@@ -196,6 +196,19 @@ def test_both_search_better_than_chance(make):
     assert np.median(found) < 0.7 * np.median(chance)
 
 
+def test_aacp_draws_stagnant_members_as_it_is_told():
+    def fresh(random):
+        return {name: 8 * int(random.integers(1, 3)) for name in WIDTHS}
+
+    study = searched(AACPSampler(1, population=5, max_stay=2, space=WIDTHS, fresh=fresh), 80, WIDTHS, lambda p: -sum(p.values()))
+    anew = [t.params for t in study.trials if t.system_attrs[MEMBER][1] == "restart"]
+    assert len(anew) > 3
+    assert all(width <= 16 for params in anew for width in params.values())
+    assert len({tuple(params.values()) for params in anew}) > 1
+    first = [t.params for t in study.trials if t.system_attrs[MEMBER][1] == "first"]
+    assert any(width > 16 for params in first for width in params.values())
+
+
 def test_aacp_takes_what_has_turned_out_to_be_infeasible_for_no_best_and_lets_any_other_take_its_place():
     near = {"crossover": 1.0, "factor": 1e-9, "population": 6, "max_stay": 50, "space": WIDTHS}  # a child is the best itself
     study = searched(AACPSampler(1, **near), 12, WIDTHS, value=lambda p: sum(p.values()))

@@ -27,6 +27,7 @@ MEMBER = "aacp:member"
 _STEP = 1 / 32  # of the range of a parameter that has no steps
 
 Repair = Callable[[dict[str, Any], np.random.Generator], dict[str, Any]]
+Fresh = Callable[[np.random.Generator], dict[str, Any]]
 Allowed = Callable[[Sequence[Mapping[str, Any]]], NDArray[np.bool_]]
 
 
@@ -50,6 +51,7 @@ class AACPSampler(PopulationSampler):
         crossover: Probability that a parameter comes from the mutant (CR).
         max_stay: Turns without improvement after which a member is drawn anew.
         repair: Moves parameters into the feasible region; it may draw from the generator that it is given.
+        fresh: Draws a member anew, where something is known about good ones; without it every parameter is drawn for itself.
         allowed: Which parameters are feasible by what is known now, where that changes as the search goes on: a candidate that has
             turned out not to be is not the best, and any that is takes its place.
         start: Members of the first population, where some are known to be good; the others are drawn.
@@ -72,12 +74,13 @@ class AACPSampler(PopulationSampler):
         lag: int = 1,
         space: Mapping[str, BaseDistribution] | None = None,
         allowed: Allowed | None = None,
+        fresh: Fresh | None = None,
     ) -> None:
         super().__init__(seed, lag, space)
         if population < 4 or factor <= 0 or not 0 <= crossover <= 1 or max_stay < 1:
             raise ValueError("AACPSampler: at least 4 members, factor and max_stay positive, crossover in [0, 1]")
         self._population, self._factor, self._crossover, self._max_stay = population, factor, crossover, max_stay
-        self._repair, self._start, self._allowed = repair, tuple(start), allowed
+        self._repair, self._start, self._allowed, self._fresh = repair, tuple(start), allowed, fresh
 
     def draw(self, past: Past, space: Mapping[str, BaseDistribution], again: int = 0) -> tuple[dict[str, Any], dict[str, Any]]:
         """See `PopulationSampler`; drawn again, as many parameters as that are moved besides, by at most so many steps."""
@@ -89,6 +92,8 @@ class AACPSampler(PopulationSampler):
             params = self._crossed(random, population, member, others, space)
         elif kind == "first" and member < len(self._start):
             params = {name: self._start[member][name] for name in space}
+        elif kind == "restart" and self._fresh is not None:
+            params = self._fresh(random)
         else:
             params = self.first(past.index, space, again)
         for name in random.permutation(list(space))[:again]:
