@@ -61,6 +61,7 @@ class AACP(SearchingMethod):
         ranking: Which channels a group keeps: those with the largest `l1` norm, or by the `loss` after compensation.
         streams: Whether residual streams are pruned as a `group`, or left alone (`inside`).
         fill: Whether steps that a repaired candidate still affords are given back to groups drawn at random. Not as published.
+        near: Share of the first population that lies around `CaP`'s allocations, where `ranking` is by loss; the others are drawn.
         population: See `AACPSampler`.
         factor: See there.
         crossover: See there.
@@ -75,6 +76,7 @@ class AACP(SearchingMethod):
     ranking: Literal["l1", "loss"] = "loss"
     streams: Literal["group", "inside"] = "group"
     fill: bool = True
+    near: float = 0.5
     population: int = 10
     factor: float = 0.5
     crossover: float = 0.8
@@ -84,6 +86,8 @@ class AACP(SearchingMethod):
         """Check the settings."""
         super().__post_init__()
         self.check(steps=("staircase", "eighths", "align"), ranking=("l1", "loss"), streams=("group", "inside"))
+        if not 0 <= self.near <= 1:
+            raise BudgetError(f"AACP(near={self.near}): a share of the first population, from 0 to 1")
         try:
             AACPSampler(0, self.population, self.factor, self.crossover, self.max_stay)
         except ValueError as error:
@@ -132,6 +136,10 @@ class AACP(SearchingMethod):
                 return space.plan(widths_found)
         return fitting(space, vectors.around(rows[0]), affordable.price)
 
+    @property
+    def _count(self) -> int:
+        return int(self.near * self.population)
+
     def _groups(self, problem: Problem) -> frozenset[str]:
         """Names of what is searched."""
         channels = problem.channels
@@ -164,13 +172,13 @@ class AACP(SearchingMethod):
         ways = [options] if coarse == list(options) else [options, coarse]
         return [
             GlobalRanking(problem.channels.groups, way).walk(self._by_loss(problem, way, affordable, power))
-            for power, way in list(itertools.product(SENSITIVITIES, ways))[: self.population // 2]
+            for power, way in list(itertools.product(SENSITIVITIES, ways))[: max(self._count, 1)]
         ]
 
     def _start(self, seed: int, walks: Sequence[Walk], vectors: "_Vectors") -> list[dict[str, Any]]:
-        """The allocations, and these with noise: half of the first population."""
+        """Members of the first population: the allocations, and these with noise."""
         allocations, random = vectors.allocations(walks), np.random.default_rng([seed, 2])
-        count = self.population // 2 if allocations else 0
+        count = self._count if allocations else 0
         near = [vectors.near(allocations[k % len(allocations)], random, _NOISE * (k >= len(allocations))) for k in range(count)]
         return [vectors.params(levels) for levels in near]
 

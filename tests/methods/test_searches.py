@@ -222,6 +222,19 @@ def test_the_first_population_has_allocations_on_multiples_alone_beside_those_on
     assert [multiples(widths) for widths in found[:4]] == [False, True, False, True]
 
 
+def test_a_share_of_the_first_population_lies_around_the_allocations(problem, tmp_path):
+    fine, found = replace(problem, target=replace(problem.target, align=1)), {}
+    for near in (0.0, 0.5, 1.0):
+        url = f"sqlite:///{tmp_path / f'{near}.db'}"
+        aacp(10, population=10, near=near).plan(replace(fine, storage=url))
+        found[near] = np.array([trial.user_attrs[STRUCTURE]["widths"] for trial in study_of(url).trials])
+    assert (found[0.5][:3] == found[1.0][:3]).all(), "the allocations come first"
+    assert (found[0.5][5:] == found[0.0][5:]).all(), "the others are drawn"
+    allocations = found[1.0][:3]
+    far = {near: np.abs(rows[5:, None] - allocations).sum(2).min(1).mean() for near, rows in found.items()}
+    assert far[1.0] < 0.7 * far[0.5] == 0.7 * far[0.0]
+
+
 @pytest.mark.parametrize("method", [legr(24), aacp(24)], ids=["legr", "aacp"])
 def test_no_trial_is_spent_on_a_network_that_was_judged_before(problem, tmp_path, method):
     problem, images = replace(problem, target=replace(problem.target, align=1)), []
@@ -420,6 +433,8 @@ def test_what_cannot_be_is_told_before_anything_is_searched(problem, net, digits
         legr(ranking="taylor")
     with pytest.raises(BudgetError, match="at least 4 members"):
         aacp(population=2)
+    with pytest.raises(BudgetError, match="near=2"):
+        aacp(near=2)
     with pytest.raises(BudgetError, match="trials=0"):
         aacp(0)
     with pytest.raises(BudgetError, match="only one bound may be"):
