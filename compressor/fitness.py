@@ -52,7 +52,7 @@ class Fitness:
         features: Whose features closed forms are fitted on: those of the `narrowed` network, layer after layer, as in the end; or
             the `original`'s, collected once for all candidates, which takes half the time. At half the latency of a ResNet-56 the
             best thirty candidates of a search by `original` could no longer be told apart by it; its result kept 75.7 %, that of a
-            search by `narrowed` 79.8 % (`tools/bench_search.py --goals latency:0.5 --align 8`).
+            search by `narrowed` 79.8 % (`tools/bench_search.py --goals latency:0.5 --align 8`). At half the MACs both end alike.
 
     Raises:
         DataError: A setting is out of range.
