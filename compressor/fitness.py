@@ -50,9 +50,8 @@ class Fitness:
         steps: Of training.
         learning_rate: Of training; momentum 0.9, weight decay 5e-4, as published.
         features: Whose features closed forms are fitted on: those of the `narrowed` network, layer after layer, as in the end; or
-            the `original`'s, collected once for all candidates, which takes half the time. At half the latency of a ResNet-56 the
-            best thirty candidates of a search by `original` could no longer be told apart by it; its result kept 75.7 %, that of a
-            search by `narrowed` 79.8 % (`tools/bench_search.py --goals latency:0.5 --align 8`). At half the MACs both end alike.
+            the `original`'s, collected once for all candidates, which takes half the time and tells
+            the best candidates for a tight budget apart less well.
 
     Raises:
         DataError: A setting is out of range.
@@ -141,11 +140,9 @@ class Judge:
             raise DataError(f"a fitness that {fitness.repair}s needs images: pass calibrate=… or train=…")
         self._statistics: dict[str, Statistics] = {}
         self._original: Original | None = None
-        if fitness.repair == "compensate" and fitness.features == "narrowed":
-            assert self._calibration is not None
+        if fitness.repair == "compensate" and self._calibration is not None and fitness.features == "narrowed":
             self._original = Remembered(channels, self._calibration, _CLOSED.positions, seed, _CLOSED.memory_mb)
-        if fitness.repair == "compensate" and fitness.features == "original":
-            assert self._calibration is not None
+        elif fitness.repair == "compensate" and self._calibration is not None:
             layers, memory = list(readers_of(channels)), _CLOSED.memory_mb << 19
             with eval_mode(channels.graph):
                 self._statistics = collect(channels.graph, layers, self._calibration, _CLOSED.positions, memory, seed)

@@ -64,6 +64,7 @@ def methods(trials: int) -> dict[str, Callable[[], Method]]:
         "LeGR, as published": lambda: LeGR.published(trials),
         "LeGR, as published, mean of tied": lambda: replace(LeGR.published(trials), aggregate="mean"),
         "LeGR, compensated": lambda: LeGR(trials, CLOSED),
+        "LeGR, compensated, original's features": lambda: LeGR(trials, replace(CLOSED, features="original")),
         "LeGR, compensated, channels and ranks": lambda: LeGR(trials, CLOSED, space="channels+ranks"),
         "AACP, as published": lambda: AACP.published(trials),
         "AACP, staircase, compensated": lambda: AACP(trials, CLOSED),

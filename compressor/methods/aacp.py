@@ -9,8 +9,8 @@ first population too: nothing is rejected.
 
 * `steps="staircase"`: the steps are the measured ones of each group on the target, not an eighth of the group;
 * `fitness`: layers are compensated in closed form before a candidate is judged, or the loss is looked at;
-* `ranking="loss"`: the order of channels within a group is that of compensation, and half of the first population is
-  `CaP`'s allocations by loss curves, some with noise (`genomes.py`), as are members that are drawn anew;
+* `ranking="loss"`: the order of channels within a group is that of compensation, and a share of the first population (`near`)
+  is `CaP`'s allocations by loss curves, some with noise (`genomes.py`), as are members that are drawn anew;
 * `streams="group"`: residual streams are pruned too; the released code leaves them alone in ResNets;
 * budgets of any kind at once, latency by a model that learns from measured leaders.
 
@@ -172,7 +172,7 @@ class AACP(SearchingMethod):
         ways = [options] if coarse == list(options) else [options, coarse]
         return [
             GlobalRanking(problem.channels.groups, way).walk(self._by_loss(problem, way, affordable, power))
-            for power, way in list(itertools.product(SENSITIVITIES, ways))[: max(self._count, 1)]
+            for power, way in list(itertools.product(SENSITIVITIES, ways))[: self._count]
         ]
 
     def _start(self, seed: int, walks: Sequence[Walk], vectors: "_Vectors") -> list[dict[str, Any]]:
@@ -291,17 +291,12 @@ class _Vectors:
             left[k] -= 1
             if left[k] == 0:
                 alive.remove(k)
-        counts = np.zeros((len(order) + 1, len(levels)), dtype=np.int64)
-        counts[np.arange(1, len(order) + 1), order] = 1
-        path = levels - np.cumsum(counts, axis=0)
-        return self._first(path)
+        return self._first(levels - self._drawn(order))
 
     def _given(self, levels: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.int64]:
         """Steps given to groups drawn at random, until none more fits."""
         order = random.permutation(np.repeat(np.arange(len(levels)), self._top - levels))
-        counts = np.zeros((len(order) + 1, len(levels)), dtype=np.int64)
-        counts[np.arange(1, len(order) + 1), order] = 1
-        found = self._first((levels + np.cumsum(counts, axis=0))[::-1])
+        found = self._first((levels + self._drawn(order))[::-1])
         while True:
             able = np.flatnonzero(found < self._top)
             wider = found + np.eye(len(found), dtype=np.int64)[able]
@@ -309,6 +304,12 @@ class _Vectors:
             if not len(able):
                 return found
             found = found + np.eye(len(found), dtype=np.int64)[random.choice(able)]
+
+    def _drawn(self, order: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+        """(draws + 1, groups): how often each group is among the first so many draws."""
+        counts = np.zeros((len(order) + 1, len(self._top)), dtype=np.int64)
+        counts[np.arange(1, len(order) + 1), order] = 1
+        return np.cumsum(counts, axis=0)
 
     def _first(self, path: NDArray[np.int64]) -> NDArray[np.int64]:
         """The first of some levels, each narrower than the one before, that is within the budget."""

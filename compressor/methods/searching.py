@@ -198,13 +198,16 @@ class _Leaders:
         good = [t for t in self._running.finished()[:due] if t.state == TrialState.COMPLETE]
         good.sort(key=lambda t: (sign * float(t.value or 0.0), t.number))
         rows = [np.array(t.user_attrs[STRUCTURE]["widths"], dtype=np.int64) for t in good]
-        structures = [self._affordable.problem.channels.structure_of(row) for row in rows]
-        new = [k for k, own in enumerate(structures) if [dict(own.widths), dict(own.ranks)] not in known]
-        if not new:
+        if not rows:
             return {}
         within = self._affordable.within(np.stack(rows))
-        structure = structures[min(new, key=lambda k: (not within[k], k))]
-        own: dict[str, object] = {"widths": dict(structure.widths), "ranks": dict(structure.ranks)}
+        for k in sorted(range(len(rows)), key=lambda k: not within[k]):
+            structure = self._affordable.problem.channels.structure_of(rows[k])
+            own: dict[str, object] = {"widths": dict(structure.widths), "ranks": dict(structure.ranks)}
+            if list(own.values()) not in known:
+                break
+        else:
+            return {}
         try:
             return self._affordable.measured(structure) or {**own, "failure": "its engine cannot be built"}
         except BackendError as error:
