@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from compressor.errors import PlanError
 from compressor.passes.base import PassResult
-from compressor.passes.forms import FORMS, Form, Sizes, Stage, StageSizes
+from compressor.passes.forms import FORMS, Form, Sizes, Stage, StageSizes, compose
 from compressor.passes.products import Conv, Transposed, is_product
 from compressor.passes.shapes import VALUE, shapes_of
 from compressor.passes.trace import quiet_deepcopy
@@ -25,8 +25,12 @@ from compressor.plan import Factorization
 
 logger = logging.getLogger(__name__)
 
+STAGES = "factorized_stages"
+"""In a node's meta: the stages of every block that amount to the layer's weight, where these are known (`rank_reduction.py`)."""
+
 _STACK = "nn_module_stack"  # torch.export's: key -> (path of a module, its type), the innermost last
 _CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_SAME = 1e-4  # of the largest weight: known stages that are farther off are of an earlier weight
 _TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 
 
@@ -56,7 +60,7 @@ class FactorizeConv:
         for one in self._factors:
             layer = gm.get_submodule(one.layer)
             form = form_of(one, sizes_of(layer))
-            stages = _stages(form, layer, one.ranks, self._weights)
+            stages = _stages(form, layer, one.ranks, self._weights, nodes[one.layer].meta.get(STAGES))
             modules = [_module(layer, own, k == len(stages) - 1) for k, own in enumerate(stages)]
             _insert(result, by_name[nodes[one.layer].name], one.layer, modules)
         result.graph.lint()
@@ -144,12 +148,16 @@ def _node_of(gm: fx.GraphModule, layer: str) -> fx.Node:
     return cast(fx.Node, nodes[0])
 
 
-def _stages(form: Form, layer: nn.Module, ranks: Sequence[int], weights: bool) -> list[_Stacked]:
+def _stages(
+    form: Form, layer: nn.Module, ranks: Sequence[int], weights: bool, known: Sequence[Sequence[Stage]] | None
+) -> list[_Stacked]:
     sizes, blocks = sizes_of(layer), blocks_of(layer)
     kernel = sizes.kernel
-    found: list[list[Stage]] = []
+    found: Sequence[Sequence[Stage]] = []
     if weights:
-        found = [form.factorize(block, ranks) for block in blocks]
+        wanted = form.stages(sizes, ranks)
+        fits = known is not None and all([stage.sizes for stage in own] == wanted for own in known) and _amount_to(known, blocks)
+        found = known if known is not None and fits else [form.factorize(block, ranks) for block in blocks]
     stacked = []
     for k, own in enumerate(form.stages(sizes, ranks)):
         if weights:
@@ -159,6 +167,12 @@ def _stages(form: Form, layer: nn.Module, ranks: Sequence[int], weights: bool) -
             weight = torch.zeros(len(blocks), own.outputs, 1 if own.depthwise else own.inputs, *shape, dtype=torch.float64)
         stacked.append(_Stacked(own, weight))
     return stacked
+
+
+def _amount_to(stages: Sequence[Sequence[Stage]], blocks: np.ndarray) -> bool:
+    """Whether sequences are those of a weight, (blocks, outputs, inputs, *kernel)."""
+    found = np.stack([compose(own) for own in stages])
+    return found.shape == blocks.shape and float(np.abs(found - blocks).max()) <= _SAME * float(np.abs(blocks).max())
 
 
 def _module(layer: nn.Module, stage: _Stacked, last: bool) -> nn.Module:

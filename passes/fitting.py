@@ -13,7 +13,7 @@ from compressor.errors import PassError
 from compressor.passes.calibration import Calibration
 from compressor.passes.channels import ChannelGraph
 from compressor.passes.compensation import Compensation, Repair
-from compressor.passes.factorize_conv import sizes_of
+from compressor.passes.factorize_conv import STAGES, sizes_of
 from compressor.passes.moments import Moments
 from compressor.passes.original import Original
 from compressor.passes.prefix import Prefix, Shelf
@@ -57,11 +57,17 @@ class Job:
         return self.loses or self.factorization is not None
 
     def reduced(self, graph: fx.GraphModule, matrix: Tensor, covariance: Tensor | None) -> Tensor:
-        """The nearest weight, by what it makes of features with this covariance, that the factorization can write."""
+        """The nearest weight, by what it makes of features with this covariance, that the factorization can write.
+
+        How it writes it is noted at the layer's node.
+        """
         if self.factorization is None:
             return matrix
         scale = affine(graph, self.reader.norm, self.product.outputs)[0].reshape(matrix.shape[:2])
-        return reduced(matrix, sizes_of(self.product.module), self.factorization, covariance, scale)
+        found = reduced(matrix, sizes_of(self.product.module), self.factorization, covariance, scale)
+        node = next(node for node in graph.graph.nodes if node.name == self.reader.node)
+        node.meta[STAGES] = found.stages
+        return found.matrix
 
 
 def jobs_of(

@@ -83,13 +83,14 @@ def vbmf_rank(matrix: Array) -> int:
     """How many singular values of a matrix are above the noise, whose variance is estimated as well.
 
     With L <= M the sides, a = L / M and x = s² / (M variance), a singular value counts where
-    x > (1 + t)(1 + a / t), t = 2.5129 sqrt(a); the variance minimises the free energy.
+    x > (1 + t)(1 + a / t), t = 2.5129 sqrt(a); the variance minimises the free energy. The scale of the matrix does not matter.
     """
     rows, columns = sorted(matrix.shape)
     ratio = rows / columns
     values = _squares(matrix)
     if values.sum() <= 0:
         return 0
+    values = values * (matrix.size / values.sum())  # elements of mean square 1: the minimum is looked for on an absolute scale
     threshold = 2.5129 * math.sqrt(ratio)
     bound = (1 + threshold) * (1 + ratio / threshold)
     tail = min(math.ceil(rows / (1 + ratio)) - 1, rows - 1)

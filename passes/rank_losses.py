@@ -92,6 +92,7 @@ class _Probe:
         product = Product(changed.get_submodule(reader.layer))
         scale = affine(self._graph, reader.norm, product.outputs)[0].reshape(1, -1)
         covariance = statistics.parts[0].covariance if len(statistics.parts) == 1 else None
-        matrix = reduced(product.matrix(), sizes_of(product.module), Factorization(axis.layer, "svd", (rank,)), covariance, scale)
+        one = Factorization(axis.layer, "svd", (rank,))
+        matrix = reduced(product.matrix(), sizes_of(product.module), one, covariance, scale).matrix
         product.write(matrix, None)
         return sensitivity(self._divergence(changed, reader.node), float(loss[rank]), float(loss[0]))

@@ -33,7 +33,7 @@ class Allocation(Protocol):
 
 
 def fitted(path: Sequence[State]) -> tuple[float, float]:
-    """p1 and p2 of a sensitivity curve: least squares of ln(loss) on the rate, weighted by sqrt(loss).
+    """p1 and p2 of a sensitivity curve: least squares of ln(loss) on the rate, squares weighted by sqrt(loss).
 
     Losses are relative to the largest.
 
@@ -45,7 +45,8 @@ def fitted(path: Sequence[State]) -> tuple[float, float]:
     if len(points) < 2 or points[:, 1].max() <= 0:
         return _LEAST, 1.0
     losses = points[:, 1].clip(0) / points[:, 1].max()
-    slope, offset = np.polyfit(points[:, 0], np.log(losses + _LEAST), 1, w=np.sqrt(losses + _LEAST))
+    weights = (losses + _LEAST) ** 0.25  # `polyfit` squares them
+    slope, offset = np.polyfit(points[:, 0], np.log(losses + _LEAST), 1, w=weights)
     return float(np.exp(offset)), max(float(slope), _LEAST_SLOPE)
 
 

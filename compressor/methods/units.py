@@ -112,12 +112,14 @@ def sorted_path(layer: Layer, share: float = 0.01, most: float = 0.95) -> list[S
     channels, values = current.alone()
     step = max(1, int(share * (layer.weight.shape[1] + layer.full)))
     order = _lowest(channels, values, len(channels) + len(values))
+    values_left = list(range(layer.full))  # the matrix loses components: the others move up in its SVD
     path = [layer.state(current.alive, current.rank, 0.0)]
     for start in range(0, len(order), step):
         chosen = order[start : start + step]
         here = [k for kind, k in chosen if kind == "channel" and current.alive[k] and current.alive.sum() > 1]
-        gone = sorted({min(k, current.rank - 1) for kind, k in chosen if kind == "value"})  # indices shift as others go
-        current.remove(here, gone[-max(current.rank - 1, 0) :] if current.rank > 1 else [])
+        gone = [k for kind, k in chosen if kind == "value"][: len(values_left) - 1]
+        current.remove(here, [values_left.index(k) for k in gone])
+        values_left = [k for k in values_left if k not in gone]
         path.append(layer.state(current.alive, current.rank, current.lost))
         if path[-1].elements <= (1 - most) * layer.elements:
             break

@@ -97,6 +97,24 @@ def test_each_removed_singular_value_is_another_one():
     assert ranks == [5, 4, 3, 2, 1]
 
 
+@pytest.mark.parametrize("share", [1e-6, 0.1, 0.3])
+def test_a_sensitivity_curve_takes_the_singular_values_of_the_whole_matrix_each_once(share):
+    """Those that are left move up as others go: at every step they must be told by what they were."""
+    weight = np.random.default_rng(3).standard_normal((12, 10, 3))
+    layer = layer_of(weight, removable=False)
+    u, s, v = np.linalg.svd(weight.reshape(12, -1), full_matrices=False)
+    alone = [layer.lost((u * np.where(np.arange(12) == k, 0, s)) @ v) for k in range(12)]
+    step = max(1, int(share * (10 + 12)))
+    gone, expected = set(), [0.0]
+    for start in range(0, 12, step):
+        gone |= set(np.argsort(alone)[start : start + step].tolist())
+        gone = set(sorted(gone, key=lambda k: alone[k])[:11])  # the last one stays
+        expected.append(layer.lost((u * [0 if k in gone else own for k, own in enumerate(s)]) @ v))
+    path = sorted_path(layer, share=share, most=1.0)
+    np.testing.assert_allclose([state.loss for state in path], expected, rtol=1e-6, atol=1e-9)
+    assert path[-1].rank == 1
+
+
 def test_a_decomposition_that_saves_nothing_is_not_made():
     layer = random_layer(removable=False)
     path = removal_path(layer, share=1e-6)
@@ -150,6 +168,20 @@ def test_an_exponential_is_fitted_to_what_is_one():
     p1, p2 = fitted(path)
     assert p2 == pytest.approx(5.0, rel=1e-3)
     assert p1 == pytest.approx(0.002 / (0.002 * np.exp(0.05 * 89)), rel=1e-2)
+
+
+def test_squares_of_the_fit_are_weighted_by_the_root_of_the_loss():
+    path = [state(1000, 0.0)] + [state(1000 - 10 * k, 0.001 * k + 2e-5 * k**2) for k in range(1, 90)]
+    rates = np.array([1 - own.elements / 1000 for own in path[1:]])
+    losses = np.array([own.loss for own in path[1:]]) / path[-1].loss
+
+    def error(p1, p2):
+        return float((np.sqrt(losses) * (np.log(losses) - np.log(p1) - p2 * rates) ** 2).sum())
+
+    p1, p2 = fitted(path)
+    assert error(p1, p2) < min(
+        error(p1 * a, p2 * b) for a, b in ((1.01, 1), (0.99, 1), (1, 1.01), (1, 0.99), (1.01, 0.99), (0.99, 1.01))
+    )
 
 
 def test_the_published_rates_solve_the_published_problem():

@@ -56,7 +56,8 @@ def test_ranks_by_rate_cost_at_most_that_and_hardly_less(form):
 def test_variational_bayes_finds_the_rank_behind_the_noise(rank, shape):
     random = np.random.default_rng(rank)
     signal = random.standard_normal((shape[0], rank)) @ random.standard_normal((rank, shape[1]))
-    assert vbmf_rank(signal + 0.5 * random.standard_normal(shape)) == rank
+    matrix = signal + 0.5 * random.standard_normal(shape)
+    assert [vbmf_rank(scale * matrix) for scale in (1.0, 3e-3, 1e-6, 1e4)] == [rank] * 4
 
 
 def test_variational_bayes_of_degenerate_matrices():

@@ -34,7 +34,7 @@ def test_the_output_error_of_an_svd_is_the_tail_of_the_energies():
     matrix, covariance, scale = parts()
     tail = energies(matrix, covariance, scale)[0]
     for rank in (1, 4, 9, 10):
-        found = reduced(matrix, SIZES, Factorization("x", "svd", (rank,)), covariance, scale)
+        found = reduced(matrix, SIZES, Factorization("x", "svd", (rank,)), covariance, scale).matrix
         assert lost(matrix, found, covariance, scale) == pytest.approx(float(tail[rank:].sum()), rel=1e-8, abs=1e-9)
         assert int(torch.linalg.matrix_rank(found[0])) == rank
 
@@ -44,19 +44,18 @@ def test_it_is_never_worse_than_the_plain_form_and_the_form_writes_it_exactly(fo
     matrix, covariance, scale = parts()
     full = FORMS[form].full(SIZES)
     one = Factorization("x", form, tuple(max(1, rank // 2) for rank in full))
-    found = reduced(matrix, SIZES, one, covariance, scale)
-    plain = reduced(matrix, SIZES, one)
+    found = reduced(matrix, SIZES, one, covariance, scale).matrix
+    plain = reduced(matrix, SIZES, one).matrix
     again = compose(FORMS[form].factorize(found[0].numpy().reshape(10, 4, 3, 3), one.ranks)).reshape(10, -1)
     np.testing.assert_allclose(again, found[0].numpy(), atol=1e-9)
-    if form == "svd":
-        assert lost(matrix, found, covariance, scale) < 0.9 * lost(matrix, plain, covariance, scale)
+    assert lost(matrix, found, covariance, scale) <= (0.9 if form == "svd" else 1.0) * lost(matrix, plain, covariance, scale)
 
 
 def test_without_data_it_is_the_plain_form():
     matrix, *_ = parts()
     one = Factorization("x", "svd", (4,))
     plain = compose(FORMS["svd"].factorize(matrix[0].numpy().reshape(10, 4, 3, 3), (4,))).reshape(1, 10, 36)
-    np.testing.assert_allclose(reduced(matrix, SIZES, one).numpy(), plain, atol=1e-10)
+    np.testing.assert_allclose(reduced(matrix, SIZES, one).matrix.numpy(), plain, atol=1e-10)
 
 
 def images(count=192):
@@ -65,14 +64,16 @@ def images(count=192):
     return Calibration.read([(x,) for x in base.split(32)], residual(), count)
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("features", ["original", "narrowed"])
-def test_compensation_fits_the_layer_that_the_factorization_writes(features):
+def test_compensation_fits_the_layer_that_the_factorization_writes(features, form):
     graph = residual()
     channels = compressor.analyze(graph)
-    factored = [Factorization("a", "svd", (3,)), Factorization("b", "svd", (4,))]
-    plan = Plan.keep(dict(channels.plan(0.25).kept), channels.digest, factors=factored)
+    kept = dict(channels.plan(0.25).kept)
+    narrowed = realised(Plan.keep(kept, channels.digest), channels)
+    factored = [factors(narrowed, layer, form, {"svd": 0.25, "cp": 0.2}.get(form, 0.6)) for layer in "ab"]
+    plan = Plan.keep(kept, channels.digest, factors=factored)
     settings = Compensation(features, layers="readers", images=192, choose_ridge=False)
-    narrowed = realised(Plan.keep(dict(plan.kept), channels.digest), channels)
     found = Compensate(channels, plan, images(), settings).run(narrowed)
     built = FactorizeConv(plan.factors)(found.graph).graph
     blind = realised(plan, channels)
@@ -80,7 +81,7 @@ def test_compensation_fits_the_layer_that_the_factorization_writes(features):
     with torch.no_grad():
         whole, kept = graph(x), found.graph(x)
         torch.testing.assert_close(built(x), kept, atol=1e-4, rtol=1e-4)  # nothing more is lost by writing it as a sequence
-        assert float((kept - whole).norm()) < 0.6 * float((blind(x) - whole).norm())
+        assert float((kept - whole).norm()) < 0.8 * float((blind(x) - whole).norm())
     assert {repair.layer for repair in found.repairs} >= {"a", "b"}
 
 
