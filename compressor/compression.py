@@ -181,6 +181,7 @@ class Compression:
             calibration=given.images,
             progress=given.progress,
             storage=self._storage or f"sqlite:///{self._run.path / 'study.db'}",
+            alone=self._storage is None,  # who works in the folder of a run holds its lock
             cluster=self._cluster,
             observe=gauge.observe,
             once=self._once,

@@ -34,6 +34,7 @@ class Problem:
         calibration: Images without labels, for statistics; None where there are none.
         progress: Where to say what is being done.
         storage: URL that the trials of a search are kept at (any of Optuna's); None for memory.
+        alone: Whether no other process writes to it.
         cluster: Ray cluster that trials run on: `auto` or `ray://…`; None for this process.
         observe: Builds and measures structures for a latency model, where that is not to be done in this process; takes the
             latency of the original that ratios are multiplied by.
@@ -51,6 +52,7 @@ class Problem:
     calibration: Calibration | None = None
     progress: Progress = field(default_factory=Progress)
     storage: str | None = None
+    alone: bool = False
     cluster: str | None = None
     observe: Callable[[Sequence[Structure], float | None], list[Observation]] | None = None
     once: Callable[[str, Callable[[], dict[str, object]]], dict[str, object]] = lambda step, work: work()

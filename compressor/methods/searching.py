@@ -116,10 +116,12 @@ def search(problem: Problem, method: SearchingMethod, quest: Quest, affordable: 
     if not quest.space:
         raise BudgetError(f"{method.name}: no group of this network has more than one legal width")
 
-    def decode(params: Mapping[str, Any], index: int) -> tuple[Plan, dict[str, Any]]:
+    def decode(params: Mapping[str, Any], index: int) -> dict[str, Any]:
         row = quest.row(params, index)
-        plan = quest.widths(params).plan(row)
-        return plan, {"widths": row.tolist(), "digest": digest_of(dict(plan.kept))}
+        return {"widths": row.tolist(), "digest": digest_of(dict(quest.widths(params).plan(row).kept))}
+
+    def task(params: Mapping[str, Any], structure: Mapping[str, Any]) -> Plan:
+        return quest.widths(params).plan(np.array(structure["widths"], dtype=np.int64))
 
     def value(worth: Worth) -> tuple[float, dict[str, Any]]:
         return worth.loss if method.fitness.objective == "loss" else worth.accuracy, asdict(worth)
@@ -137,7 +139,7 @@ def search(problem: Problem, method: SearchingMethod, quest: Quest, affordable: 
     holdout, train = samples(method.fitness, problem.validate, problem.train, problem.seed)
     digest = digest_of([
         problem.channels.digest, digest_of_tensors(problem.channels.graph.state_dict()), method.deciding, dict(problem.limits),
-        problem.target.to_dict(), problem.seed, {name: str(d) for name, d in quest.space.items()}, _digest(problem, holdout),
+        problem.target.to_dict(), problem.seed, {name: str(d) for name, d in quest.space.items()}, _digest(problem, holdout, train),
     ])  # fmt: skip
     job = Job(
         name=f"{method.name}-{digest[:12]}",
@@ -148,6 +150,7 @@ def search(problem: Problem, method: SearchingMethod, quest: Quest, affordable: 
         trials=method.trials,
         parallel=method.parallel,
         decode=decode,
+        task=task,
         value=value,
         budget=budget,
         unit="loss" if method.fitness.objective == "loss" else "accuracy %",
@@ -155,7 +158,7 @@ def search(problem: Problem, method: SearchingMethod, quest: Quest, affordable: 
     )
     problem.progress.stage(f"{method.name}: {method.trials} candidates, proposed by {method.sampler}")
     with executor_of(problem, method, holdout, train) as executor:
-        running = Search(job, executor, problem.storage, problem.progress)
+        running = Search(job, executor, problem.storage, problem.progress, problem.alone)
         running.after = _Leaders(running, method, affordable)
         found = running.run()
     if not found:
@@ -228,9 +231,10 @@ def executor_of(problem: Problem, method: SearchingMethod, holdout: Batches, tra
     return _Closing(cluster, cluster.close)
 
 
-def _digest(problem: Problem, holdout: Batches) -> str:
-    """Of the images and labels that candidates are judged and repaired on."""
-    parts = {f"{kind}{k}": x for k, (x, y) in enumerate(holdout) for kind, x in (("x", x), ("y", y))}
+def _digest(problem: Problem, holdout: Batches, train: Batches) -> str:
+    """Of the images and labels that candidates are judged, repaired and trained on."""
+    both = (("", holdout), ("t", train))
+    parts = {f"{of}{kind}{k}": t for of, own in both for k, pair in enumerate(own) for kind, t in zip("xy", pair, strict=True)}
     if problem.calibration is not None:
         parts |= {f"c{k}.{n}": x for k, batch in enumerate(problem.calibration.batches) for n, x in enumerate(batch)}
     return digest_of_tensors(parts)

@@ -5,9 +5,10 @@ import copy
 import json
 import os
 import platform
+import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from compressor.errors import DataError
 
 OWNER = "owner"
 """User attribute: which process evaluates a trial."""
+ATTEMPTS = "attempts"
+"""User attribute: how many processes have begun to evaluate a trial, where the first was lost."""
 
-_PATIENCE_S = 3600.0  # after which a trial of another machine is taken to be lost
+_BEAT_S, _PATIENCE_S = 30.0, 180.0  # how often an owner says that it is there; silent for so long, it is taken to be lost
 _TRIES = 5  # of opening a storage that another process sets up at the same moment
 
 
@@ -138,9 +141,45 @@ def shared_once(url: str, study: str, key: str, work: Callable[[], dict[str, obj
     return found
 
 
-def lost_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """The unfinished trials of processes that are no more, in order."""
-    return [t for t in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)) if _is_lost(t)]
+def lost_trials(study: optuna.Study, alone: bool = False) -> list[FrozenTrial]:
+    """The unfinished trials of processes that are no more, in order.
+
+    Args:
+        study: The study.
+        alone: Whether this process is known to be the only one: then all are that are not its own, even where the machine was
+            started anew or the container is another one, and nobody could look whether their process lives.
+    """
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    return [t for t in running if _is_lost(t) or (alone and not is_own(t))]
+
+
+def owners_of(trials: list[FrozenTrial]) -> str:
+    """Who evaluates some trials, in words."""
+    found = [t.user_attrs.get(OWNER) for t in trials]
+    return ", ".join(
+        sorted({f"{str(who['host']).split()[0]} process {who['pid']}" if isinstance(who, dict) else "?" for who in found})
+    )
+
+
+@contextlib.contextmanager
+def beating(study: optuna.Study) -> Iterator[None]:
+    """Meanwhile the unfinished trials of this process say every half minute that it is there, to those on other machines."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(_BEAT_S):
+            for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                if is_own(trial):
+                    with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+                        study._storage.set_trial_user_attr(trial._trial_id, OWNER, claim())
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def let_go(study: optuna.Study) -> None:

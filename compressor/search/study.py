@@ -21,17 +21,18 @@ from compressor.errors import CompressorError, DataError
 from compressor.progress import Progress, SearchState
 from compressor.search.execution import Executor
 from compressor.search.samplers import ABANDONED, Past, PopulationSampler, index_of
-from compressor.search.storage import OWNER, claim, is_own, let_go, lost_trials, open_storage
+from compressor.search.storage import ATTEMPTS, OWNER, beating, claim, is_own, let_go, lost_trials, open_storage, owners_of
 
 logger = logging.getLogger(__name__)
 
 STRUCTURE, OUTCOME, FAILURE = "structure", "outcome", "failure"
-"""User attributes: what a trial evaluated, what came out of it, and why it failed."""
+"""User attributes: what a trial evaluates, what came out of it, and why it failed."""
 
 _EXPECTED = (CompressorError, RuntimeError, MemoryError, ArithmeticError, OSError)  # of one trial, not of the program
 _AGAIN = 8  # times that a candidate is drawn until it stands for something that was not judged before
 _HOPELESS = 5  # so many failures and nothing else: the search itself is wrong
-_POLL_S = 1.0
+_ATTEMPTS = 5  # processes that may be lost with a trial, one after the other, until it counts as failed
+_POLL_S, _SAY_S = 1.0, 30.0
 
 Task = TypeVar("Task")
 Answer = TypeVar("Answer")
@@ -50,8 +51,9 @@ class Job(Generic[Task, Answer]):
         direction: Of the objective.
         trials: How many; a budget of evaluations.
         parallel: How many are under way at once; the search depends on it, not on where they run.
-        decode: From parameters and the index of a trial, what is evaluated, and plain data that two trials share only where
-            they evaluate the same.
+        decode: From parameters and the index of a trial, plain data that say what is evaluated; two trials share them only where
+            they evaluate the same. Kept from the first: what a trial stands for does not change as its decoder learns.
+        task: From parameters and these data, what is evaluated.
         value: The objective of an answer, and what is recorded of it.
         budget: In words, for the display.
         unit: Of the objective, in words.
@@ -65,7 +67,8 @@ class Job(Generic[Task, Answer]):
     direction: Literal["minimize", "maximize"]
     trials: int
     parallel: int
-    decode: Callable[[Mapping[str, Any], int], tuple[Task, dict[str, Any]]]
+    decode: Callable[[Mapping[str, Any], int], dict[str, Any]]
+    task: Callable[[Mapping[str, Any], Mapping[str, Any]], Task]
     value: Callable[[Answer], tuple[float, dict[str, Any]]]
     budget: str = ""
     unit: str = "objective"
@@ -80,6 +83,8 @@ class Search(Generic[Task, Answer]):
         executor: Where trials are evaluated.
         storage: URL; None for memory.
         progress: Where to show how far it is.
+        alone: Whether no other process works on this storage: unfinished trials are then of processes that are no more,
+            wherever these ran.
 
     Raises:
         DataError: The storage cannot be opened, or holds another study of this name.
@@ -91,14 +96,16 @@ class Search(Generic[Task, Answer]):
         executor: Executor[Task, Answer],
         storage: str | None = None,
         progress: Progress | None = None,
+        alone: bool = False,
     ) -> None:
-        self._job, self._executor, self._progress = job, executor, progress or Progress()
+        self._job, self._executor, self._progress, self._alone = job, executor, progress or Progress(), alone
         self.after: Callable[[int], None] = lambda count: None
         self.study = optuna.create_study(
             storage=open_storage(storage), study_name=job.name, direction=job.direction, load_if_exists=True
         )
+        trials = self.study.get_trials(deepcopy=False)  # before the digest, which whoever is first writes before any trial
         found = self.study.user_attrs.get("digest")
-        if found is None and not self.study.get_trials(deepcopy=False):
+        if found is None and not trials:
             self.study.set_user_attr("digest", job.digest)
         elif found != job.digest:
             raise DataError(f"{storage} holds another study named {job.name}: model, method, budget or seed differ")
@@ -112,7 +119,8 @@ class Search(Generic[Task, Answer]):
             CompressorError: Nothing but failures.
         """
         try:
-            self._do()
+            with beating(self.study):
+                self._do()
         except BaseException:  # an interrupt too: the same call in the same process must find nobody at work
             let_go(self.study)
             raise
@@ -122,7 +130,8 @@ class Search(Generic[Task, Answer]):
 
     def _do(self) -> None:
         self.after(len(self.finished()))  # what a kill has left undone
-        waiting: deque[tuple[int, dict[str, Any]]] = deque()
+        waiting: deque[int] = deque()
+        said = 0.0
         while True:
             if not waiting:
                 waiting.extend(self._adopted())
@@ -131,9 +140,12 @@ class Search(Generic[Task, Answer]):
                 if asked is not None:
                     waiting.append(asked)
             if waiting:
-                self._tell(*waiting.popleft())
-            elif self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-                time.sleep(_POLL_S)  # other processes are still at work; if one is lost, its trial is adopted
+                self._tell(waiting.popleft())
+            elif others := self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                if time.monotonic() - said > _SAY_S:
+                    said = time.monotonic()
+                    logger.warning("waiting for %d trials of other processes: %s", len(others), owners_of(others))
+                time.sleep(_POLL_S)  # if a process is lost, its trial is adopted
             elif len(self._begun()) >= self._job.trials:
                 break
 
@@ -144,89 +156,109 @@ class Search(Generic[Task, Answer]):
     def _begun(self) -> list[FrozenTrial]:
         return [t for t in self.study.get_trials(deepcopy=False) if ABANDONED not in t.system_attrs]
 
-    def _adopted(self) -> list[tuple[int, dict[str, Any]]]:
-        """Go on with the trials that lost processes have begun, with the same parameters."""
+    def _adopted(self) -> list[int]:
+        """Go on with the trials that lost processes have begun, with the same parameters, for the same candidates."""
         found = []
-        for trial in lost_trials(self.study):
+        for trial in lost_trials(self.study, self._alone):
             if set(trial.params) != set(self._job.space):  # a rival was still proposing
                 self._abandon(trial.number)
                 continue
-            self.study._storage.set_trial_user_attr(trial._trial_id, OWNER, claim())
-            if is_own(self.study._storage.get_trial(trial._trial_id)):
-                begun = [t for t in self._begun() if t.number < trial.number]
-                prepared = self._prepared(trial.number, trial.params, begun)
-                if prepared is not None:
-                    found.append(prepared)
+            attempts = int(trial.user_attrs.get(ATTEMPTS, 1)) + (trial.user_attrs.get(OWNER) is not None)
+            self._note(trial.number, OWNER, claim())
+            if not is_own(self.study._storage.get_trial(trial._trial_id)):
+                continue
+            self._note(trial.number, ATTEMPTS, attempts)
+            if attempts > _ATTEMPTS:
+                self._fail(trial.number, CompressorError(f"{_ATTEMPTS} processes that judged it were lost"))
+                continue
+            begun = [t for t in self._begun() if t.number < trial.number]
+            if self._submitted(trial.number, trial.params, begun, trial.user_attrs.get(STRUCTURE)):
+                found.append(trial.number)
         return found
 
-    def _ask(self) -> tuple[int, dict[str, Any]] | None:
+    def _ask(self) -> int | None:
         """Begin a trial; None where its parameters stand for nothing that may be built, or another process was first."""
-        number, params = self._begin()
+        number, params, structure = self._begin()
         everything = self.study.get_trials(deepcopy=False)
         index = index_of(everything, number)
         if params is None or index >= self._job.trials:
             self._abandon(number)
             return None
-        return self._prepared(number, params, [t for t in self._begun() if t.number < number])
+        submitted = self._submitted(number, params, [t for t in self._begun() if t.number < number], structure)
+        return number if submitted else None
 
-    def _prepared(self, number: int, params: Mapping[str, Any], begun: list[FrozenTrial]) -> tuple[int, dict[str, Any]] | None:
-        """Submit a trial; None where it is finished at once."""
+    def _submitted(
+        self, number: int, params: Mapping[str, Any], begun: list[FrozenTrial], structure: dict[str, Any] | None
+    ) -> bool:
+        """Submit a trial, whose candidate may be known already; False where it is finished at once."""
         try:
-            task, structure = self._job.decode(params, len(begun))
+            if structure is None:
+                structure = self._job.decode(params, len(begun))
+                self._note(number, STRUCTURE, structure)
+            task = self._job.task(params, structure)
         except _EXPECTED as error:
             self._fail(number, error)
-            return None
+            return False
         known = next((t for t in begun if t.state == TrialState.COMPLETE and t.user_attrs.get(STRUCTURE) == structure), None)
         if known is not None and known.value is not None:  # judged before: it is worth the same
             outcome = {**known.user_attrs[OUTCOME], "images": 0, "seconds": 0.0, "same_as": known.number}
-            self._finish(number, known.value, outcome, structure)
-            return None
+            self._finish(number, known.value, outcome)
+            return False
         self._executor.submit(number, task)
-        return number, structure
+        return True
 
-    def _begin(self) -> tuple[int, dict[str, Any] | None]:
-        """Begin a trial; no parameters where another process began one in between, for which these were drawn, too."""
+    def _begin(self) -> tuple[int, dict[str, Any] | None, dict[str, Any] | None]:
+        """Begin a trial: its number, its parameters, and its candidate where that is known already.
+
+        No parameters where another process began one in between, for which these were drawn, too.
+        """
         expected = len(self.study.get_trials(deepcopy=False))
         sampler = self._job.sampler(len(self._begun()))
         self.study.sampler = sampler
-        if isinstance(sampler, PopulationSampler):  # all parameters in one write: Optuna's own `ask` needs one for each
-            params, attributes = self._drawn(sampler, sampler.past(self.study, expected))
-            trial_id = self._create(params, dict(self._job.space), attributes)
+        if isinstance(sampler, PopulationSampler):  # all in one write: Optuna's own `ask` needs one for each parameter
+            params, attributes, structure = self._drawn(sampler, sampler.past(self.study, expected))
+            trial_id = self._create(params, dict(self._job.space), attributes, {STRUCTURE: structure} if structure else {})
             number = self.study._storage.get_trial_number_from_id(trial_id)
-            return number, params if number == expected else None
-        trial = optuna.Trial(self.study, self._create({}, {}, {}))  # an owner from the first, which `ask` does not give
+            return number, params if number == expected else None, structure or None
+        trial = optuna.Trial(self.study, self._create({}, {}, {}, {}))  # an owner from the first, which `ask` does not give
         if trial.number != expected:
-            return trial.number, None
+            return trial.number, None, None
         self.study._thread_local.cached_all_trials = None  # as `ask` does
-        return trial.number, {name: trial._suggest(name, distribution) for name, distribution in self._job.space.items()}
+        return trial.number, {name: trial._suggest(name, distribution) for name, distribution in self._job.space.items()}, None
 
-    def _drawn(self, sampler: PopulationSampler, past: Past) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _drawn(self, sampler: PopulationSampler, past: Past) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         known = [t.user_attrs.get(STRUCTURE) for t in past.finished] if self._job.distinct else []
         for again in range(_AGAIN):
             params, attributes = sampler.draw(past, self._job.space, again)
-            if not known or self._structure(params, past.index) not in known:
+            structure = self._structure(params, past.index)
+            if structure not in known:
                 break
-        return params, attributes
+        return params, attributes, structure
 
     def _structure(self, params: Mapping[str, Any], index: int) -> dict[str, Any]:
         """What a trial would evaluate; nothing where it cannot be built, which its trial will say."""
         try:
-            return self._job.decode(params, index)[1]
+            return self._job.decode(params, index)
         except _EXPECTED:
             return {}
 
-    def _create(self, params: dict[str, Any], space: dict[str, BaseDistribution], attributes: dict[str, Any]) -> int:
+    def _create(
+        self, params: dict[str, Any], space: dict[str, BaseDistribution], system: dict[str, Any], user: dict[str, Any]
+    ) -> int:
         template = optuna.trial.create_trial(
-            state=TrialState.RUNNING, params=params, distributions=space, system_attrs=attributes, user_attrs={OWNER: claim()}
+            state=TrialState.RUNNING, params=params, distributions=space, system_attrs=system, user_attrs={OWNER: claim(), **user}
         )
         return self.study._storage.create_new_trial(self.study._study_id, template)
+
+    def _note(self, number: int, name: str, value: object) -> None:
+        self.study._storage.set_trial_user_attr(self._id(number), name, value)
 
     def _abandon(self, number: int) -> None:
         with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
             self.study._storage.set_trial_system_attr(self._id(number), ABANDONED, True)
             self.study._storage.set_trial_state_values(self._id(number), TrialState.FAIL)
 
-    def _tell(self, number: int, structure: dict[str, Any]) -> None:
+    def _tell(self, number: int) -> None:
         try:
             value, outcome = self._job.value(self._executor.outcome(number))
             if value != value:
@@ -234,13 +266,11 @@ class Search(Generic[Task, Answer]):
         except _EXPECTED as error:
             self._fail(number, error)
         else:
-            self._finish(number, value, outcome, structure)
+            self._finish(number, value, outcome)
 
-    def _finish(self, number: int, value: float, outcome: dict[str, Any], structure: dict[str, Any]) -> None:
-        trial_id = self._id(number)
+    def _finish(self, number: int, value: float, outcome: dict[str, Any]) -> None:
         with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # another process took this one for lost
-            self.study._storage.set_trial_user_attr(trial_id, STRUCTURE, structure)
-            self.study._storage.set_trial_user_attr(trial_id, OUTCOME, outcome)
+            self._note(number, OUTCOME, outcome)
             self.study.tell(number, value, skip_if_finished=True)
         self._show()
 
@@ -248,7 +278,7 @@ class Search(Generic[Task, Answer]):
         reason = f"{type(error).__name__}: {error}"
         logger.warning("trial %d failed: %s", number, reason)
         with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
-            self.study._storage.set_trial_user_attr(self._id(number), FAILURE, reason)
+            self._note(number, FAILURE, reason)
             self.study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
         finished = self.finished()
         if len(finished) >= _HOPELESS and all(t.state == TrialState.FAIL for t in finished):

@@ -1,6 +1,5 @@
 """Searches: killed and begun again, failing, shared by processes, refused."""
 
-import os
 import signal
 import sqlite3
 import subprocess
@@ -8,7 +7,9 @@ import sys
 import textwrap
 import time
 from dataclasses import replace
+from pathlib import Path
 
+import optuna
 import pytest
 from optuna.distributions import IntDistribution
 from optuna.trial import TrialState
@@ -18,8 +19,10 @@ from compressor.progress import Progress
 from compressor.search.execution import Here
 from compressor.search.samplers import ABANDONED, RIVALS, AACPSampler, LeGRSampler
 from compressor.search.samplers.aacp import MEMBER
-from compressor.search.study import FAILURE, OUTCOME, Job, Search
+from compressor.search.storage import lost_trials
+from compressor.search.study import FAILURE, OUTCOME, STRUCTURE, Job, Search
 
+ROOT = Path(__file__).parents[2]
 SPACE = {f"width:{k}": IntDistribution(1, 16) for k in range(4)}
 
 
@@ -38,10 +41,14 @@ def job(sampler="aacp", trials=40, parallel=1, digest="d", distinct=True):
         return RIVALS[sampler](1000 + index)
 
     def decode(params, index):
-        task = [params[name] for name in SPACE]
-        return task, {"task": task}
+        return {"task": [params[name] for name in SPACE]}
 
-    return Job("widths", digest, SPACE, make, "minimize", trials, parallel, decode, lambda x: (x, {"x": x}), distinct=distinct)
+    value = lambda x: (x, {"x": x})  # noqa: E731
+    return Job("widths", digest, SPACE, make, "minimize", trials, parallel, decode, task_of, value, distinct=distinct)
+
+
+def task_of(params, structure):
+    return structure["task"]
 
 
 def summary(search):
@@ -63,8 +70,8 @@ SCRIPT = textwrap.dedent("""
 
 
 def start(sampler, url, delay=0.03):
-    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    return subprocess.Popen([sys.executable, "-c", SCRIPT.format(root=root, sampler=sampler, url=url, delay=delay)], cwd=root)
+    script = SCRIPT.format(root=str(ROOT), sampler=sampler, url=url, delay=delay)
+    return subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)
 
 
 def count(file):
@@ -92,6 +99,102 @@ def test_killed_twice_and_begun_again_the_search_is_the_uninterrupted_one(sample
     again = Search(job(sampler), Here(evaluate), f"sqlite:///{file}")
     again.run()
     assert summary(again) == summary(whole)
+
+
+@pytest.mark.parametrize("parallel", [1, 3])
+def test_a_candidate_that_was_begun_stays_what_it_was_though_the_decoder_has_learnt(parallel, tmp_path):
+    """A latency model learns from the leaders: asked again after a kill, it would decode the same parameters differently."""
+
+    class Killed(BaseException):
+        pass
+
+    def searching(url, dies=None):
+        learnt, judged = [0], []
+
+        def decode(params, index):
+            return {"task": [params[name] + 100 * learnt[0] for name in SPACE]}
+
+        def learn(count):
+            learnt[0] = count // 3
+
+        def judge(task):
+            judged.append(task)
+            if len(judged) == dies:
+                raise Killed
+            return float(sum(x % 100 for x in task))
+
+        search = Search(replace(job(parallel=parallel, trials=12), decode=decode), Here(judge), url)
+        search.after = learn
+        return search
+
+    whole = searching(None)
+    whole.run()
+    for dies in (5, 9):
+        url = f"sqlite:///{tmp_path / f'{dies}.db'}"
+        with pytest.raises(Killed):
+            searching(url, dies).run()
+        again = searching(url)
+        again.run()
+        assert [t.user_attrs[STRUCTURE] for t in again.study.trials] == [t.user_attrs[STRUCTURE] for t in whole.study.trials]
+        assert summary(again) == summary(whole)
+
+
+def _as_of_another_machine(search, since, width=6):
+    """A trial that somebody else has begun whom nobody here can look for."""
+    params = dict.fromkeys(SPACE, width)
+    who = {"host": "elsewhere 1 pid:[2]", "pid": 1, "started": "3", "since": since}
+    trial = optuna.trial.create_trial(state=TrialState.RUNNING, params=params, distributions=SPACE, user_attrs={"owner": who})
+    search.study._storage.create_new_trial(search.study._study_id, trial)
+
+
+def test_who_is_alone_adopts_what_was_begun_on_a_machine_that_was_started_anew(tmp_path):
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    _as_of_another_machine(Search(job(trials=5), Here(evaluate), url), time.time())
+    search = Search(job(trials=5), Here(evaluate), url, alone=True)
+    search.run()
+    assert [t.state.is_finished() for t in search.study.trials] == [True] * 5
+    assert search.study.trials[0].value == 4.0
+
+
+def test_a_trial_of_another_machine_is_adopted_when_its_owner_has_long_been_silent(tmp_path):
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    first = Search(job(trials=5), Here(evaluate), url)
+    _as_of_another_machine(first, time.time())
+    assert lost_trials(first.study) == []
+    _as_of_another_machine(first, time.time() - 600)
+    assert [t.number for t in lost_trials(first.study)] == [1]
+
+
+def test_an_owner_says_that_it_is_there_until_it_lets_go(tmp_path, monkeypatch):
+    monkeypatch.setattr("compressor.search.storage._BEAT_S", 0.05)
+    seen = []
+
+    def slow(task):
+        for _ in range(2):
+            seen.append(search.study.trials[-1].user_attrs["owner"]["since"])
+            time.sleep(0.5)
+        return evaluate(task)
+
+    search = Search(job(trials=1), Here(slow), f"sqlite:///{tmp_path / 'study.db'}")
+    search.run()
+    assert seen[1] > seen[0]
+
+
+def test_a_trial_that_kills_who_judges_it_fails_in_the_end(tmp_path):
+    """Where judging takes more memory than there is, the kernel ends the process, again and again."""
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    first = Search(job(trials=4), Here(evaluate), url)
+    _as_of_another_machine(first, time.time(), width=2)
+    for attempts in range(2, 6):  # four more processes are lost with it
+        (trial,) = lost_trials(first.study, alone=True)
+        assert trial.user_attrs.get("attempts", 1) == attempts - 1
+        with pytest.raises(SystemExit):
+            Search(job(trials=4), Here(lambda task: sys.exit(1)), url, alone=True).run()
+        first.study._storage.set_trial_user_attr(trial._trial_id, "owner", dict(trial.user_attrs["owner"], host="lost"))
+    search = Search(job(trials=4), Here(evaluate), url, alone=True)
+    search.run()
+    assert "5 processes that judged it were lost" in search.study.trials[0].user_attrs[FAILURE]
+    assert [t.state.is_finished() for t in search.study.trials] == [True] * 4
 
 
 def test_cmaes_goes_on_and_loses_no_finished_trial(tmp_path):
@@ -137,8 +240,7 @@ def test_an_error_of_the_program_is_no_failed_trial():
 @pytest.mark.parametrize("sampler", ["aacp", "legr"])
 def test_candidates_are_drawn_until_they_stand_for_something_new(sampler):
     def decode(params, index):
-        task = [2 + p // 3 for p in params.values()]
-        return task, {"task": task}
+        return {"task": [2 + p // 3 for p in params.values()]}
 
     copies = []
     for distinct in (False, True):
@@ -152,7 +254,7 @@ def test_candidates_are_drawn_until_they_stand_for_something_new(sampler):
 def test_where_nothing_new_is_left_the_search_ends_all_the_same():
     few = {"width:0": IntDistribution(1, 5)}
     made = replace(job(trials=30), space=few, sampler=lambda index: AACPSampler(1, population=6, space=few))
-    search = Search(replace(made, decode=lambda params, index: (list(params.values()), dict(params))), Here(evaluate))
+    search = Search(replace(made, decode=lambda params, index: {"task": list(params.values())}), Here(evaluate))
     assert len(search.run()) == 30
     assert len({t.params["width:0"] for t in search.study.trials}) == 5
 
