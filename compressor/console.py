@@ -79,7 +79,7 @@ class ConsoleProgress(Progress):
         """Draw the table anew, or print a line every ten seconds."""
         _raise_if_interrupted()
         if not self._console.is_terminal:
-            self._line(state.done, state.total, state.line())
+            self._line(state.done, state.total, state.line(), state.left_s)
             return
         if self._live is None:
             self._live = Live(console=self._console, transient=True, auto_refresh=False)
@@ -88,12 +88,14 @@ class ConsoleProgress(Progress):
         if state.done >= state.total:
             self.close()
 
-    def _line(self, done: int, total: int | None, text: str) -> None:
+    def _line(self, done: int, total: int | None, text: str, left_s: float | None = None) -> None:
         now = time.monotonic()
         if now - self._last < _EVERY_S:
             return
         self._last = now
-        left = "" if not total else f", {(now - self._started) / done * (total - done):.0f} s left"
+        if left_s is None and total:
+            left_s = (now - self._started) / done * (total - done)
+        left = "" if left_s is None else f", {left_s:.0f} s left"
         self._console.print(f"         {done}/{total or '?'}  {text}{left}")
 
     def close(self) -> None:

@@ -44,7 +44,8 @@ class Axis:
         x = math.exp(min(max(coordinate, self.low), self.high)) if self.log else float(coordinate)
         if d.step is not None and not self.log:
             steps = math.floor((d.high - d.low) / d.step + 1e-9)
-            x = d.low + d.step * min(max(round((x - d.low) / d.step), 0), steps)
+            first = d.low / d.step  # halves go to even multiples of the step where all values are multiples
+            x = d.low + d.step * min(max(round(x / d.step - first % 1) - math.floor(first), 0), steps)
         x = min(max(x, d.low), d.high)
         return round(x) if self.integer else float(x)
 
