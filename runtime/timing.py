@@ -9,17 +9,20 @@
    no slow-down for heat, not more than 5 % below the session's median clock. Clocks are read from a side thread.
 4. Blocks go on until every engine's 95 % interval of the median is within +-1 %, 30 samples at least,
    500 at most, or until the time is over (`unstable`).
+   One session of a user's processes at a time: others wait for it, so that searches that share a machine do not slow each other.
 5. Where more than half of an engine's samples are disturbed, its CPU times stand in and it is `contended`; where
    the clock had dropped in more than a fifth, it is `throttled`; where the sentinel drifts by more than 2 % between
    the two halves of a session, everything in it is `unstable`.
 """
 
+import fcntl
 import itertools
 import logging
 import os
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -27,12 +30,14 @@ import numpy as np
 from compressor.measurement import Measurement, contest, median_interval
 from compressor.runtime.clocks import ClockSampler, Source, summary_of
 from compressor.runtime.timers import Sample, Timer, process_timer
+from compressor.store import cache_folder
 
 __all__ = ["PROTOCOL", "Protocol", "Sample", "Timer", "process_timer", "time_together"]
 
 logger = logging.getLogger(__name__)
 
 PROTOCOL = "interleaved-2"
+_PATIENCE_S = 120.0  # that a session waits for another one on this machine
 _SENTINELS = (" sentinel a", " sentinel b")  # names no network can have
 
 
@@ -92,7 +97,7 @@ def time_together(
     """
     rules = protocol or Protocol()
     everyone = {**timers, **(dict.fromkeys(_SENTINELS, sentinel) if sentinel is not None else {})}
-    with ClockSampler(clocks) as sampler:
+    with _alone(), ClockSampler(clocks) as sampler:
         lanes = {name: _warmed_up(timer, rules) for name, timer in everyone.items()}
         order = random.Random(seed)
         spent, limit = 0.0, rules.max_s * len(lanes)
@@ -108,6 +113,28 @@ def time_together(
     seen = summary_of(sampler.readings)
     floor, drift = _sentinels(found)
     return {name: _flagged(found[name], floor, drift, seen) for name in timers}
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Other processes of this user that time something here wait until it is done: at once, both would be slower."""
+    try:
+        folder = cache_folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "timing.lock").open("wb")
+    except OSError:  # no place for a lock
+        yield
+        return
+    with lock:
+        begun = time.monotonic()
+        while time.monotonic() - begun < _PATIENCE_S:
+            with suppress(OSError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            time.sleep(0.02)
+        else:
+            logger.warning("another process has been timing for %.0f s; times taken beside it may be too long", _PATIENCE_S)
+        yield
 
 
 def _warmed_up(timer: Timer, rules: Protocol) -> _Lane:

@@ -1,5 +1,7 @@
 """The timing protocol, on synthetic clocks."""
 
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -138,6 +140,23 @@ def test_clocks_are_read_beside_the_samples():
     found = time_together({"a": timer}, TARGET, clocks=source, protocol=Protocol(warm_up_s=0.02, settle_s=0.1, max_samples=40))["a"]
     assert found.details["clocks"]["mhz"]["median"] == 1400.0
     assert found.details["clocks"]["power_w"] == 300.0
+
+
+def test_sessions_of_two_processes_come_one_after_the_other(tmp_path, monkeypatch):
+    monkeypatch.setenv("COMPRESSOR_CACHE", str(tmp_path))
+    script = """
+import sys, time
+from compressor.runtime.timing import Protocol, process_timer, time_together
+seen = []
+def run():
+    seen.append(time.time())
+    time.sleep(0.001)
+time_together({"a": process_timer(run, 1)}, {}, protocol=Protocol(max_s=0.3))
+print(seen[0], seen[-1])
+"""
+    both = [subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    (_, first_end), (second_begin, _) = sorted([float(x) for x in one.communicate(timeout=100)[0].split()] for one in both)
+    assert first_end <= second_begin
 
 
 def test_warm_up_goes_on_until_it_is_steady():
