@@ -19,6 +19,7 @@ test set), on fixed images without augmentation, and statistics are cumulative (
 """
 
 import itertools
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.samplers import BaseSampler
 
-from compressor.errors import BudgetError
+from compressor.errors import BackendError, BudgetError
 from compressor.fitness import Fitness
 from compressor.methods.affordable import Affordable
 from compressor.methods.base import Problem
@@ -46,6 +47,8 @@ from compressor.passes.ranked import axes_of
 from compressor.plan import Plan
 from compressor.search.samplers import AACPSampler
 from compressor.search.study import STRUCTURE
+
+logger = logging.getLogger(__name__)
 
 _NOISE = 0.2  # standard deviation of the logarithm of levels around an allocation's
 _FINALISTS = 3  # candidates that are measured where the budget is a latency
@@ -132,7 +135,12 @@ class AACP(SearchingMethod):
         if "latency" not in problem.limits:
             return space.plan(rows[0])
         for widths_found in rows:  # the model may be off
-            if problem.measure(space.plan(widths_found)).ratio <= AIM * problem.limits["latency"]:
+            try:
+                found_ratio = problem.measure(space.plan(widths_found)).ratio
+            except BackendError as error:
+                logger.warning("a finalist is left out, its engine cannot be built: %s", error)
+                continue
+            if found_ratio <= AIM * problem.limits["latency"]:
                 return space.plan(widths_found)
         return fitting(space, vectors.around(rows[0]), affordable.price)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.errors import BudgetError
+from compressor.errors import BackendError, BudgetError
 from compressor.methods.base import Problem
 from compressor.passes.criteria import Scores, select
 from compressor.plan import Factorization, Plan
@@ -153,6 +153,7 @@ def fitting(space: Widths, path: Rows, price: Price | None = None, fill: bool = 
 
     Raises:
         BudgetError: None does; the closest is said.
+        BackendError: Not even the engine of the narrowest can be built.
     """
     first = first_within(space, path)
     if "latency" not in space.problem.limits:
@@ -168,6 +169,7 @@ class _Measured:
         self._space, self._path, self._price, self._fill = space, path, price, fill
         self._limit = space.problem.limits["latency"]
         self._aim = 0.5 * (_CLOSE + AIM) * self._limit
+        self._error: BackendError | None = None
 
     def fitting(self, first: int) -> Rows:
         """The structure within the budget, from position `first` on, with the least taken away.
@@ -175,11 +177,13 @@ class _Measured:
         Raises:
             BudgetError: Even the last structure takes longer.
         """
-        low, low_ratio = first, self._ratio(self._path[first]) if first > 0 else 1.0
+        low, low_ratio = first, self._ratio(self._path[first]) if first > 0 else 1.0  # infinite: no engine, so look further down
         if low_ratio <= self._limit:
             return np.asarray(self._path[first])
         high = len(self._path) - 1
         high_ratio = self._ratio(self._path[high])
+        if self._error is not None and np.isinf(high_ratio):
+            raise self._error
         if high_ratio > self._limit:
             raise BudgetError(
                 f"the latency budget cannot be met: the smallest legal network takes {high_ratio:.3f} of the original's "
@@ -188,7 +192,9 @@ class _Measured:
         price = np.minimum.accumulate(self._price(self._path))
         while high - low > 1 and not self._close(high_ratio):
             # between its measured neighbours latency is guessed to fall with the price: fewer engines than by halves
-            share = float(np.clip((low_ratio - self._aim) / max(low_ratio - high_ratio, 1e-12), 0.1, 0.9))
+            share = 0.5
+            if np.isfinite(low_ratio):
+                share = float(np.clip((low_ratio - self._aim) / max(low_ratio - high_ratio, 1e-12), 0.1, 0.9))
             goal = price[low] + share * (price[high] - price[low])
             middle = int(np.clip(np.searchsorted(-price, -goal), low + 1, high - 1))
             found = self._ratio(self._path[middle])
@@ -196,7 +202,7 @@ class _Measured:
                 high, high_ratio = middle, found
             else:
                 low, low_ratio = middle, found
-        if self._close(high_ratio) or not self._fill:
+        if self._close(high_ratio) or not self._fill or np.isinf(low_ratio):
             return np.asarray(self._path[high])
         return self._filled(high, high_ratio, (low_ratio - high_ratio) / max(float(price[low] - price[high]), 1e-12))
 
@@ -227,6 +233,12 @@ class _Measured:
         return _CLOSE * self._limit <= ratio <= AIM * self._limit
 
     def _ratio(self, row: Rows) -> float:
-        found = self._space.problem.measure(self._space.plan(row)).ratio
+        """Of the original's latency; infinite where no engine can be built."""
+        try:
+            found = self._space.problem.measure(self._space.plan(row)).ratio
+        except BackendError as error:
+            logger.warning("left out, its engine cannot be built: %s", error)
+            self._error = error
+            return float("inf")
         logger.info("%.3g of the price: %.3f of the original's latency, budget %.3f", self._price(row[None])[0], found, self._limit)
         return found

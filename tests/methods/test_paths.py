@@ -1,0 +1,51 @@
+"""Walking down a path to a measured latency, some of whose engines cannot be built."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from compressor.errors import BackendError
+from compressor.methods.paths import Widths, fitting
+
+
+def path_of(problem, steps=40):
+    """All free groups at once, a little narrower at each step."""
+    sizes = np.array([group.size for group in problem.channels.groups])
+    free = np.array([group.frozen is None for group in problem.channels.groups])
+    rows = [np.where(free, np.maximum(np.ceil(sizes * (1 - k / steps)), 1), sizes) for k in range(steps)]
+    return np.unique(np.stack(rows).astype(np.int64), axis=0)[::-1]
+
+
+def space_of(problem, broken):
+    """Latency falls with the MACs; engines between two shares of them cannot be built."""
+    full = float(problem.channels.costs_of(problem.channels.full).macs[0])
+    built = []
+
+    def measure(plan):
+        share = float(problem.channels.costs_of(problem.channels.structure(plan)).macs[0]) / full
+        if broken[0] <= share <= broken[1]:
+            raise BackendError("out of memory")
+        built.append(share)
+        return SimpleNamespace(ratio=0.2 + 0.8 * share)
+
+    scores = {group.name: np.arange(group.size, dtype=float) for group in problem.channels.groups}
+    return Widths(replace(problem, limits={"latency": 0.6}, measure=measure), scores), built
+
+
+@pytest.mark.parametrize("broken", [(2.0, 3.0), (0.55, 0.95), (0.4, 0.6)])
+def test_an_engine_that_cannot_be_built_is_left_out(problem, broken):
+    space, built = space_of(problem, broken)
+    plan = fitting(space, path_of(problem))
+    full = float(problem.channels.costs_of(problem.channels.full).macs[0])
+    share = float(problem.channels.costs_of(problem.channels.structure(plan)).macs[0]) / full
+    assert share in built, "what is returned was measured"
+    assert 0.2 + 0.8 * share <= 0.6
+    assert share > (0.25 if broken[0] < 0.5 else 0.4), "and nothing wider was to be had"
+
+
+def test_where_not_even_the_narrowest_can_be_built_the_reason_is_said(problem):
+    space, _ = space_of(problem, (0.0, 0.9))
+    with pytest.raises(BackendError, match="out of memory"):
+        fitting(space, path_of(problem))
