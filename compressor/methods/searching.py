@@ -20,12 +20,14 @@ from compressor.passes.compensation import Compensation
 from compressor.plan import Plan, digest_of
 from compressor.search.execution import Executor, Here
 from compressor.search.samplers import RIVALS, SAMPLERS, AACPSampler, LeGRSampler
+from compressor.search.storage import claim, is_gone, is_mine
 from compressor.search.study import OUTCOME, STRUCTURE, Job, Search
 from compressor.store import digest_of_tensors
 
 logger = logging.getLogger(__name__)
 
 _LEADER = "leader:"  # user attributes of a study: what was measured after so many trials
+_MEASURING = "measuring:"  # and by whom it is being measured
 
 
 @dataclass(frozen=True)
@@ -183,12 +185,17 @@ class _Leaders:
         for name in sorted(set(known) - self._learnt, key=lambda name: int(name.removeprefix(_LEADER))):
             self._learn(name, attributes[name])
         due = finished // self._method.leaders * self._method.leaders
-        if not due or f"{_LEADER}{due}" in attributes:
+        if not due or f"{_LEADER}{due}" in attributes or self._taken(attributes.get(f"{_MEASURING}{due}")):
             return
+        study.set_user_attr(f"{_MEASURING}{due}", claim())
         measured = [[attributes[name].get("widths"), attributes[name].get("ranks", {})] for name in known]
         record = self._measured(due, measured)
         study.set_user_attr(f"{_LEADER}{due}", record)
         self._learn(f"{_LEADER}{due}", record)
+
+    def _taken(self, who: Mapping[str, Any] | None) -> bool:
+        """Whether another process is measuring it, which would be slower beside us: what it finds is learnt when it is done."""
+        return not (who is None or self._affordable.problem.alone or is_mine(who) or is_gone(who))
 
     def _learn(self, name: str, record: Mapping[str, object]) -> None:
         self._learnt.add(name)

@@ -8,7 +8,7 @@ import platform
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,11 @@ def claim() -> dict[str, object]:
 
 def is_own(trial: FrozenTrial) -> bool:
     """Whether this process evaluates a trial."""
-    who = trial.user_attrs.get(OWNER)
+    return is_mine(trial.user_attrs.get(OWNER))
+
+
+def is_mine(who: object) -> bool:
+    """Whether a claim is of this process."""
     return isinstance(who, dict) and {name: who.get(name) for name in owner()} == owner()
 
 
@@ -193,8 +197,11 @@ def _is_lost(trial: FrozenTrial) -> bool:
     if trial.user_attrs.get(OWNER, "") is None:  # let go by a process that was interrupted and lives on
         return True
     who = trial.user_attrs.get(OWNER)
-    if not isinstance(who, dict):
-        return False  # somebody's who does not say
+    return isinstance(who, dict) and is_gone(who)  # what is somebody's who does not say stays his
+
+
+def is_gone(who: Mapping[str, Any]) -> bool:
+    """Whether the process that made a claim is no more."""
     if who.get("host") != _host():
         return time.time() - float(who.get("since", 0.0)) > _PATIENCE_S
     return _started(int(who["pid"])) != who.get("started")

@@ -1,7 +1,10 @@
 """LeGR and AACP as methods: budgets hold, families come from one search, leaders are measured, killed runs go on."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,7 +20,8 @@ from compressor.methods.affordable import Affordable
 from compressor.methods.steps import options_of
 from compressor.methods.streams import is_stream
 from compressor.passes.losses import rankable
-from compressor.search.study import OUTCOME
+from compressor.search.storage import claim
+from compressor.search.study import OUTCOME, Search
 from compressor.space import widths
 from tests.methods.digits import pairs
 from tests.methods.searches import TARGET, aacp, legr, study_of
@@ -146,6 +150,28 @@ def test_a_latency_budget_is_met_as_measured_and_leaders_teach_the_model(net, di
     assert all(record["median_ms"] > 0 for record in leaders.values())
     assert leaders["leader:4"]["widths"] != leaders["leader:8"]["widths"], "what was measured before teaches nothing"
     assert run(net, digits, tmp_path / "run", method, Budget(latency=0.9)).plan == result.plan
+
+
+def test_a_leader_that_another_process_measures_is_left_to_it(problem, tmp_path, monkeypatch):
+    measured, own = [], Affordable.measured
+    monkeypatch.setattr(Affordable, "measured", lambda self, structure: measured.append(structure) or own(self, structure))
+    sleeper = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    started = Path(f"/proc/{sleeper.pid}/stat").read_text().rpartition(")")[2].split()[19]
+    counts = []
+    for somebody in (sleeper.pid, 2**22 + 1):  # one that lives, one that does not
+        who = {**claim(), "pid": somebody, "started": started}
+        asked = replace(problem, limits={"latency": 0.8}, storage=f"sqlite:///{tmp_path / f'{somebody}.db'}")
+        quick = replace(asked, measure=lambda plan: SimpleNamespace(ratio=0.79))
+        monkeypatch.setattr(Search, "run", lambda self, who=who: self.study.set_user_attr("measuring:4", who) or searched(self))
+        measured.clear()
+        legr(6, engines=8, leaders=4).plan(quick)
+        counts.append(len(measured))
+    sleeper.kill()
+    sleeper.communicate()
+    assert counts == [0, 1]
+
+
+searched = Search.run
 
 
 def test_a_family_is_compressed_exported_and_measured_member_by_member(net, digits, tmp_path):
