@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -99,43 +100,60 @@ def compress(
     params: Annotated[str | None, typer.Option(help="Parameters: fraction (0.5) or absolute (400k).")] = None,
     memory: Annotated[str | None, typer.Option(help="Weight memory: fraction (0.5) or absolute (1.5MB).")] = None,
     method: Annotated[str, typer.Option(help="magnitude, cap, cc, factorize, legr or aacp.")] = "magnitude",
+    published: Annotated[
+        bool, typer.Option("--published", help="Of cap, cc, legr and aacp: the settings of the released code, before any others.")
+    ] = False,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="setting=value: any other setting of the method, such as fitness.steps=100.")
+    ] = None,
     criterion: Annotated[
-        str, typer.Option(help="Of magnitude: l1, l2, taylor, batchnorm-scale, geometric-median or random.")
-    ] = "l1",
-    scope: Annotated[str, typer.Option(help="Of magnitude: global or uniform.")] = "global",
+        str | None, typer.Option(help="Of magnitude: l1, l2, taylor, batchnorm-scale, geometric-median or random.")
+    ] = None,
+    scope: Annotated[str | None, typer.Option(help="Of magnitude: global or uniform.")] = None,
     floor: Annotated[
         float | None, typer.Option(help="Of cap: lowest share of right answers on the hold-out, such as 0.92; no budget is needed.")
     ] = None,
-    search: Annotated[str, typer.Option(help="Of cap: allocation by loss curves, or bottom-up.")] = "allocation",
+    search: Annotated[str | None, typer.Option(help="Of cap: allocation by loss curves, or bottom-up.")] = None,
     streams: Annotated[
-        str, typer.Option(help="Of cap: residual streams are pruned (group), left alone (inside), read in part (gather), or best.")
-    ] = "group",
-    units: Annotated[str, typer.Option(help="Of cc: channels, ranks (layers become sequences of smaller ones), or both.")] = "both",
+        str | None,
+        typer.Option(help="Of cap and aacp: residual streams go too (group), or not (inside); of cap also gather or best."),
+    ] = None,
+    units: Annotated[
+        str | None, typer.Option(help="Of cc: channels, ranks (layers become sequences of smaller ones), or both.")
+    ] = None,
     form: Annotated[
-        str, typer.Option(help="Of factorize: layers become svd, spatial_svd, tucker2, cp or tensor_train sequences.")
-    ] = "svd",
-    ranks: Annotated[str, typer.Option(help="Of factorize: by energy, rate (of a layer's MACs) or vbmf.")] = "energy",
+        str | None, typer.Option(help="Of factorize: layers become svd, spatial_svd, tucker2, cp or tensor_train sequences.")
+    ] = None,
+    ranks: Annotated[
+        str | None, typer.Option(help="Of factorize: by energy, rate (of a layer's MACs) or vbmf; fixed with --set rank=8.")
+    ] = None,
     information: Annotated[
-        str, typer.Option(help="Of cc: losses by the features that are left, by fisher, or by the mean gradient, as published.")
-    ] = "features",
+        str | None,
+        typer.Option(help="Of cc: losses by the features that are left, by fisher, or by the mean gradient."),
+    ] = None,
     gathers: Annotated[
-        str,
+        str | None,
         typer.Option(help="Of cc by fisher or gradient: who may read part of a stream: none, paying (measured to be faster), all."),
-    ] = "none",
+    ] = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Of legr and aacp: candidates that are judged; 400.")] = None,
     sampler: Annotated[
         str | None, typer.Option(help="Of legr and aacp: who proposes candidates: legr, aacp, tpe, cmaes, nsgaii or random.")
     ] = None,
     fitness: Annotated[
-        str,
+        str | None,
         typer.Option(help="Of legr and aacp: before a candidate is judged: none, train, recalibrate or compensate."),
-    ] = "compensate",
-    ranking: Annotated[str, typer.Option(help="Of legr and aacp: channels by loss after compensation (loss) or by norm.")] = "loss",
+    ] = None,
+    ranking: Annotated[
+        str | None, typer.Option(help="Of legr and aacp: channels by loss after compensation (loss) or by norm.")
+    ] = None,
     steps: Annotated[
-        str, typer.Option(help="Of aacp and legr: widths of the measured staircase (aacp's default), align (legr's) or eighths.")
-    ] = "",
-    space: Annotated[str, typer.Option(help="Of cap, legr and aacp: channels, or channels+ranks; of cap also ranks.")] = "channels",
-    parallel: Annotated[int, typer.Option(min=1, help="Of legr and aacp: candidates under way at once.")] = 1,
+        str | None,
+        typer.Option(help="Of aacp, legr and factorize: the measured staircase (aacp's default), align, or eighths of a group."),
+    ] = None,
+    space: Annotated[
+        str | None, typer.Option(help="Of cap, legr and aacp: channels, or channels+ranks; of cap also ranks.")
+    ] = None,
+    parallel: Annotated[int | None, typer.Option(min=1, help="Of legr and aacp: candidates under way at once.")] = None,
     storage: Annotated[
         str | None, typer.Option(help="URL of the study, such as sqlite:///study.db; processes that share it share the work.")
     ] = None,
@@ -143,7 +161,7 @@ def compress(
     compensate: Annotated[
         bool, typer.Option("--compensate/--no-compensate", help="Repair the network in closed form after removal.")
     ] = True,
-    calibration_images: Annotated[int, typer.Option(min=8, help="At most this many images for statistics.")] = 2000,
+    calibration_images: Annotated[int | None, typer.Option(min=8, help="At most this many images for statistics; 2000.")] = None,
     backend: Annotated[str, typer.Option(help="Where latency is measured.")] = "onnxruntime",
     batch: Annotated[int, typer.Option(min=1, help="Batch size that is timed.")] = 1,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of the engine.")] = 1,
@@ -172,10 +190,9 @@ def compress(
     from compressor.console import ConsoleProgress
     from compressor.data import load_data, load_images
     from compressor.errors import BackendError
-    from compressor.fitness import Fitness
     from compressor.loading import load_model
-    from compressor.methods import AACP, METHODS, LeGR
-    from compressor.passes.compensation import Compensation
+    from compressor.method_options import method_of
+    from compressor.methods import METHODS
     from compressor.runtime import BACKENDS
     from compressor.target import Target, option_of
     from compressor.train import FineTune
@@ -193,23 +210,14 @@ def compress(
         target = Target(backend, batch, threads, align, precision, options)
     except BackendError as error:
         raise typer.BadParameter(str(error), param_hint="--precision / --option") from error
-    searches = {
-        "fitness": Fitness(fitness),  # type: ignore[arg-type]
-        "parallel": parallel,
-        "sampler": sampler or method,
-        "trials": trials or 400,
-        "space": space,
-    }
-    given: dict[str, dict[str, Any]] = {
-        "magnitude": {"criterion": criterion, "scope": scope},
-        "cap": {"floor": floor, "search": search, "streams": streams, "space": space},
-        "cc": {"units": units, "information": information, "gathers": gathers},
-        "factorize": {"form": form, "choice": ranks},
-        "legr": {**searches, "ranking": ranking, "steps": steps or LeGR.steps},
-        "aacp": {**searches, "ranking": "l1" if ranking == "norm" else ranking, "steps": steps or AACP.steps},
-    }
-    compensation = Compensation(images=calibration_images) if compensate else None
-    chosen = METHODS[method](**given[method], compensation=compensation)
+    own = {
+        "criterion": criterion, "scope": scope, "floor": floor, "search": search, "streams": streams, "units": units, "form": form,
+        "ranks": ranks, "information": information, "gathers": gathers, "trials": trials, "sampler": sampler, "fitness": fitness,
+        "ranking": ranking, "steps": steps, "space": space, "parallel": parallel,
+    }  # fmt: skip
+    chosen = method_of(method, own, settings or (), published, calibration_images)
+    if not compensate:
+        chosen = replace(chosen, compensation=None)
     finetune = FineTune(epochs=epochs, learning_rate=lr, distillation=distillation, label_smoothing=label_smoothing)
     inputs = inputs_of(shapes)
     network = load_model(model, weights)
@@ -218,7 +226,7 @@ def compress(
     labelled: dict[str, Any] = {"train": found.train, "validate": found.validate, "test": found.test} if found else {}
     labelled["calibrate"] = found.plain if found else None
     if images is not None:
-        labelled["calibrate"] = load_images(images, train_batch, *normal, calibration_images)
+        labelled["calibrate"] = load_images(images, train_batch, *normal, calibration_images or 2000)
     with ConsoleProgress() as progress, _resumable(out):
         result = api.compress(
             network, inputs, **labelled, budget=budget, target=target, method=chosen, finetune=finetune, out=out, seed=seed,

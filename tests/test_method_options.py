@@ -1,0 +1,57 @@
+"""Options of the command as settings of a method."""
+
+from dataclasses import replace
+
+import pytest
+
+from compressor import AACP, CC, BudgetError, CaP, Compensation, Factorize, Fitness, LeGR
+from compressor.method_options import OPTIONS, method_of
+from compressor.methods import METHODS
+
+NOTHING = dict.fromkeys({option for options in OPTIONS.values() for option in options})
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_without_options_a_method_is_as_python_makes_it(name):
+    assert method_of(name, NOTHING) == METHODS[name]()
+    fewer = method_of(name, NOTHING, images=300)
+    assert fewer.compensation == Compensation(images=300)
+    assert replace(fewer, compensation=Compensation()) == METHODS[name]()
+
+
+@pytest.mark.parametrize(("name", "published"), [
+    ("legr", LeGR.published()), ("aacp", AACP.published()), ("cap", CaP.published()), ("cc", CC.published()),
+])  # fmt: skip
+def test_as_published(name, published):
+    assert method_of(name, NOTHING, (), published=True, images=None) == published
+
+
+def test_options_and_settings_reach_their_fields():
+    found = method_of(
+        "legr", {**NOTHING, "trials": 40, "fitness": "train"}, ["fitness.steps=20", "fitness.learning_rate=1", "quota=0.2"]
+    )
+    assert found == LeGR(40, Fitness("train", steps=20, learning_rate=1.0), quota=0.2)
+    found = method_of("aacp", {**NOTHING, "trials": 40}, ["fitness.holdout=500", "distinct=true"], published=True)
+    assert found == replace(AACP.published(40), fitness=Fitness("recalibrate", "accuracy", holdout=500), distinct=True)
+    assert method_of("aacp", {**NOTHING, "ranking": "norm", "streams": "inside"}) == AACP(ranking="l1", streams="inside")
+    found = method_of("cc", {**NOTHING, "information": "fisher"}, ["allocation=exponential", "gamma=0.5", "accept=false"])
+    assert found == CC(information="fisher", allocation="exponential", gamma=0.5, accept=False)
+    assert method_of("factorize", {**NOTHING, "ranks": "fixed"}, ["rank=8"]) == Factorize(choice="fixed", rank=8)
+    assert method_of("factorize", {**NOTHING, "form": "cp", "steps": "staircase"}) == Factorize("cp", "rate", steps="staircase")
+    assert method_of("cap", {**NOTHING, "floor": 0.9}, ["compensation.ridge=0.01"]).compensation.ridge == 0.01
+
+
+@pytest.mark.parametrize(("name", "given", "settings", "published", "message"), [
+    ("legr", {"units": "both"}, [], False, "--units is an option of cc, not of legr"),
+    ("magnitude", {"space": "channels"}, [], False, "--space is an option of cap and legr and aacp, not of magnitude"),
+    ("factorize", {}, [], True, "nothing was published as factorize; there are aacp, cap, cc, legr"),
+    ("legr", {}, ["quota"], False, "write setting=value"),
+    ("legr", {}, ["quotas=1"], False, "there is no such setting; legr has trials, fitness"),
+    ("legr", {}, ["fitness.step=1"], False, "`fitness` of legr has repair, objective"),
+    ("legr", {}, ["quota=much"], False, "a number is expected, such as 0.1"),
+    ("cc", {}, ["compensation.images=9"], True, "`compensation` of cc has none"),
+    ("cc", {}, ["gamma=11"], False, "must lie between 0 and 10"),
+])  # fmt: skip
+def test_what_does_not_go_is_said(name, given, settings, published, message):
+    with pytest.raises(BudgetError, match=message):
+        method_of(name, {**NOTHING, **given}, settings, published)
