@@ -199,10 +199,7 @@ class Compression:
             cluster.connect(self._cluster)  # that there is none is told before anything is computed
             if asked and cluster.has_device(self._cluster):
                 device = cluster.RemoteDevice(self._cluster, self._channels, given.target, given.seed)
-                try:
-                    yield _Gauge(device.trial, device.fingerprint(), device.observe)
-                finally:
-                    device.close()
+                yield _Gauge(device.trial, device.fingerprint(), device.observe)
                 return
             if asked:
                 given.progress.stage("no node of the cluster holds the target device: latency is measured here")

@@ -59,9 +59,7 @@ class Factorize:
         if (self.rank is None) == (self.choice == "fixed") or (self.rank is not None and self.rank < 1):
             raise BudgetError(f"Factorize(choice={self.choice!r}, rank={self.rank}): a positive rank goes with choice='fixed'")
         if self.form == "cp" and self.choice in ("energy", "vbmf"):
-            raise BudgetError(
-                "Factorize: the terms of `cp` are not the rank of a matrix: choose ranks by `rate`, or `fixed`"
-            )
+            raise BudgetError("Factorize: the terms of `cp` are not the rank of a matrix: choose ranks by `rate`, or `fixed`")
 
     @property
     def name(self) -> str:

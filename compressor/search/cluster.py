@@ -1,13 +1,14 @@
 """Candidates judged on a Ray cluster, and latencies measured on the nodes that hold the target device.
 
 Model and data go into the object store once. A candidate is a task: any node may judge it, several at once; when a node is
-lost, its tasks begin again elsewhere. The target device belongs to one actor, through the custom resource
+lost, its tasks begin again elsewhere. A task that measures has the target device for itself, through the custom resource
 `compressor_target`, which the nodes that have the device are started with:
 
     ray start --address=HEAD --resources='{"compressor_target": 1}'
 
-It measures what the search asks for: the engines of the latency model, leaders, and the candidates of the last bisection.
-Staircases, an absolute budget's original and the latency that is reported in the end are measured by the process that called.
+and all CPUs of that node: on most targets they are what is measured, on the others they launch its work. It measures what
+the search asks for: the engines of the latency model, leaders, and the candidates of the last bisection. Staircases, an absolute
+budget's original and the latency that is reported in the end are measured by the process that called.
 """
 
 import contextlib
@@ -46,6 +47,7 @@ DEVICE = "compressor_target"
 
 _RETRIES = 5
 _judges: dict[str, Judge] = {}  # of this worker process, by parcel
+_devices: dict[str, "_Device"] = {}
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ class Cluster:
 
 
 class _Device:
-    """Holds the target device; one measurement at a time."""
+    """What measuring takes, in a worker of the node that holds the device."""
 
     def __init__(self, graph: Portable, target: Target, seed: int) -> None:
         self._channels: ChannelGraph = analyze(assembled(graph))
@@ -161,8 +163,17 @@ class _Device:
         return list(observe(self._channels, structures, self._target, anchor_ms=anchor_ms))
 
 
+@ray.remote(max_retries=_RETRIES)
+def _measure(parcel: list[Any], what: str, *arguments: Any) -> Any:
+    key = parcel[0].hex()
+    if key not in _devices:
+        _devices.clear()
+        _devices[key] = _Device(*ray.get(parcel[0]))
+    return getattr(_devices[key], what)(*arguments)
+
+
 class RemoteDevice:
-    """The target device of a cluster, for as long as this object lives.
+    """The target device of a cluster.
 
     Args:
         address: Of the cluster.
@@ -179,29 +190,28 @@ class RemoteDevice:
             raise BackendError(
                 f"no node of the cluster holds the target device; start the one that does with --resources='{{\"{DEVICE}\": 1}}'"
             )
-        exclusive = ray.remote(max_restarts=_RETRIES, max_task_retries=_RETRIES, resources={DEVICE: 1}, num_cpus=0)
         own = Target(**target.to_dict())  # type: ignore[arg-type]
-        self._actor: Any = exclusive(_Device).remote(_put(portable(channels.graph)), own, seed)
+        self._parcel = _put((portable(channels.graph), own, seed))
 
     def fingerprint(self) -> dict[str, object]:
         """Of the target, as the node has it."""
-        found: dict[str, object] = _fetched(self._actor.fingerprint.remote())
+        found: dict[str, object] = self._call("fingerprint")
         return found
 
     def trial(self, plan: Plan) -> Trial:
         """Build and time the network of a plan beside the original."""
-        found: Trial = _fetched(self._actor.trial.remote(plan.to_json()))
+        found: Trial = self._call("trial", plan.to_json())
         return found
 
     def observe(self, structures: Sequence[Structure], anchor_ms: float | None = None) -> list[Observation]:
         """Build and measure structures for a latency model."""
-        found: list[Observation] = _fetched(self._actor.observe.remote(list(structures), anchor_ms))
+        found: list[Observation] = self._call("observe", list(structures), anchor_ms)
         return found
 
-    def close(self) -> None:
-        """Let the device go."""
-        with contextlib.suppress(Exception):
-            ray.kill(self._actor)
+    def _call(self, what: str, *arguments: Any) -> Any:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+        cpus = min((own.get("CPU", 0) for own in nodes if own.get(DEVICE)), default=0)  # whichever takes it has as many
+        return _fetched(_measure.options(resources={DEVICE: 1}, num_cpus=cpus).remote([self._parcel], what, *arguments))
 
 
 def has_device(address: str) -> bool:

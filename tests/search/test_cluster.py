@@ -1,8 +1,13 @@
 """A real Ray cluster of two nodes on this machine: same trials as here, and a node that dies costs its running ones only."""
 
+import os
+import socket
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -100,20 +105,49 @@ def test_a_node_killed_in_the_middle_changes_nothing(problem, cluster, tmp_path)
 
 
 @pytest.mark.slow
-def test_the_target_device_is_one_actors_and_measures(problem, cluster):
+def test_whoever_measures_has_the_device_and_its_node_alone(problem, cluster):
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
     from compressor.search.cluster import RemoteDevice, has_device
 
     assert has_device(cluster.address)
     device = RemoteDevice(cluster.address, problem.channels, problem.target, 0)
     assert device.fingerprint() == problem.target.fingerprint()
-    assert ray.available_resources().get("compressor_target", 0) == 0, "nobody else gets it"
     plan = problem.channels.plan(0.5)
     assert device.trial(plan).ratio < 1
+
+    @ray.remote(num_cpus=1)
+    def judging():
+        time.sleep(8)
+        return time.time()
+
+    place = NodeAffinitySchedulingStrategy(cluster.second.node_id, soft=False)
+    busy = judging.options(scheduling_strategy=place).remote()
+    time.sleep(2)
+    device.trial(plan)
+    measured_at = time.time()
+    assert ray.get(busy) <= measured_at, "it has waited for what was judged there"
     full = problem.channels.full
     narrow = problem.channels.structure(plan)
     found = device.observe([full, Structure(narrow.widths)])
     assert found[1].median_ms < found[0].median_ms
-    device.close()
+
+
+@pytest.mark.slow
+def test_through_a_ray_client_the_search_is_the_same(problem, tmp_path):
+    """`ray://`: from a machine that is no node of the cluster."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ray_command = [sys.executable, "-m", "ray.scripts.scripts"]
+    options = ["--head", "--port=0", f"--ray-client-server-port={port}", "--num-cpus=2", "--include-dashboard=false"]
+    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(Path(compressor.__file__).parents[1])}
+    subprocess.run([*ray_command, "start", *options], env=environment, check=True, capture_output=True, timeout=120)
+    try:
+        assert method(3).plan(replace(problem, cluster=f"ray://127.0.0.1:{port}")) == method(3).plan(problem)
+    finally:
+        ray.shutdown()
+        subprocess.run([*ray_command, "stop", "--force"], env=environment, check=False, capture_output=True, timeout=60)
 
 
 @pytest.mark.slow
