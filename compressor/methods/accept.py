@@ -1,8 +1,10 @@
 """Accept only what is faster: which factorized layers, and which that read through a gather, are not."""
 
+from dataclasses import dataclass
+
 from compressor.methods.base import Problem
 from compressor.plan import Plan
-from compressor.runtime.pieces import choices
+from compressor.runtime.pieces import GATHER, SEQUENCE, choices
 
 
 def judged(problem: Problem, accept: bool | None) -> bool:
@@ -10,8 +12,25 @@ def judged(problem: Problem, accept: bool | None) -> bool:
     return "latency" in problem.limits if accept is None else accept
 
 
-def refused(problem: Problem, plan: Plan, accept: bool | None, reads: bool = False) -> set[str]:
-    """The changed layers of a plan that are not measured to be faster than they would be without the change.
+@dataclass(frozen=True)
+class Refused:
+    """What of a plan is not measured to be worth its time.
+
+    Attributes:
+        sequences: Layers that should not be factorized.
+        gathers: Layers that should not read through a gather.
+    """
+
+    sequences: frozenset[str] = frozenset()
+    gathers: frozenset[str] = frozenset()
+
+    def __bool__(self) -> bool:
+        """Whether there is anything."""
+        return bool(self.sequences or self.gathers)
+
+
+def refused(problem: Problem, plan: Plan, accept: bool | None, reads: bool = False) -> Refused:
+    """The changes of a plan's layers without which these are not measured to be slower.
 
     Args:
         problem: With the target.
@@ -19,13 +38,14 @@ def refused(problem: Problem, plan: Plan, accept: bool | None, reads: bool = Fal
         accept: Whether factorized layers have to be faster; see `judged`.
         reads: Whether layers that read through a gather have to be.
     """
-    factored = plan.factors if judged(problem, accept) else ()
-    asked = Plan.keep(dict(plan.kept), plan.model, dict(plan.reads) if reads else {}, factored)
-    if not (asked.factors or asked.reads):
-        return set()
+    asked = [part for part, wanted in ((GATHER, reads), (SEQUENCE, judged(problem, accept))) if wanted]
+    layers = {GATHER: {name for name, _ in plan.reads}, SEQUENCE: {one.layer for one in plan.factors}}
+    if not any(layers[part] for part in asked):
+        return Refused()
     problem.progress.stage("layers that are factorized or read through a gather, measured beside the plain ones")
-    found = choices(problem.channels, asked, problem.target, problem.once, problem.seed)
+    found = choices(problem.channels, plan, problem.target, problem.once, problem.seed, asked)
     for choice in found:
         problem.progress.stage(str(choice))
     problem.compared(found)
-    return {choice.layer for choice in found if not choice.faster}
+    gone = {part: frozenset(c.layer for c in found if c.layer in layers[part] and part not in c.kept) for part in asked}
+    return Refused(gone.get(SEQUENCE, frozenset()), gone.get(GATHER, frozenset()))

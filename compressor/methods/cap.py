@@ -172,15 +172,18 @@ class CaP:
             raise BudgetError("nothing of this network can be compressed by loss curves; `--method magnitude` needs no repair")
         latency = self._latency(problem)
         policies = self._policies(problem, curves, latency)
-        order = self._order(problem, policies, used, spared)
-        while True:  # every round, at least one layer more is left plain
+        order, current = self._order(problem, policies, used, spared), True
+        while True:  # every round, at least one layer more is left plain, or the weightings are compared without those
             plan = decided(problem, policies, order)
             slow = refused(problem, plan, self.accept)
-            if not slow:
+            if not slow and current:
                 return plan
-            axes = {axis.name for axis in axes_of(problem.channels) if axis.layer in slow}
-            curves = {name: curve for name, curve in curves.items() if name not in axes}
-            policies = self._policies(problem, curves, latency)
+            if slow:
+                axes = {axis.name for axis in axes_of(problem.channels) if axis.layer in slow.sequences}
+                curves = {name: curve for name, curve in curves.items() if name not in axes}
+                policies, current = self._policies(problem, curves, latency), False
+            else:
+                order, current = self._order(problem, policies, used, spared), True
 
     def allocate(
         self,

@@ -35,7 +35,7 @@ from torch import Tensor
 from compressor.data import unaugmented
 from compressor.errors import BudgetError
 from compressor.gradients import squared_gradients
-from compressor.methods.accept import judged, refused
+from compressor.methods.accept import refused
 from compressor.methods.base import Problem
 from compressor.methods.cap import CaP
 from compressor.methods.layer_times import LayerTimes
@@ -139,14 +139,13 @@ class CC:
             slow = refused(problem, plan, self.accept, reads=self.gathers == "paying")
             if not slow:
                 return plan
-            read, factored = dict(plan.reads), {one.layer for one in plan.factors}
-            for name in slow:
-                if self.gathers == "paying" and name in read:
-                    ungathered.add(name)
-                    removable = plans.removable(name, gathers=False) & (self.units != "ranks")
-                    layers[name] = replace(layers[name], removable=removable)
-                if name in factored and judged(problem, self.accept):
-                    layers[name] = replace(layers[name], ranks=False)
+            for name in slow.gathers:
+                ungathered.add(name)
+                removable = plans.removable(name, gathers=False) & (self.units != "ranks")
+                layers[name] = replace(layers[name], removable=removable)
+            for name in slow.sequences:
+                layers[name] = replace(layers[name], ranks=False)
+            for name in slow.gathers | slow.sequences:
                 paths[name] = self._path(problem, name, layers[name])
 
     def _layers(self, problem: Problem, plans: UnitPlans) -> dict[str, Layer]:

@@ -83,7 +83,7 @@ class Factorize:
             slow = refused(problem, plan, self.accept)
             if not slow:
                 return plan
-            plain |= slow
+            plain |= slow.sequences
 
 
 class _Ranks:
