@@ -39,6 +39,7 @@ from compressor.fitness import Fitness
 from compressor.methods import AACP, LeGR, Magnitude, Method, Problem
 from compressor.methods.searching import images_of
 from compressor.passes.calibration import Calibration
+from compressor.passes.compensation import Compensation
 from compressor.passes.products import take_state
 from compressor.plan import Plan
 from compressor.runtime.latency import Comparison, measure
@@ -76,7 +77,9 @@ def methods(trials: int) -> dict[str, Callable[[], Method]]:
 FAMILY = (0.8, 0.65, 0.5, 0.35)  # of the MACs
 FAMILIES: dict[str, Callable[[], LeGR]] = {
     "LeGR, as published, 120 trials": lambda: LeGR.published(120),
-    "LeGR, compensated, 4 trials": lambda: LeGR(4, CLOSED, population=2, samples=1),
+    "LeGR, compensated, 4 trials": lambda: LeGR(
+        4, replace(CLOSED, holdout=500, images=250), probes=64, population=2, samples=1, compensation=Compensation(images=1000)
+    ),
 }
 
 
@@ -129,7 +132,7 @@ class Bench:
         layout = benching.channels_last(graph)
         top1 = evaluate(layout, self.data.test).percent
         print(f"   {top1:.2f} % before training", flush=True)
-        finetuned, tuned = layout, folder / "finetuned.safetensors"
+        finetuned, tuned = layout, folder / f"finetuned-{self.args.epochs}-{self.args.train_images}.safetensors"
         if tuned.exists():
             take_state(finetuned, load_tensors(tuned))
         elif self.args.epochs:
@@ -165,8 +168,8 @@ class Bench:
             with Comparison(self.graph, self.target, seed) as comparison:
                 plans = method.plans([self.problem("macs", ratio, seed, folder, comparison) for ratio in FAMILY])
             images, seconds = self.spent(folder)
-            if method.ranking == "loss":  # statistics, and a probe of every group
-                images += self.calibration.images + 256 * len(self.channels.free)
+            if method.ranking == "loss":  # statistics, the original once, a probe of every group as if it ran from the beginning
+                images += method.compensation.images + method.fitness.images + method.probes * len(self.channels.free)
             found = [benching.channels_last(self.repaired(plan, method, seed)) for plan in plans]
             row = {
                 "network": self.args.network, "method": name, "options": {**_plain(method), "seed": seed}, "driver": "macs",

@@ -166,7 +166,8 @@ class AACP(SearchingMethod):
     def _by_loss(
         self, problem: Problem, options: Sequence[Sequence[int]], affordable: Affordable, power: float = SENSITIVITIES[0]
     ) -> dict[str, Scores]:
-        return LossRanking(problem, self.compensation or Compensation(), options, affordable.price, power).plain
+        settings = self.compensation or Compensation()
+        return LossRanking(problem, settings, options, affordable.price, power, self.probes).plain
 
     def _walks(self, problem: Problem, options: Sequence[Sequence[int]], affordable: Affordable) -> list[Walk]:
         """CaP's allocations, on all steps and on multiples of the target's `align` alone.

@@ -25,7 +25,6 @@ SENSITIVITIES = (0.5, 0.0, 1.0)
 """Powers of a group's sensitivity in its losses: CaP's weightings, `mixed` first. Which is best depends on the budget."""
 
 _POWER = "sensitivity"
-_PROBES = 256  # images that sensitivities are measured on
 
 
 class Genome(Protocol):
@@ -108,6 +107,7 @@ class LossRanking:
         options: Legal widths of every group.
         price: Of structures, (structures, groups) to (structures,): what is to be saved.
         power: Of the sensitivities.
+        probes: Images that these are measured on.
 
     Raises:
         DataError: There are no images.
@@ -120,9 +120,10 @@ class LossRanking:
         options: Sequence[Sequence[int]],
         price: Price,
         power: float = SENSITIVITIES[0],
+        probes: int = 256,
     ) -> None:
         channels, self._power = problem.channels, power
-        curves = curves_of(problem, images_for_losses(problem), settings, _PROBES)
+        curves = curves_of(problem, images_for_losses(problem), settings, probes)
         self._base = self._computed(channels, curves, options, price, power)
         self._sensitivity = {name: float(np.log(_sensitivity(curves[name]))) for name in self._base}
         self._middle = {name: float(own.mean()) for name, own in self._base.items()}

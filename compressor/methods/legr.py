@@ -152,7 +152,8 @@ class LeGR(SearchingMethod):
     def _genome(self, problem: Problem, legal: Sequence[Sequence[int]], affordable: Affordable) -> Genome:
         if self.ranking == "norm":
             return NormRanking(problem, self.aggregate)
-        return LossRanking(problem, self.compensation or Compensation(), legal, affordable.price)
+        settings = self.compensation or Compensation()
+        return LossRanking(problem, settings, legal, affordable.price, probes=self.probes)
 
     def _legal(self, problem: Problem) -> list[tuple[int, ...]]:
         """Widths and ranks on which a walk may stop, per group."""

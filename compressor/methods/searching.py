@@ -44,6 +44,7 @@ class SearchingMethod:
         space: What is searched: `channels`, or `channels+ranks`, where layers may become sequences as well (truncated SVD).
         distinct: Whether a candidate is drawn anew where it stands for a network that was judged before, by `legr` and
             `aacp`; other samplers propose as they do. Not as published.
+        probes: Images that the sensitivities of groups are measured on, where channels are ranked by loss.
         compensation: How the network is repaired in the end.
 
     Raises:
@@ -58,12 +59,13 @@ class SearchingMethod:
     leaders: int = 20
     space: Literal["channels", "channels+ranks"] = "channels"
     distinct: bool = True
+    probes: int = 256
     compensation: Compensation | None = field(default_factory=Compensation)
 
     def __post_init__(self) -> None:
         """Check the settings."""
         self.check(sampler=SAMPLERS, space=("channels", "channels+ranks"))
-        for name, least in (("trials", 1), ("parallel", 1), ("engines", 6), ("leaders", 1)):
+        for name, least in (("trials", 1), ("parallel", 1), ("engines", 6), ("leaders", 1), ("probes", 1)):
             if getattr(self, name) < least:
                 raise BudgetError(f"{type(self).__name__}({name}={getattr(self, name)}): must be at least {least}")
 
