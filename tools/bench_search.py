@@ -218,7 +218,7 @@ class Bench:
         import optuna
 
         storage = open_storage(f"sqlite:///{folder / 'study.db'}")
-        (summary,) = optuna.get_all_study_summaries(storage)
+        summary = max(optuna.get_all_study_summaries(storage), key=lambda s: s.datetime_start)  # others are of earlier versions
         trials = optuna.load_study(study_name=summary.study_name, storage=storage).get_trials(deepcopy=False)
         judged = [t for t in trials if OUTCOME in t.user_attrs]
         return images_of(judged), sum(float(t.user_attrs[OUTCOME]["seconds"]) for t in judged)

@@ -23,6 +23,7 @@ COSTS = ("macs", "params", "memory")
 _CLOSE = 0.97  # a measured latency from here up to the budget ends the bisection
 AIM = 0.985  # of the latency budget: what the search accepts, so that the final measurement holds too
 _FILLS = 3  # engines that are built to use what a notch has left of a latency budget
+_AT_ONCE = 64  # notches that are given back with one look at the costs
 _HORIZON = 4  # how many notches of one group are looked at together
 
 
@@ -124,21 +125,26 @@ def give_back(path: Rows, first: int, within: Within) -> Rows:
         within: Which of some structures are within the budget; costs grow with every width.
     """
     current: Rows = path[first].copy()
-    wider: dict[int, list[int]] = {}  # column -> positions before its notches, the latest last
-    for before, column in zip(*np.nonzero(path[:first] != path[1 : first + 1]), strict=True):
-        wider.setdefault(int(column), []).append(int(before))
-    while wider:
-        columns = list(wider)
-        trial = np.repeat(current[None], len(columns), axis=0)
-        for row, column in zip(trial, columns, strict=True):
-            row[column] = path[wider[column][-1], column]
-        good = within(trial)
-        wider = {column: own for column, own, fits in zip(columns, wider.values(), good, strict=True) if fits}
-        if wider:
-            column = max(wider, key=lambda name: wider[name][-1])
-            current = trial[columns.index(column)]
-            wider[column].pop()
-            wider = {name: own for name, own in wider.items() if own}
+    found = zip(*np.nonzero(path[:first] != path[1 : first + 1]), strict=True)
+    left = [(int(before), int(column)) for before, column in found][::-1]  # notches: the position before, the group
+    while left:
+        following = {column: before for before, column in reversed(left)}  # the next notch of each group
+        alone = np.repeat(current[None], len(following), axis=0)
+        for row, (column, before) in zip(alone, following.items(), strict=True):
+            row[column] = path[before, column]
+        run = left[:_AT_ONCE]  # the latest notches, one after the other
+        together = np.repeat(current[None], len(run), axis=0)
+        for k, (before, column) in enumerate(run):
+            together[k:, column] = path[before, column]
+        good = within(np.concatenate([alone, together]))
+        closed = {column for column, fits in zip(following, good, strict=False) if not fits}
+        fit = good[len(following) :]
+        count = len(run) if fit.all() else int(np.argmin(fit))
+        if count:
+            current = together[count - 1]
+        if count < len(run):
+            closed.add(run[count][1])
+        left = [(before, column) for before, column in left[count:] if column not in closed]
     return current
 
 

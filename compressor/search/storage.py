@@ -145,16 +145,15 @@ def shared_once(url: str, study: str, key: str, work: Callable[[], dict[str, obj
     return found
 
 
-def lost_trials(study: optuna.Study, alone: bool = False) -> list[FrozenTrial]:
+def lost_trials(trials: list[FrozenTrial], alone: bool = False) -> list[FrozenTrial]:
     """The unfinished trials of processes that are no more, in order.
 
     Args:
-        study: The study.
+        trials: Of a study.
         alone: Whether this process is known to be the only one: then all are that are not its own, even where the machine was
             started anew or the container is another one, and nobody could look whether their process lives.
     """
-    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    return [t for t in running if _is_lost(t) or (alone and not is_own(t))]
+    return [t for t in trials if t.state == TrialState.RUNNING and (_is_lost(t) or (alone and not is_own(t)))]
 
 
 def owners_of(trials: list[FrozenTrial]) -> str:

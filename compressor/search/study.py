@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 from compressor.errors import CompressorError, DataError
 from compressor.progress import Progress, SearchState
 from compressor.search.execution import Executor
-from compressor.search.samplers import ABANDONED, Past, PopulationSampler, index_of
+from compressor.search.samplers import ABANDONED, Past, PopulationSampler
 from compressor.search.storage import ATTEMPTS, OWNER, beating, claim, is_own, let_go, lost_trials, open_storage, owners_of
 
 logger = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ class Search(Generic[Task, Answer]):
         except BaseException:  # an interrupt too: the same call in the same process must find nobody at work
             let_go(self.study)
             raise
-        good = [t for t in self._begun() if t.state == TrialState.COMPLETE]
+        good = [t for t in _begun(self._trials()) if t.state == TrialState.COMPLETE]
         sign = -1 if self._job.direction == "maximize" else 1
         return sorted(good, key=lambda t: (sign * float(t.value or 0.0), t.number))
 
@@ -133,33 +133,35 @@ class Search(Generic[Task, Answer]):
         waiting: deque[int] = deque()
         said = 0.0
         while True:
-            if not waiting:
-                waiting.extend(self._adopted())
-            while len(waiting) < self._job.parallel and len(self._begun()) < self._job.trials:
-                asked = self._ask()
-                if asked is not None:
-                    waiting.append(asked)
-            if waiting:
+            trials = self._trials()
+            if not waiting and (lost := lost_trials(trials, self._alone)):
+                waiting.extend(self._adopted(lost))
+                trials = self._trials()
+            begun = _begun(trials)
+            if len(waiting) < self._job.parallel and len(begun) < self._job.trials:
+                asked = self._ask(trials)
+                waiting.extend([] if asked is None else [asked])
+            elif waiting:
                 self._tell(waiting.popleft())
-            elif others := self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            elif others := [t for t in trials if t.state == TrialState.RUNNING]:
                 if time.monotonic() - said > _SAY_S:
                     said = time.monotonic()
                     logger.warning("waiting for %d trials of other processes: %s", len(others), owners_of(others))
                 time.sleep(_POLL_S)  # if a process is lost, its trial is adopted
-            elif len(self._begun()) >= self._job.trials:
+            elif len(begun) >= self._job.trials:
                 break
 
     def finished(self) -> list[FrozenTrial]:
         """Finished trials, good and failed, in order."""
-        return [t for t in self._begun() if t.state in (TrialState.COMPLETE, TrialState.FAIL)]
+        return [t for t in _begun(self._trials()) if t.state in (TrialState.COMPLETE, TrialState.FAIL)]
 
-    def _begun(self) -> list[FrozenTrial]:
-        return [t for t in self.study.get_trials(deepcopy=False) if ABANDONED not in t.system_attrs]
+    def _trials(self) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False)
 
-    def _adopted(self) -> list[int]:
+    def _adopted(self, lost: list[FrozenTrial]) -> list[int]:
         """Go on with the trials that lost processes have begun, with the same parameters, for the same candidates."""
         found = []
-        for trial in lost_trials(self.study, self._alone):
+        for trial in lost:
             if set(trial.params) != set(self._job.space):  # a rival was still proposing
                 self._abandon(trial.number)
                 continue
@@ -171,21 +173,18 @@ class Search(Generic[Task, Answer]):
             if attempts > _ATTEMPTS:
                 self._fail(trial.number, CompressorError(f"{_ATTEMPTS} processes that judged it were lost"))
                 continue
-            begun = [t for t in self._begun() if t.number < trial.number]
+            begun = [t for t in _begun(self._trials()) if t.number < trial.number]
             if self._submitted(trial.number, trial.params, begun, trial.user_attrs.get(STRUCTURE)):
                 found.append(trial.number)
         return found
 
-    def _ask(self) -> int | None:
+    def _ask(self, trials: list[FrozenTrial]) -> int | None:
         """Begin a trial; None where its parameters stand for nothing that may be built, or another process was first."""
-        number, params, structure = self._begin()
-        everything = self.study.get_trials(deepcopy=False)
-        index = index_of(everything, number)
-        if params is None or index >= self._job.trials:
+        number, params, structure = self._begin(trials)
+        if params is None:
             self._abandon(number)
             return None
-        submitted = self._submitted(number, params, [t for t in self._begun() if t.number < number], structure)
-        return number if submitted else None
+        return number if self._submitted(number, params, _begun(trials), structure) else None
 
     def _submitted(
         self, number: int, params: Mapping[str, Any], begun: list[FrozenTrial], structure: dict[str, Any] | None
@@ -207,16 +206,16 @@ class Search(Generic[Task, Answer]):
         self._executor.submit(number, task)
         return True
 
-    def _begin(self) -> tuple[int, dict[str, Any] | None, dict[str, Any] | None]:
-        """Begin a trial: its number, its parameters, and its candidate where that is known already.
+    def _begin(self, trials: list[FrozenTrial]) -> tuple[int, dict[str, Any] | None, dict[str, Any] | None]:
+        """Begin the trial after these: its number, its parameters, and its candidate where that is known already.
 
         No parameters where another process began one in between, for which these were drawn, too.
         """
-        expected = len(self.study.get_trials(deepcopy=False))
-        sampler = self._job.sampler(len(self._begun()))
+        expected = len(trials)
+        sampler = self._job.sampler(len(_begun(trials)))
         self.study.sampler = sampler
         if isinstance(sampler, PopulationSampler):  # all in one write: Optuna's own `ask` needs one for each parameter
-            params, attributes, structure = self._drawn(sampler, sampler.past(self.study, expected))
+            params, attributes, structure = self._drawn(sampler, sampler.past(self.study, expected, trials))
             trial_id = self._create(params, dict(self._job.space), attributes, {STRUCTURE: structure} if structure else {})
             number = self.study._storage.get_trial_number_from_id(trial_id)
             return number, params if number == expected else None, structure or None
@@ -301,3 +300,8 @@ class Search(Generic[Task, Answer]):
         failed = len(finished) - len(good)
         job, done = self._job, len(finished)
         self._progress.search(SearchState(job.name, done, job.trials, failed, best, last, job.unit, job.budget, rate, left))
+
+
+def _begun(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    """Those that count."""
+    return [t for t in trials if ABANDONED not in t.system_attrs]

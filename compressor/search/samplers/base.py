@@ -87,9 +87,9 @@ class PopulationSampler(BaseSampler):
         """A parameter of an individual of the first population; uniform unless a subclass says otherwise."""
         return axis.uniform(random)
 
-    def past(self, study: Study, number: int) -> Past:
-        """What the trial of that number may know."""
-        everything = study.get_trials(deepcopy=False)
+    def past(self, study: Study, number: int, trials: Sequence[FrozenTrial] | None = None) -> Past:
+        """What the trial of that number may know, from the study's trials where these are at hand."""
+        everything = study.get_trials(deepcopy=False) if trials is None else trials
         begun = tuple(t for t in everything if t.number < number and ABANDONED not in t.system_attrs)
         seen = begun[: max(len(begun) + 1 - self._lag, 0)]
         finished = tuple(t for t in seen if t.state in (TrialState.COMPLETE, TrialState.FAIL))
