@@ -6,7 +6,8 @@ The network is a ResNet-56 with random weights on random images: nothing here de
 LeGR's parameters taken to the first structure within half the MACs; its peer is the walk channel by channel with the costs
 computed anew at each step. Overhead is what passes between the first trial's begin and the last one's end that is not judging
 (sampling, decoding, storing in SQLite), beside the time of a trial as the method judges it with the usual images (1,000 of a
-hold-out, 500 to repair on); `overhead_share` is its share of both together. Memory is the resident set after 100 trials and at the end.
+hold-out, 500 to repair on); `overhead_share` is its share of both together. Memory is the resident set after 100 trials and
+at the end.
 In the long runs candidates are judged on few images, so that a thousand of them are soon done. Our own methods are asked for
 half the latency, too, by a latency model of ONNX Runtime; leaders are not measured, and AACP's widths are multiples of 8 there.
 """
