@@ -7,8 +7,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import compressor
+from compressor.passes.factorize_conv import FactorizeConv, sizes_of
+from compressor.passes.forms import FORMS
 from compressor.passes.trace import outputs_of
 from compressor.passes.verify import relative_error, run_masked
+from compressor.plan import Factorization
 from compressor.runtime.timing import Protocol
 
 QUICK = Protocol(warm_up_s=0.02, settle_s=0.1, min_samples=30, max_samples=60, max_s=2.0)
@@ -27,6 +30,13 @@ def randomize(model: nn.Module) -> nn.Module:
             elif name.endswith(("layer_scale", "gamma")) or (name.endswith("weight") and tensor.dim() == 1):
                 tensor.uniform_(0.5, 1.5, generator=generator)
     return model.eval()
+
+
+def factorized(graph, form: str):
+    """A `Residual` with its middle layer as a sequence of about half its ranks."""
+    full = FORMS[form].full(sizes_of(graph.get_submodule("conv1")))
+    one = Factorization("conv1", form, tuple(max(rank // 2, 1) for rank in full))
+    return FactorizeConv([one])(graph).graph.eval()
 
 
 def check(model: nn.Module, inputs, ratio: float, seed: int | None):

@@ -5,11 +5,12 @@ import pytest
 import torch
 
 import compressor
+from compressor.passes.forms import FORMS
 from compressor.runtime import BACKENDS, Workload
 from compressor.runtime.latency import check_parity, example_for, measure
 from compressor.runtime.precision import PARITY
 from compressor.runtime.timing import Protocol
-from tests.networks import Residual, randomize
+from tests.networks import Residual, factorized, randomize
 
 QUICK = Protocol(warm_up_s=0.02, settle_s=0.2, min_samples=30, max_samples=40, max_s=5.0)
 HEALTH = {name: make().check() for name, make in BACKENDS.items()}
@@ -44,6 +45,15 @@ def test_outputs_equal_pytorch_at_the_targets_batch(target, graph):
             (found,) = engine.run([x.numpy()])
             with torch.no_grad():
                 torch.testing.assert_close(torch.from_numpy(np.asarray(found)), graph(x), rtol=1e-4, atol=1e-5)  # other kernels
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_factorized_layers_are_the_same_there(target, graph, form):
+    small = factorized(graph, form)
+    with build(small, target) as engine:
+        assert check_parity(engine, small, example_for(small, target), PARITY["fp32"]) <= PARITY["fp32"]
+        with pytest.raises(compressor.BackendError, match="differ from PyTorch's by a relative"):
+            check_parity(engine, graph, example_for(graph, target), PARITY["fp32"])
 
 
 @pytest.mark.parametrize(("name", "precision"), CASES)

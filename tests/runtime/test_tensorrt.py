@@ -7,13 +7,15 @@ import pytest
 import torch
 
 import compressor
+from compressor.passes.factorize_conv import sizes_of
+from compressor.passes.forms import FORMS
 from compressor.runtime import BACKENDS, Workload
 from compressor.runtime.latency import check_parity, example_for
 from compressor.runtime.onnxruntime import OnnxRuntimeEngine
 from compressor.runtime.tensorrt import TensorRT, TensorRTRTX
 from compressor.runtime.tensorrt_engine import check_types, engine_types
 from compressor.runtime.worker_process import WorkerProcess
-from tests.networks import Residual, randomize
+from tests.networks import Residual, factorized, randomize
 
 pytest.importorskip("tensorrt_rtx", reason="the package tensorrt-rtx is not installed")
 
@@ -38,6 +40,15 @@ def test_every_precision_parses_and_builds_with_a_dynamic_batch(graph, tmp_path,
     assert found["network_types"] == {kind: 4}  # three convolutions and the classifier
     assert len(seen) > 3, "the builder reports its progress"
     assert {len(event) for event in seen} == {3}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_sequences_of_every_form_parse_and_build(graph, tmp_path, form):
+    target = compressor.Target("tensorrt-rtx", batch=4, options={"max_batch": 8})
+    small = factorized(graph, form)
+    found = TensorRTRTX().compile(workload(small, target), target, tmp_path / "engine")
+    stages = len(FORMS[form].stages(sizes_of(graph.get_submodule("conv1")), (1, 1, 1)))
+    assert found["network_types"] == {"float32": 3 + stages}, "each stage is a convolution of the engine"
 
 
 def test_a_strongly_typed_build_of_another_precision_is_refused():
