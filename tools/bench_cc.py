@@ -226,6 +226,8 @@ class Bench:
         rows, known = self.rows(), {}
         for row in rows:
             key = name, goal = row["method"], goal_of(row)
+            if self.args.only and name not in self.args.only.split(";"):
+                continue
             if key not in known:
                 if goal.driver == "latency" and not self.file(f"{name} {goal}", ".json").exists():
                     print(f"no plan is left of {name} at {goal}")

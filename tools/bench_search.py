@@ -10,7 +10,7 @@ one session. `seconds` are those of judging candidates; a ranking by loss takes 
 `--family` compares families of four budgets instead, by one search each: LeGR as published against ours in a few trials; rows in
 `tools/results/family-NETWORK.json`, whose `images` are those of the decision, statistics and probes among them.
 
-`--remeasure` times the networks of all rows again, and nothing else: for rows that were made beside other work.
+`--remeasure` times the networks of the rows of these `--goals` again, and nothing else: for rows that were made beside other work.
 
 Killed, the same command goes on: studies and finished parts lie in `--work`, rows in `tools/results/search-NETWORK.json`.
 """
@@ -190,8 +190,11 @@ class Bench:
         return self.args.work / "".join(c if c.isalnum() else "-" for c in text)
 
     def remeasure(self) -> None:
-        rows = self.rows()
+        rows, args = self.rows(), self.args
         for row in rows:
+            asked = f"{row['driver']}:{row['options']['asked']:g}" in args.goals.split(",")
+            if not asked or (args.only and row["method"] not in args.only.split(";")):
+                continue
             file = self.folder(key_of(row)) / "plan.json"
             if not file.exists():
                 print(f"no plan is left of {row['method']}, {row['driver']} {row['options']['asked']:g}")
@@ -272,7 +275,7 @@ def main() -> None:
     parser.add_argument("--train-images", type=int, default=10_000)
     parser.add_argument("--align", type=int, default=1)
     parser.add_argument("--family", action="store_true", help="families of four budgets instead")
-    parser.add_argument("--remeasure", action="store_true", help="time the networks of all rows again")
+    parser.add_argument("--remeasure", action="store_true", help="time the networks of rows again")
     parser.add_argument("--only", default="", help="names of methods, joined by semicolons")
     parser.add_argument("--work", type=Path, default=Path("runs/bench_search"), help="studies and finished parts")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
