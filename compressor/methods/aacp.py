@@ -14,8 +14,10 @@ first population too: nothing is rejected.
 * `streams="group"`: residual streams are pruned too; the released code leaves them alone in ResNets;
 * budgets of any kind at once, latency by a model that learns from measured leaders.
 
-Where this differs from the released code: candidates are judged on images held out of the training data (there: on the
-test set), on fixed images without augmentation, and statistics are cumulative (there: a momentum of 0.1 over 101 batches).
+Where this differs from the released code: `streams="inside"` leaves all residual streams alone, also those of a MobileNetV2, whose
+block outputs are searched there; trials are 400 by default, as LeGR's, 2,010 there (`AACP.published()`); candidates are judged on
+images held out of the training data (there: on the test set), on fixed images without augmentation, and statistics are
+cumulative (there: a momentum of 0.1 over 101 batches).
 """
 
 import itertools

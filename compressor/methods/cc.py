@@ -20,7 +20,8 @@ What is left of a layer is then taken from its original weights: the channels th
 Where this differs from the released code: the multiplier is found by bisection against the costs of the network that comes
 out (there, a dead producer's MACs are not counted as saved), in widths and ranks that the target's `align` allows; channels of
 frozen and block-wise tied groups stay, also behind a gather; a decomposition that saves nothing is not made; R is
-min(outputs, inputs * kernel); curves are drawn from at most a hundred states. Its traps (a backup that aliases the weights on a
+min(outputs, inputs * kernel); curves are drawn from at most a hundred states; gradients are those of at most `images` training
+images (10,000; there, all). Its traps (a backup that aliases the weights on a
 CPU, an index map that collapses) have no counterpart here.
 """
 
@@ -193,14 +194,15 @@ class CC:
         if self.allocation == "exponential":
             curves = {name: fitted(sorted_path(layer, self.share, self.most)) for name, layer in layers.items()}
             return Exponential(curves, paths, self.most)
-        costs = {}
-        times = LayerTimes(problem) if "latency" in problem.limits else None
-        for name, path in paths.items():
-            if times is not None:
-                costs[name] = times(name, path, layers[name].weight.shape[1])
-            else:
-                positions = Sized.of(problem.channels, name).positions
-                costs[name] = [float(state.elements * positions) for state in path]
+        positions = {name: Sized.of(problem.channels, name).positions for name in paths}
+        macs = {name: [float(state.elements * positions[name]) for state in path] for name, path in paths.items()}
+        if "latency" not in problem.limits:
+            return Curves(paths, macs)
+        times = LayerTimes(problem)
+        measured = {name: times(name, path, layers[name].weight.shape[1]) for name, path in paths.items()}
+        known = {name: own for name, own in measured.items() if own is not None}
+        rate = float(np.median([own[0] / macs[name][0] for name, own in known.items()])) if known else 1.0
+        costs = {name: known.get(name, [rate * own for own in macs[name]]) for name in paths}
         return Curves(paths, costs)
 
 

@@ -10,7 +10,6 @@ from compressor.methods.base import Problem
 from compressor.methods.units import State
 from compressor.passes.factorize_conv import sizes_of
 from compressor.passes.forms import FORMS
-from compressor.passes.layer_costs import Layer
 from compressor.passes.products import Product
 from compressor.runtime.pieces import Variant, times
 
@@ -28,8 +27,8 @@ class LayerTimes:
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
 
-    def __call__(self, name: str, path: Sequence[State], inputs: int) -> list[float]:
-        """Of every state of a layer; where it cannot be measured, in proportion to its elements."""
+    def __call__(self, name: str, path: Sequence[State], inputs: int) -> list[float] | None:
+        """Of every state of a layer; None where it cannot be measured."""
         problem = self._problem
         product = Product(problem.channels.graph.get_submodule(name))
         full = min(product.outputs, product.columns)
@@ -46,9 +45,9 @@ class LayerTimes:
         variants = list(dict.fromkeys(cells.values()))
         try:
             measured = times(problem.channels, name, variants, problem.target, problem.once, problem.seed)
-        except BackendError:
-            positions = Layer.of(problem.channels, name).positions
-            return [float(state.elements * positions) * 1e-9 for state in path]
+        except BackendError as error:
+            problem.progress.stage(f"{name} cannot be measured alone ({error}): it counts by its MACs, as others take for one")
+            return None
         found = dict(zip(variants, measured, strict=True))
         dense = [found[cells[width, 0]] for width in widths]
         grid = np.array([[found[cells[width, rank]] for rank in ranks] for width in widths])

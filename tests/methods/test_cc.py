@@ -17,7 +17,7 @@ from compressor.methods import Problem
 from compressor.methods.layer_times import LayerTimes
 from compressor.methods.streams import is_stream
 from compressor.methods.unit_plans import UnitPlans
-from compressor.methods.units import State
+from compressor.methods.units import Layer, State
 from compressor.passes.calibration import Calibration
 from compressor.passes.compensate import Compensate
 from compressor.passes.factorize_conv import FactorizeConv
@@ -335,6 +335,21 @@ def test_milliseconds_of_states_are_those_measured(problem):
     found = times("blocks.0.3", path, 24)
     expected = [1 + 1e-4 * elements for elements in (24 * 16 * 9, 12 * 16 * 9, 4 * (24 * 9 + 16))]
     np.testing.assert_allclose(found, expected, rtol=0.01)
+
+
+def test_a_layer_that_cannot_be_measured_counts_as_others_do_for_their_macs(problem, monkeypatch):
+    asked = replace(problem, target=Target("fake", options={"noise": 0.001}), limits={"latency": 0.9})
+    method, found = CC(information="fisher", images=100), {}
+    monkeypatch.setattr("compressor.methods.cc.Curves", lambda paths, costs: found.update(costs) or costs)
+    paths = {name: [State(tuple(range(size)), None, 0.0, elements)] for name, size, elements in
+             (("blocks.0.0", 16, 16 * 24 * 9), ("blocks.0.3", 24, 16 * 24 * 9), ("last", 16, 16 * 32 * 9))}  # fmt: skip
+    layers = {name: Layer(np.ones((2, len(path[0].kept), 9)), np.ones((2, len(path[0].kept), 9)), np.ones(1, bool), True)
+              for name, path in paths.items()}  # fmt: skip
+    own = LayerTimes.__call__
+    monkeypatch.setattr(LayerTimes, "__call__", lambda self, name, *rest: None if name == "last" else own(self, name, *rest))
+    method._allocation(asked, layers, paths)
+    macs = {"blocks.0.0": 64 * 16 * 24 * 9, "last": 9 * 16 * 32 * 9}  # on 8 x 8 pixels, and on 3 x 3
+    assert found["last"][0] == pytest.approx(found["blocks.0.0"][0] * macs["last"] / macs["blocks.0.0"], rel=0.01)
 
 
 def test_a_piece_is_the_layer_at_other_widths(problem):
