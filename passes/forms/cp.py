@@ -1,17 +1,21 @@
 """`cp`: 1 x 1 to r channels, k x 1 and 1 x k depthwise, 1 x 1 (Lebedev et al. 2015), by tensorly's alternating least squares.
 
-Unlike the other forms it has no closed form: what is found is a local minimum.
+Unlike the other forms it has no closed form: what is found is a local minimum. From the singular vectors of the unfoldings alone
+one rank may end up worse than the one below it, by up to 11 % on small random layers, so terms are added a few at a time, the best
+ones for what is left, each time with some iterations over all of them: 64 x 64 x 3 x 3 random weights at rank 100 are then
+1.8 % nearer, for 1.8 times the time.
 """
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from compressor.passes.forms.base import Array, Sizes, Stage, StageSizes, needs_a_kernel
 
-_ITERATIONS = 200
+_ADDED = 16  # one in so many: terms that are added to those that are there, at least one
+_ITERATIONS = {"new": 20, "all": 20, "last": 60}  # over the terms that are added, over all of them, and at the end
 
 
 class CP:
@@ -53,15 +57,37 @@ class CP:
 
 def _fitted(weight: Array, rank: int) -> list[Array]:
     """Factors (side, rank), equally long in every term, so that no stage over- or underflows."""
-    from tensorly.decomposition import parafac
+    from tensorly.cp_tensor import cp_to_tensor
 
     unit = float(np.linalg.norm(weight)) or 1.0
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # more terms than a side is long: the start is filled up at random
-        _, factors = parafac(weight / unit, rank, n_iter_max=_ITERATIONS, init="svd", tol=1e-7, random_state=0)
+    goal, factors = weight / unit, [np.zeros((side, 0)) for side in weight.shape]
+    for count in _counts(rank):
+        have = factors[0].shape[1]
+        left = goal - cp_to_tensor((np.ones(have), factors)) if have else goal
+        new = _alternated(left, count - have, "svd", _ITERATIONS["new"])
+        start = (np.ones(count), [np.concatenate(pair, axis=1) for pair in zip(factors, new, strict=True)])
+        factors = _alternated(goal, count, start, _ITERATIONS["last" if count == rank else "all"])
     lengths = np.stack([np.linalg.norm(factor, axis=0) for factor in factors]).clip(1e-30)
     each = (unit * lengths.prod(axis=0)) ** (1 / len(factors))
     return [np.asarray(factor / length * each) for factor, length in zip(factors, lengths, strict=True)]
+
+
+def _counts(rank: int) -> Iterator[int]:
+    """How many terms there are after each step; the same for all ranks but for the last one."""
+    count = 0
+    while count < rank:
+        count = min(count + max(1, count // _ADDED), rank)
+        yield count
+
+
+def _alternated(tensor: Array, rank: int, init: object, iterations: int) -> list[Array]:
+    """Factors (side, rank) by alternating least squares."""
+    from tensorly.decomposition import parafac
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # more terms than a side is long: the start is filled up at random
+        weights, factors = parafac(tensor, rank, n_iter_max=iterations, init=init, tol=1e-7, random_state=0)
+    return [factors[0] * weights, *factors[1:]]
 
 
 def _exact(weight: Array) -> list[Array]:

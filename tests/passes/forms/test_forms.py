@@ -57,6 +57,13 @@ def test_the_error_falls_with_the_rank(name, shape):
     assert errors[0] > 0.1  # and it is an error: a random tensor has no low rank
 
 
+def test_with_every_single_term_more_cp_comes_nearer():
+    """By alternating least squares from the singular vectors alone it does not."""
+    w = weight((6, 5, 3, 2), seed=2)
+    errors = [error(FORMS["cp"], w, (rank,)) for rank in range(1, 31)]
+    assert all(after < before for before, after in itertools.pairwise(errors)), errors
+
+
 @pytest.mark.parametrize(("name", "shape"), CASES)
 def test_stages_are_as_large_as_announced(name, shape):
     form, own = FORMS[name], sizes(SHAPES[shape])
