@@ -17,7 +17,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "legr": _SEARCHES,
     "aacp": (*_SEARCHES, "streams"),
 }
-"""Method -> its own options of the command."""
+"""Method -> its own options of the command; what it has besides is reached by `--set`."""
 
 _FIELDS = {"ranks": "choice", "fitness": "fitness.repair"}  # where the setting has another name
 
@@ -38,7 +38,7 @@ def method_of(
         BudgetError: An option is of another method, a setting is not there, or out of range.
     """
     for option, value in given.items():
-        if value is not None and option not in OPTIONS[name]:
+        if value is not None and option not in OPTIONS.get(name, ()):
             owners = " and ".join(own for own, options in OPTIONS.items() if option in options)
             raise BudgetError(f"--{option} is an option of {owners}, not of {name}")
     if published and not hasattr(METHODS[name], "published"):
