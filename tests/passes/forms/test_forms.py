@@ -97,9 +97,19 @@ def test_tensorly_reconstructs_the_same():
     np.testing.assert_allclose(compose(FORMS["tucker2"].factorize(w, (3, 5))), tucker, atol=1e-12)
     train = tensor_train(np.moveaxis(w, 0, -1), rank=[1, 4, 9, 5, 1]).to_tensor()
     np.testing.assert_allclose(compose(FORMS["tensor_train"].factorize(w, (4, 9, 5))), np.moveaxis(train, -1, 0), atol=1e-12)
-    unit = np.linalg.norm(w)
-    terms = parafac(w / unit, 3, n_iter_max=200, init="svd", tol=1e-7, random_state=0)
-    np.testing.assert_allclose(compose(FORMS["cp"].factorize(w, (3,))), unit * tensorly.cp_to_tensor(terms), atol=1e-10)
+    first, *axes, last = (stage.weight for stage in FORMS["cp"].factorize(w, (3,)))
+    factors = [last[:, :, 0, 0], first[:, :, 0, 0].T, axes[0][:, 0, :, 0].T, axes[1][:, 0, 0].T]
+    np.testing.assert_allclose(compose(FORMS["cp"].factorize(w, (3,))), tensorly.cp_to_tensor((np.ones(3), factors)), atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:Trying to compute SVD:UserWarning")
+@pytest.mark.parametrize("rank", [3, 10, 30])
+def test_cp_is_as_near_as_tensorlys_own(rank):
+    w = weight(SHAPES["2d"])
+    unit = w / np.linalg.norm(w)
+    terms = parafac(unit, rank, n_iter_max=200, init="svd", tol=1e-7, random_state=0)
+    theirs = float(np.linalg.norm(tensorly.cp_to_tensor(terms) - unit))
+    assert error(FORMS["cp"], w, (rank,)) < 1.01 * theirs, "both are local minima"
 
 
 def test_svd_keeps_the_energy_of_the_largest_singular_values():
