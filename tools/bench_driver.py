@@ -43,7 +43,7 @@ from compressor.plan import Plan
 from compressor.runtime.latency import Comparison, measure
 from compressor.runtime.model_training import train_latency_model
 from compressor.space import widths
-from compressor.store import write_bytes
+from compressor.store import read_json, write_bytes, write_json
 
 SPARED = 256
 SESSIONS = 3  # engines built anew; the median of their ratios is reported
@@ -135,12 +135,15 @@ def main() -> None:
         used, spared = bench.calibration.after(SPARED), bench.calibration.first(SPARED)
         method = CaP(weights="plain" if args.network == "resnet50" else "best", space=args.space)
         for driver in ("macs", "latency"):
-            begun = time.monotonic()
-            plan = method.allocate(problem, curves, used, spared, model if driver == "latency" else None)
-            seconds = time.monotonic() - begun
-            args.work.mkdir(parents=True, exist_ok=True)
-            name = f"{args.network}-{args.latency:g}-{args.space}-{args.align}-{driver}.json"
-            write_bytes(args.work / name, plan.to_json().encode())
+            name = f"{args.network}-{args.latency:g}-{args.space}-{args.align}-{driver}"
+            kept, clock = args.work / f"{name}.json", args.work / f"{name}-seconds.json"
+            if not clock.exists():  # else a run that was killed had decided
+                begun = time.monotonic()
+                plan = method.allocate(problem, curves, used, spared, model if driver == "latency" else None)
+                args.work.mkdir(parents=True, exist_ok=True)
+                write_bytes(kept, plan.to_json().encode())
+                write_json(clock, {"seconds": time.monotonic() - begun})
+            plan, seconds = Plan.load(kept), read_json(clock)["seconds"]
             graphs[driver] = compressor.apply(plan, bench.graph, channels=bench.channels).eval()
             row = {
                 "network": args.network, "method": method.name, "driver": driver,
