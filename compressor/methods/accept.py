@@ -30,7 +30,7 @@ class Refused:
 
 
 def refused(problem: Problem, plan: Plan, accept: bool | None, reads: bool = False) -> Refused:
-    """The changes of a plan's layers without which these are not measured to be slower.
+    """The changes of a plan's layers that are not measured to make these faster.
 
     Args:
         problem: With the target.

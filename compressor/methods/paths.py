@@ -188,8 +188,8 @@ class _Measured:
             return np.asarray(self._path[first])
         high = len(self._path) - 1
         high_ratio = self._ratio(self._path[high])
-        if self._error is not None and np.isinf(high_ratio):
-            raise self._error
+        if np.isinf(high_ratio):
+            raise BackendError(f"not even the engine of the smallest legal network can be built: {self._error}") from self._error
         if high_ratio > self._limit:
             raise BudgetError(
                 f"the latency budget cannot be met: the smallest legal network takes {high_ratio:.3f} of the original's "
