@@ -44,9 +44,8 @@ def method_of(
     if published and not hasattr(METHODS[name], "published"):
         have = ", ".join(own for own, kind in METHODS.items() if hasattr(kind, "published"))
         raise BudgetError(f"--published: nothing was published as {name}; there are {have}")
-    own = {option: value for option, value in given.items() if value is not None}
     method = METHODS[name].published() if published else METHODS[name]()
-    changes: dict[str, object] = {_FIELDS.get(option, option): value for option, value in own.items()}
+    changes: dict[str, object] = {_FIELDS.get(option, option): value for option, value in given.items() if value is not None}
     if name == "aacp" and changes.get("ranking") == "norm":
         changes["ranking"] = "l1"
     if changes.get("form") == "cp" and "choice" not in changes:

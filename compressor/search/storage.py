@@ -171,10 +171,11 @@ def beating(study: optuna.Study) -> Iterator[None]:
 
     def beat() -> None:
         while not ended.wait(_BEAT_S):
-            for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-                if is_own(trial):
-                    with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
-                        study._storage.set_trial_user_attr(trial._trial_id, OWNER, claim())
+            with contextlib.suppress(optuna.exceptions.StorageInternalError):  # the next time, then
+                for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                    if is_own(trial):
+                        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+                            study._storage.set_trial_user_attr(trial._trial_id, OWNER, claim())
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()

@@ -29,9 +29,10 @@ STRUCTURE, OUTCOME, FAILURE = "structure", "outcome", "failure"
 """User attributes: what a trial evaluates, what came out of it, and why it failed."""
 
 _EXPECTED = (CompressorError, RuntimeError, MemoryError, ArithmeticError, OSError)  # of one trial, not of the program
-_AGAIN = 8  # times that a candidate is drawn until it stands for something that was not judged before
+_AGAIN = 16  # times that a candidate is drawn until it stands for something that was not judged before
 _HOPELESS = 5  # so many failures and nothing else: the search itself is wrong
 _ATTEMPTS = 5  # processes that may be lost with a trial, one after the other, until it counts as failed
+_LOST = "if for a lack of memory, smaller batches of the hold-out take less"
 _POLL_S, _SAY_S = 1.0, 30.0
 
 Task = TypeVar("Task")
@@ -119,7 +120,7 @@ class Search(Generic[Task, Answer]):
             CompressorError: Nothing but failures.
         """
         try:
-            with beating(self.study):
+            with contextlib.nullcontext() if self._alone else beating(self.study):
                 self._do()
         except BaseException:  # an interrupt too: the same call in the same process must find nobody at work
             let_go(self.study)
@@ -171,7 +172,7 @@ class Search(Generic[Task, Answer]):
                 continue
             self._note(trial.number, ATTEMPTS, attempts)
             if attempts > _ATTEMPTS:
-                self._fail(trial.number, CompressorError(f"{_ATTEMPTS} processes that judged it were lost"))
+                self._fail(trial.number, CompressorError(f"{_ATTEMPTS} processes that judged it were lost; {_LOST}"))
                 continue
             begun = [t for t in _begun(self._trials()) if t.number < trial.number]
             if self._submitted(trial.number, trial.params, begun, trial.user_attrs.get(STRUCTURE)):

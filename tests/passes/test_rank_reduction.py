@@ -81,7 +81,7 @@ def test_compensation_fits_the_layer_that_the_factorization_writes(features, for
     with torch.no_grad():
         whole, kept = graph(x), found.graph(x)
         torch.testing.assert_close(built(x), kept, atol=1e-4, rtol=1e-4)  # nothing more is lost by writing it as a sequence
-        assert float((kept - whole).norm()) < 0.8 * float((blind(x) - whole).norm())
+        assert float((kept - whole).norm()) < (0.6 if form == "svd" else 0.8) * float((blind(x) - whole).norm())
     assert {repair.layer for repair in found.repairs} >= {"a", "b"}
 
 

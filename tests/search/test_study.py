@@ -248,7 +248,7 @@ def test_candidates_are_drawn_until_they_stand_for_something_new(sampler):
         search.run()
         copies.append(sum("same_as" in t.user_attrs.get(OUTCOME, {}) for t in search.study.trials))
     assert copies[0] > 10
-    assert copies[1] <= copies[0] / 5, "there are 1296 structures"
+    assert copies[1] <= 1, "there are 1296 structures"
 
 
 def test_where_nothing_new_is_left_the_search_ends_all_the_same():
