@@ -9,7 +9,13 @@ import torch
 from tools import torchvision_ops
 
 torchvision_ops.declare()
-os.environ["COMPRESSOR_CACHE"] = tempfile.mkdtemp(prefix="compressor-tests-")  # not the user's; child processes inherit it
+_CACHE = tempfile.TemporaryDirectory(prefix="compressor-tests-", ignore_cleanup_errors=True)
+os.environ["COMPRESSOR_CACHE"] = _CACHE.name  # not the user's; child processes inherit it
+
+
+def pytest_unconfigure():
+    """Each worker has a cache of its own, and leaves nothing behind."""
+    _CACHE.cleanup()
 
 
 @pytest.fixture(autouse=True)

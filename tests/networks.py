@@ -18,6 +18,44 @@ QUICK = Protocol(warm_up_s=0.02, settle_s=0.1, min_samples=30, max_samples=60, m
 TOLERANCE = 1e-4  # float32: see compressor.passes.verify.TOLERANCE
 
 
+class Net(nn.Module):
+    """Layers by name, and a forward given as a function."""
+
+    def __init__(self, forward, **layers):
+        super().__init__()
+        for name, layer in layers.items():
+            if isinstance(layer, nn.Parameter):
+                self.register_parameter(name, layer)
+            else:
+                setattr(self, name, layer)
+        self._function = forward
+
+    def forward(self, x):
+        return self._function(self, x)
+
+
+def conv(i, o, k=3, **kw):
+    return nn.Conv2d(i, o, k, padding=k // 2, **kw)
+
+
+def head(n):
+    return nn.Linear(n, 4)
+
+
+def end(m, x):
+    return m.fc(x.flatten(2).mean(-1))
+
+
+def with_buffer(net, **buffers):
+    for name, value in buffers.items():
+        net.register_buffer(name, value)
+    return net
+
+
+def cbr(i, o, k=3, **kw):
+    return nn.Sequential(conv(i, o, k, bias=False, **kw), nn.BatchNorm2d(o), nn.ReLU())
+
+
 def randomize(model: nn.Module) -> nn.Module:
     """Statistics, scales and shifts away from 0 and 1, so that nothing is right by luck."""
     generator = torch.Generator().manual_seed(1)

@@ -64,6 +64,8 @@ def methods(trials: int) -> dict[str, Callable[[], Method]]:
         "CMA-ES": lambda: replace(rival, sampler="cmaes"),
         "LeGR, as published": lambda: LeGR.published(trials),
         "LeGR, as published, mean of tied": lambda: replace(LeGR.published(trials), aggregate="mean"),
+        "LeGR, as published, recalibrated": lambda: replace(LeGR.published(trials), fitness=Fitness("recalibrate")),
+        "LeGR, as published, 10 steps of training": lambda: LeGR.published(trials, steps=10),
         "LeGR, compensated": lambda: LeGR(trials, CLOSED),
         "LeGR, compensated, original's features": lambda: LeGR(trials, replace(CLOSED, features="original")),
         "LeGR, compensated, channels and ranks": lambda: LeGR(trials, CLOSED, space="channels+ranks"),

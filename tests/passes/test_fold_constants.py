@@ -9,8 +9,7 @@ import compressor
 from compressor.passes.fold_constants import FoldConstants, fold_constants, silenced
 from compressor.passes.trace import outputs_of
 from compressor.passes.verify import relative_error
-from tests.networks import randomize
-from tests.passes.test_rules import Net, conv, head
+from tests.networks import Net, conv, head, randomize
 
 X = (torch.randn(2, 3, 8, 8),)
 

@@ -9,9 +9,7 @@ import compressor
 from compressor.passes.fold_constants import fold_constants, silenced
 from compressor.passes.trace import outputs_of
 from compressor.passes.verify import relative_error, verify_removal
-from tests.networks import check_effective, randomize
-from tests.passes.test_constructs import with_buffer
-from tests.passes.test_rules import Net
+from tests.networks import Net, check_effective, randomize, with_buffer
 
 X2 = (2, 3, 8, 8)
 

@@ -9,37 +9,9 @@ from torch import nn
 import compressor
 from compressor.passes.labels import Value
 from compressor.passes.rules import EDITS, RULES, edit, rule
-from tests.networks import check, check_effective, randomize
+from tests.networks import Net, check, check_effective, conv, end, head, randomize
 
 X2 = (2, 3, 8, 8)
-
-
-class Net(nn.Module):
-    """Layers by name, and a forward given as a function."""
-
-    def __init__(self, forward, **layers):
-        super().__init__()
-        for name, layer in layers.items():
-            if isinstance(layer, nn.Parameter):
-                self.register_parameter(name, layer)
-            else:
-                setattr(self, name, layer)
-        self._function = forward
-
-    def forward(self, x):
-        return self._function(self, x)
-
-
-def conv(i, o, k=3, **kw):
-    return nn.Conv2d(i, o, k, padding=k // 2, **kw)
-
-
-def head(n):
-    return nn.Linear(n, 4)
-
-
-def end(m, x):
-    return m.fc(x.flatten(2).mean(-1))
 
 
 def concatenated(m, x):
