@@ -36,7 +36,7 @@ from compressor.console import ConsoleProgress
 from compressor.data import load_data
 from compressor.evaluate import evaluate
 from compressor.fitness import Fitness
-from compressor.methods import AACP, LeGR, Magnitude, Method, Problem
+from compressor.methods import AACP, CaP, LeGR, Magnitude, Method, Problem
 from compressor.methods.searching import images_of
 from compressor.passes.calibration import Calibration
 from compressor.passes.compensation import Compensation
@@ -59,6 +59,7 @@ def methods(trials: int) -> dict[str, Callable[[], Method]]:
     return {
         "uniform L1": lambda: Magnitude("l1", "uniform", compensation=None),
         "global L1": lambda: Magnitude("l1", "global", compensation=None),
+        "CaP, no search": CaP,
         "random": lambda: replace(rival, sampler="random"),
         "TPE": lambda: replace(rival, sampler="tpe"),
         "CMA-ES": lambda: replace(rival, sampler="cmaes"),
@@ -71,6 +72,7 @@ def methods(trials: int) -> dict[str, Callable[[], Method]]:
         "LeGR, compensated, channels and ranks": lambda: LeGR(trials, CLOSED, space="channels+ranks"),
         "AACP, as published": lambda: AACP.published(trials),
         "AACP, staircase, compensated": lambda: AACP(trials, CLOSED),
+        "AACP, multiples, compensated": lambda: AACP(trials, CLOSED, steps="align"),
         "TPE, staircase, compensated": lambda: AACP(trials, CLOSED, sampler="tpe"),
         "random, staircase, compensated": lambda: AACP(trials, CLOSED, sampler="random"),
     }
