@@ -12,7 +12,7 @@ result in one session. `seconds` are those of the decision, the gradient pass an
 
 is another network on folders of images, one per class, named `NUMBER_...`. `--latencies 0.7 --ratios ""` asks for shares of
 the original's measured latency instead of its MACs. `--scores` times CC's scores on torchvision's ResNet-50 with random
-weights and synthetic gradients instead.
+weights and synthetic gradients instead: `tools/results/cc-scores-resnet50.json`.
 
 Killed, the same command goes on: scores and finished parts lie in `--work`, rows in `tools/results/cc-NETWORK.json`.
 """
@@ -262,8 +262,8 @@ class Bench:
         return result
 
 
-def scores() -> None:
-    """CC's scores of every layer of a ResNet-50, random weights, gradients drawn from a normal distribution."""
+def scores(results: Path) -> None:
+    """CC's scores of every layer of a ResNet-50, random weights, gradients drawn from a normal distribution; one row per layer."""
     import torchvision_ops
 
     torchvision_ops.declare()
@@ -272,14 +272,20 @@ def scores() -> None:
     torch.manual_seed(0)
     graph = compressor.trace(torchvision.models.resnet50().eval(), (torch.zeros(1, 3, 224, 224),))
     plans = UnitPlans(compressor.analyze(graph), gathers=True)
-    begun = time.monotonic()
+    rows: list[dict] = []
     for name, reason in plans.layers.items():
         if reason is None:
+            begun = time.monotonic()
             weight = graph.get_submodule(name).weight.detach().double()
             own = [t.reshape(*t.shape[:2], -1).numpy() for t in (weight, torch.randn_like(weight).square())]
             path = removal_path(Layer(*own, plans.removable(name), True))
-            print(f"{name}: {len(path)} states, {time.monotonic() - begun:.0f} s", flush=True)
-    print(f"ResNet-50: scores of {sum(r is None for r in plans.layers.values())} layers in {time.monotonic() - begun:.0f} s")
+            seconds = round(time.monotonic() - begun, 2)
+            rows.append(
+                {"network": "resnet50", "layer": name, "weight": list(weight.shape), "states": len(path), "seconds": seconds}
+            )
+            print(f"{name}: {len(path)} states, {seconds:.1f} s", flush=True)
+    print(f"ResNet-50: scores of {len(rows)} layers in {sum(row['seconds'] for row in rows):.0f} s")
+    write_bytes(results / "cc-scores-resnet50.json", (json.dumps(rows, indent=1) + "\n").encode())
 
 
 def goal_of(row: dict) -> Goal:
@@ -321,7 +327,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
     if args.scores:
-        scores()
+        scores(args.results)
         return
     bench = Bench(args)
     cc.squared_gradients = bench.gradients  # type: ignore[attr-defined]  # the same for all rows of a network
