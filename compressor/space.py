@@ -1,5 +1,6 @@
 """Legal widths and ranks: which sizes a group may have on a target."""
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -16,15 +17,16 @@ def widths(group: ChannelGroup, align: int, edges: Sequence[int] | None = None) 
     Args:
         group: The group; a frozen one has its own size as the only width.
         align: Channels that the target likes multiples of.
-        edges: Right edges of the group's measured staircase; they take the place of the multiples.
+        edges: Right edges of the group's measured staircase: of two multiples on one step only the wider is worth choosing.
     """
     if group.frozen is not None:
         return (group.size,)
     if isinstance(group, RankAxis):
         return (*sorted(r for r in edges if r <= group.largest), group.size) if edges is not None else group.legal(align)
     if edges is not None:
-        legal = [w for w in edges if group.narrowest <= w < group.size and w % group.granularity == 0]
-        return (*sorted(legal), group.size)
+        legal = widths(group, align)
+        own = [w for w, wider in itertools.pairwise(legal) if any(w <= edge < wider for edge in edges)]
+        return (*own, group.size)
     step = math.lcm(group.granularity, align // math.gcd(align, group.channels_per_unit))
     while step * 2 > group.size and step % 2 == 0 and (step // 2) % group.granularity == 0:
         step //= 2

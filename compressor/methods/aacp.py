@@ -20,7 +20,6 @@ images held out of the training data (there: on the test set), on fixed images w
 cumulative (there: a momentum of 0.1 over 101 batches).
 """
 
-import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -144,7 +143,7 @@ class AACP(SearchingMethod):
                 continue
             if found_ratio <= AIM * problem.limits["latency"]:
                 return space.plan(widths_found)
-        return fitting(space, vectors.around(rows[0]), affordable.price)
+        return fitting(space, vectors.around(rows[0], walks), affordable.price)
 
     @property
     def _count(self) -> int:
@@ -172,19 +171,11 @@ class AACP(SearchingMethod):
         return LossRanking(problem, settings, options, affordable.price, power, self.probes).plain
 
     def _walks(self, problem: Problem, options: Sequence[Sequence[int]], affordable: Affordable) -> list[Walk]:
-        """CaP's allocations, on all steps and on multiples of the target's `align` alone.
-
-        Curves are of one group at a time; where a staircase goes down to single channels they are too hopeful together.
-        """
+        """CaP's allocations."""
         if self.ranking != "loss":
             return []
-        align = problem.target.align
-        coarse = [tuple(w for w in own if w % align == 0 or w == own[-1]) for own in options]
-        ways = [options] if coarse == list(options) else [options, coarse]
-        return [
-            GlobalRanking(problem.channels.groups, way).walk(self._by_loss(problem, way, affordable, power))
-            for power, way in list(itertools.product(SENSITIVITIES, ways))[: self._count]
-        ]
+        ranking = GlobalRanking(problem.channels.groups, options)
+        return [ranking.walk(self._by_loss(problem, options, affordable, power)) for power in SENSITIVITIES[: self._count]]
 
     def _start(self, seed: int, walks: Sequence[Walk], vectors: "_Vectors") -> list[dict[str, Any]]:
         """Members of the first population: the allocations, and these with noise."""
@@ -326,10 +317,17 @@ class _Vectors:
         """The first of some levels, each narrower than the one before, that is within the budget."""
         return np.asarray(path[bisected(lambda at: self.rows(path[at]), len(path), self._affordable.within)])
 
-    def around(self, widths: NDArray[np.int64]) -> Rows:
-        """Structures from the whole network down through a given one, (groups,), to the narrowest, all groups in proportion."""
-        levels = self._levels_of(widths)
-        wider = [levels + np.round((self._top - levels) * (1 - k / _BETWEEN)).astype(np.int64) for k in range(_BETWEEN)]
-        narrower = [np.floor(levels * (1 - k / _BETWEEN)).astype(np.int64) for k in range(_BETWEEN + 1)]
-        rows = self.rows(np.stack([*wider, *narrower]))
+    def around(self, widths: Rows, walks: Sequence[Walk]) -> Rows:
+        """Structures from the whole network down through a given one, (groups,), to the narrowest.
+
+        Channels go in the order of the first walk, which tells what costs least; without one, from all groups in proportion.
+        """
+        if walks:
+            path = walks[0].path()
+            rows = np.concatenate([np.maximum(path, widths), np.minimum(path, widths)])
+        else:
+            levels = self._levels_of(widths)
+            wider = [levels + np.round((self._top - levels) * (1 - k / _BETWEEN)).astype(np.int64) for k in range(_BETWEEN)]
+            narrower = [np.floor(levels * (1 - k / _BETWEEN)).astype(np.int64) for k in range(_BETWEEN + 1)]
+            rows = self.rows(np.stack([*wider, *narrower]))
         return np.asarray(rows[np.concatenate([[True], (np.diff(rows, axis=0) != 0).any(axis=1)])])

@@ -13,6 +13,7 @@ from compressor.methods import Problem
 from compressor.methods.aacp import _Vectors
 from compressor.methods.affordable import Affordable
 from compressor.methods.curves import curves_of
+from compressor.methods.global_ranking import GlobalRanking
 from compressor.methods.paths import give_back, steepest
 from compressor.methods.steps import options_of
 from compressor.passes.losses import rankable
@@ -44,22 +45,6 @@ def test_the_first_member_of_the_population_is_the_allocation_dead_channels_or_n
     expected = give_back(path, first, lambda rows: channels.costs.macs(rows) <= limit)
     asked = replace(asked, limits={"macs": float(limit)})
     assert channels.structure(aacp(1, steps="eighths").plan(asked)) == channels.structure_of(expected)
-
-
-def test_the_first_population_has_allocations_on_multiples_alone_beside_those_on_all_steps(problem, tmp_path):
-    """Steps of a staircase may go down to single channels, where curves of one group at a time are too hopeful together."""
-    stored = replace(problem, storage=f"sqlite:///{tmp_path / 'study.db'}")
-    fine = [g.name for g in problem.channels.free if any(w % 4 for w in range(max(g.size // 8, 1), g.size, max(g.size // 8, 1)))]
-    assert fine, "an eighth of some group is no multiple of 4"
-    aacp(4, steps="eighths", population=10, fill=False, distinct=False).plan(stored)
-    names = [group.name for group in problem.channels.groups]
-    found = [dict(zip(names, t.user_attrs[STRUCTURE]["widths"], strict=True)) for t in study_of(stored.storage).trials]
-    sizes = {group.name: group.size for group in problem.channels.groups}
-
-    def multiples(widths):
-        return all(widths[name] % 4 == 0 or widths[name] == sizes[name] for name in names)
-
-    assert [multiples(widths) for widths in found[:4]] == [False, True, False, True]
 
 
 def test_a_share_of_the_first_population_lies_around_the_allocations(problem, tmp_path):
@@ -106,6 +91,24 @@ def test_repair_takes_steps_one_by_one_until_it_suffices(problem):
             assert not affordable.within(vectors.rows(wider)).any(), "what still fits was given"
             assert (filling.repaired(filled, np.random.default_rng(seed)) == filled).all()
         assert (filled >= levels // 4).all()
+
+
+def test_what_was_measured_too_slow_is_narrowed_in_the_order_of_the_allocation(problem):
+    options = [tuple(range(1, g.size + 1)) if g.frozen is None else (g.size,) for g in problem.channels.groups]
+    vectors = _Vectors([g.name for g in problem.channels.groups], options, Affordable(problem, options, 6), fill=True)
+    random = np.random.default_rng(0)
+    found = np.array([random.integers(1, own[-1] + 1) if len(own) > 1 else own[-1] for own in options])
+    walk = GlobalRanking(problem.channels.groups, options).walk({g.name: random.normal(size=g.size) for g in problem.channels.free})
+    for walks in ([], [walk]):
+        path = vectors.around(found, walks)
+        assert (path[0] == [own[-1] for own in options]).all()
+        assert (path[-1] == [own[0] for own in options]).all()
+        assert (path == found).all(1).any()
+        assert ((path[1:] <= path[:-1]).all(1) & (path[1:] < path[:-1]).any(1)).all()
+    notches = np.argmax(np.diff(walk.path(), axis=0) < 0, axis=1)  # the group of each
+    below = [k for at, k in enumerate(notches) if walk.path()[at + 1][k] < found[k]]
+    following = int(np.flatnonzero((path == found).all(1))[0])
+    assert np.argmax(np.diff(path[following:], axis=0) < 0, axis=1).tolist() == below
 
 
 def test_staircase_steps_are_the_edges_on_the_target(net):

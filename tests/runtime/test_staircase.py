@@ -53,6 +53,13 @@ def test_a_search_space_made_from_it_holds_every_width_worth_having():
         assert any(edge >= width and step(edge) == step(width) for edge in edges)
 
 
+def test_of_the_legal_multiples_those_stay_that_no_wider_one_on_their_step_beats():
+    group = analysis(Chain()).groups[0]
+    assert widths(group, align=8) == (8, 16, 24, 32, 40, 48)
+    assert widths(group, align=8, edges=[5, 12, 16, 32, 48]) == (8, 16, 32, 48)
+    assert widths(group, align=8, edges=[1, 2, 48]) == (48,), "narrower than the target's vectors is not legal"
+
+
 def test_a_group_that_no_convolution_reads_is_refused():
     channels = analysis(Chain())
     frozen = next(group for group in channels.groups if group.name == "last")
