@@ -20,7 +20,6 @@ images held out of the training data (there: on the test set), on fixed images w
 cumulative (there: a momentum of 0.1 over 101 batches).
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,14 +30,14 @@ from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.samplers import BaseSampler
 
-from compressor.errors import BackendError, BudgetError
+from compressor.errors import BudgetError
 from compressor.fitness import Fitness
 from compressor.methods.affordable import Affordable
 from compressor.methods.base import Problem
 from compressor.methods.genomes import SENSITIVITIES, LossRanking, images_for_losses, singular_values
 from compressor.methods.global_ranking import GlobalRanking, Walk, bisected
-from compressor.methods.paths import AIM, Rows, Widths, fitting
-from compressor.methods.searching import Quest, SearchingMethod, search
+from compressor.methods.paths import Rows, Widths, fitting
+from compressor.methods.searching import Quest, SearchingMethod, finalist, row_of, search
 from compressor.methods.steps import Steps, options_of
 from compressor.methods.streams import is_stream
 from compressor.passes.compensation import Compensation
@@ -47,12 +46,8 @@ from compressor.passes.losses import rankable
 from compressor.passes.ranked import axes_of
 from compressor.plan import Plan
 from compressor.search.samplers import AACPSampler
-from compressor.search.study import STRUCTURE
-
-logger = logging.getLogger(__name__)
 
 _NOISE = 0.2  # standard deviation of the logarithm of levels around an allocation's
-_FINALISTS = 3  # candidates that are measured where the budget is a latency
 _BETWEEN = 16  # structures on the way from the whole network to the best, and from there to the narrowest
 
 
@@ -132,18 +127,10 @@ class AACP(SearchingMethod):
 
         quest = Quest(vectors.space, own, row, lambda params: space)
         found = search(problem, self, quest, affordable)
-        rows = [np.array(trial.user_attrs[STRUCTURE]["widths"], dtype=np.int64) for trial in found[:_FINALISTS]]
-        if "latency" not in problem.limits:
-            return space.plan(rows[0])
-        for widths_found in rows:  # the model may be off
-            try:
-                found_ratio = problem.measure(space.plan(widths_found)).ratio
-            except BackendError as error:
-                logger.warning("a finalist is left out, its engine cannot be built: %s", error)
-                continue
-            if found_ratio <= AIM * problem.limits["latency"]:
-                return space.plan(widths_found)
-        return fitting(space, vectors.around(rows[0], walks), affordable.price)
+        chosen = finalist(problem, found, lambda trial: space.plan(row_of(trial)))
+        if chosen is None:
+            return fitting(space, vectors.around(row_of(found[0]), walks), affordable.price)
+        return space.plan(row_of(chosen))
 
     @property
     def _count(self) -> int:

@@ -29,6 +29,7 @@ from typing import Any, Literal
 import numpy as np
 from optuna.distributions import FloatDistribution
 from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial
 
 from compressor.errors import BudgetError
 from compressor.fitness import Fitness
@@ -37,7 +38,7 @@ from compressor.methods.base import Problem
 from compressor.methods.genomes import Genome, LossRanking, NormRanking, images_for_losses
 from compressor.methods.global_ranking import GlobalRanking
 from compressor.methods.paths import Rows, Widths, fitting
-from compressor.methods.searching import Quest, SearchingMethod, search
+from compressor.methods.searching import Quest, SearchingMethod, finalist, row_of, search
 from compressor.methods.steps import Steps, options_of
 from compressor.passes.compensation import Compensation
 from compressor.passes.groups import ChannelGroup
@@ -144,10 +145,19 @@ class LeGR(SearchingMethod):
         space, start = genome.space, genome.start
         own = {"legr": lambda: self._sampler(tightest.seed, space, start)}
         quest = Quest(space, own, row, lambda p: Widths(tightest, genome.scores(p)))
-        best = search(tightest, self, quest, affordable)[0]
-        scores = genome.scores(best.params)
-        walk = ranking.walk(scores)
-        return [fitting(Widths(problem, scores), walk.path(), affordable.price, self.fill) for problem in problems]
+        found = search(tightest, self, quest, affordable)
+
+        def plan_of(trial: FrozenTrial) -> Plan:
+            return quest.widths(trial.params).plan(row_of(trial))
+
+        chosen = finalist(tightest, found, plan_of)
+        scores = genome.scores((chosen or found[0]).params)
+        path = ranking.walk(scores).path()
+        return [
+            plan_of(chosen) if chosen is not None and problem is tightest
+            else fitting(Widths(problem, scores), path, affordable.price, self.fill)
+            for problem in problems
+        ]  # fmt: skip
 
     def _genome(self, problem: Problem, legal: Sequence[Sequence[int]], affordable: Affordable) -> Genome:
         if self.ranking == "norm":

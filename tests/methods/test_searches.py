@@ -21,7 +21,7 @@ from compressor.methods.steps import options_of
 from compressor.methods.streams import is_stream
 from compressor.passes.losses import rankable
 from compressor.search.storage import claim
-from compressor.search.study import OUTCOME, Search
+from compressor.search.study import OUTCOME, STRUCTURE, Search
 from compressor.space import widths
 from tests.methods.digits import pairs
 from tests.methods.searches import TARGET, aacp, legr, study_of
@@ -150,6 +150,48 @@ def test_a_latency_budget_is_met_as_measured_and_leaders_teach_the_model(net, di
     assert all(record["median_ms"] > 0 for record in leaders.values())
     assert leaders["leader:4"]["widths"] != leaders["leader:8"]["widths"], "what was measured before teaches nothing"
     assert run(net, digits, tmp_path / "run", method, Budget(latency=0.9)).plan == result.plan
+
+
+@pytest.mark.parametrize("method", [legr, aacp])
+def test_the_best_candidate_that_is_measured_to_meet_the_latency_is_the_result(problem, tmp_path, method):
+    asked = []
+
+    def measure(plan):
+        asked.append(plan)
+        if len(asked) == 2:
+            raise BackendError("no engine")
+        return SimpleNamespace(ratio={1: 0.71}.get(len(asked), 0.68))
+
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    plan = method(12, engines=8, leaders=100).plan(replace(problem, limits={"latency": 0.7}, measure=measure, storage=url))
+    best = sorted((t for t in study_of(url).trials if t.value is not None), key=lambda t: t.value)
+    assert len(asked) == 3
+    assert plan == asked[2]
+    structures = [[width for _, width in problem.channels.structure(own).widths] for own in asked]
+    assert structures == [trial.user_attrs[STRUCTURE]["widths"] for trial in best[:3]]
+
+
+@pytest.mark.parametrize("method", [legr, aacp])
+def test_where_no_candidate_meets_the_latency_as_measured_the_best_is_narrowed(problem, tmp_path, method):
+    """What was judged best is too slow: the path goes on from there."""
+    url, asked = f"sqlite:///{tmp_path / 'study.db'}", []
+    full = float(problem.channels.costs_of(problem.channels.full).macs[0])
+
+    def share_of(structure):
+        return 1.1 * float(problem.channels.costs_of(structure).macs[0]) / full
+
+    def measure(plan):
+        asked.append(problem.channels.structure(plan))
+        return SimpleNamespace(ratio=0.61 if asked[-1] in asked[:5] else share_of(asked[-1]))
+
+    limits = {"latency": 0.6, "macs": 0.6 * full}
+    plan = method(12, engines=8, leaders=100).plan(replace(problem, limits=limits, measure=measure, storage=url))
+    judged = [t.user_attrs[STRUCTURE]["widths"] for t in study_of(url).trials if t.value is not None]
+    found = problem.channels.structure(plan)
+    assert len(asked) > 5
+    assert all([width for _, width in own.widths] in judged for own in asked[:5])
+    assert found not in asked[:5]
+    assert 0.5 < share_of(found) <= 0.6
 
 
 def test_a_leader_that_another_process_measures_is_left_to_it(problem, tmp_path, monkeypatch):
