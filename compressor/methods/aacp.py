@@ -23,6 +23,7 @@ cumulative (there: a momentum of 0.1 over 101 batches).
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -34,10 +35,11 @@ from compressor.errors import BudgetError
 from compressor.fitness import Fitness
 from compressor.methods.affordable import Affordable
 from compressor.methods.base import Problem
+from compressor.methods.conclusion import concluded, row_of
 from compressor.methods.genomes import SENSITIVITIES, LossRanking, images_for_losses, singular_values
 from compressor.methods.global_ranking import GlobalRanking, Walk, bisected
-from compressor.methods.paths import Rows, Widths, fitting
-from compressor.methods.searching import Quest, SearchingMethod, finalist, row_of, search
+from compressor.methods.paths import Rows, Widths, distinct, through
+from compressor.methods.searching import Quest, SearchingMethod, search
 from compressor.methods.steps import Steps, options_of
 from compressor.methods.streams import is_stream
 from compressor.passes.compensation import Compensation
@@ -127,10 +129,8 @@ class AACP(SearchingMethod):
 
         quest = Quest(vectors.space, own, row, lambda params: space)
         found = search(problem, self, quest, affordable)
-        chosen = finalist(problem, found, lambda trial: space.plan(row_of(trial)))
-        if chosen is None:
-            return fitting(space, vectors.around(row_of(found[0]), walks), affordable.price)
-        return space.plan(row_of(chosen))
+        around = partial(vectors.around, walks=walks)
+        return concluded(problem, found, lambda _: space, lambda trial: around(row_of(trial)), affordable.price, self.fill)[1]
 
     @property
     def _count(self) -> int:
@@ -310,11 +310,8 @@ class _Vectors:
         Channels go in the order of the first walk, which tells what costs least; without one, from all groups in proportion.
         """
         if walks:
-            path = walks[0].path()
-            rows = np.concatenate([np.maximum(path, widths), np.minimum(path, widths)])
-        else:
-            levels = self._levels_of(widths)
-            wider = [levels + np.round((self._top - levels) * (1 - k / _BETWEEN)).astype(np.int64) for k in range(_BETWEEN)]
-            narrower = [np.floor(levels * (1 - k / _BETWEEN)).astype(np.int64) for k in range(_BETWEEN + 1)]
-            rows = self.rows(np.stack([*wider, *narrower]))
-        return np.asarray(rows[np.concatenate([[True], (np.diff(rows, axis=0) != 0).any(axis=1)])])
+            return through(walks[0].path(), widths)
+        levels = self._levels_of(widths)
+        wider = [levels + np.round((self._top - levels) * (1 - k / _BETWEEN)).astype(np.int64) for k in range(_BETWEEN)]
+        narrower = [np.floor(levels * (1 - k / _BETWEEN)).astype(np.int64) for k in range(_BETWEEN + 1)]
+        return distinct(self.rows(np.stack([*wider, *narrower])))

@@ -35,10 +35,11 @@ from compressor.errors import BudgetError
 from compressor.fitness import Fitness
 from compressor.methods.affordable import Affordable
 from compressor.methods.base import Problem
+from compressor.methods.conclusion import concluded, row_of
 from compressor.methods.genomes import Genome, LossRanking, NormRanking, images_for_losses
 from compressor.methods.global_ranking import GlobalRanking
-from compressor.methods.paths import Rows, Widths, fitting
-from compressor.methods.searching import Quest, SearchingMethod, finalist, row_of, search
+from compressor.methods.paths import Rows, Widths, fitting, through
+from compressor.methods.searching import Quest, SearchingMethod, search
 from compressor.methods.steps import Steps, options_of
 from compressor.passes.compensation import Compensation
 from compressor.passes.groups import ChannelGroup
@@ -147,17 +148,16 @@ class LeGR(SearchingMethod):
         quest = Quest(space, own, row, lambda p: Widths(tightest, genome.scores(p)))
         found = search(tightest, self, quest, affordable)
 
-        def plan_of(trial: FrozenTrial) -> Plan:
-            return quest.widths(trial.params).plan(row_of(trial))
+        def path(trial: FrozenTrial) -> Rows:
+            return through(ranking.walk(genome.scores(trial.params)).path(), row_of(trial))
 
-        chosen = finalist(tightest, found, plan_of)
-        scores = genome.scores((chosen or found[0]).params)
-        path = ranking.walk(scores).path()
+        best, plan = concluded(tightest, found, lambda trial: quest.widths(trial.params), path, affordable.price, self.fill)
+        scores = genome.scores(best.params)
+        whole = ranking.walk(scores).path()
         return [
-            plan_of(chosen) if chosen is not None and problem is tightest
-            else fitting(Widths(problem, scores), path, affordable.price, self.fill)
+            plan if problem is tightest else fitting(Widths(problem, scores), whole, affordable.price, self.fill)
             for problem in problems
-        ]  # fmt: skip
+        ]
 
     def _genome(self, problem: Problem, legal: Sequence[Sequence[int]], affordable: Affordable) -> Genome:
         if self.ranking == "norm":

@@ -148,7 +148,24 @@ def give_back(path: Rows, first: int, within: Within) -> Rows:
     return current
 
 
-def fitting(space: Widths, path: Rows, price: Price | None = None, fill: bool = True) -> Plan:
+def distinct(path: Rows) -> Rows:
+    """A path without structures that are the same as the one before."""
+    return np.asarray(path[np.concatenate([[True], (np.diff(path, axis=0) != 0).any(axis=1)])])
+
+
+def through(path: Rows, row: Rows) -> Rows:
+    """A path bent so that it passes through a structure: what is wider goes in the path's order, then what is left.
+
+    Args:
+        path: (structures, groups), from the whole network to the narrowest.
+        row: (groups,).
+    """
+    return distinct(np.concatenate([np.maximum(path, row), np.minimum(path, row)]))
+
+
+def fitting(
+    space: Widths, path: Rows, price: Price | None = None, fill: bool = True, known: Mapping[tuple[int, ...], float] | None = None
+) -> Plan:
     """The plan on a path that meets every budget with the least taken away.
 
     Args:
@@ -156,6 +173,7 @@ def fitting(space: Widths, path: Rows, price: Price | None = None, fill: bool = 
         path: (structures, groups), from the whole network down.
         price: What a latency is guessed to fall with between measured structures; MACs by default.
         fill: Whether notches before it that the budget still allows are undone.
+        known: Structures that were measured before, and their shares of the original's latency.
 
     Raises:
         BudgetError: None does; the closest is said.
@@ -165,14 +183,14 @@ def fitting(space: Widths, path: Rows, price: Price | None = None, fill: bool = 
     if "latency" not in space.problem.limits:
         return space.plan(give_back(path, first, space.within) if fill else path[first])
     price = price or (lambda rows: space.costs(rows, ("macs",))["macs"])
-    return space.plan(_Measured(space, path, price, fill).fitting(first))
+    return space.plan(_Measured(space, path, price, fill, known or {}).fitting(first))
 
 
 class _Measured:
     """A path whose structures are built and measured, few of them."""
 
-    def __init__(self, space: Widths, path: Rows, price: Price, fill: bool) -> None:
-        self._space, self._path, self._price, self._fill = space, path, price, fill
+    def __init__(self, space: Widths, path: Rows, price: Price, fill: bool, known: Mapping[tuple[int, ...], float]) -> None:
+        self._space, self._path, self._price, self._fill, self._known = space, path, price, fill, known
         self._limit = space.problem.limits["latency"]
         self._aim = 0.5 * (_CLOSE + AIM) * self._limit
         self._error: BackendError | None = None
@@ -240,6 +258,8 @@ class _Measured:
 
     def _ratio(self, row: Rows) -> float:
         """Of the original's latency; infinite where no engine can be built."""
+        if tuple(row) in self._known:
+            return self._known[tuple(row)]
         try:
             found = self._space.problem.measure(self._space.plan(row)).ratio
         except BackendError as error:

@@ -15,20 +15,20 @@ from compressor.evaluate import Batches
 from compressor.fitness import Fitness, Judge, Worth, samples
 from compressor.methods.affordable import Affordable
 from compressor.methods.base import Problem
-from compressor.methods.paths import AIM, Rows, Widths
+from compressor.methods.conclusion import row_of
+from compressor.methods.paths import Rows, Widths
 from compressor.passes.compensation import Compensation
 from compressor.plan import Plan, digest_of
 from compressor.search.execution import Executor, Here
 from compressor.search.samplers import RIVALS, SAMPLERS, AACPSampler, LeGRSampler
 from compressor.search.storage import claim, is_gone, is_mine
-from compressor.search.study import OUTCOME, STRUCTURE, Job, Search
+from compressor.search.study import OUTCOME, Job, Search
 from compressor.store import digest_of_tensors
 
 logger = logging.getLogger(__name__)
 
 _LEADER = "leader:"  # user attributes of a study: what was measured after so many trials
 _MEASURING = "measuring:"  # and by whom it is being measured
-_FINALISTS = 5  # candidates that are built and measured where the budget is a latency
 
 
 @dataclass(frozen=True)
@@ -170,35 +170,6 @@ def search(problem: Problem, method: SearchingMethod, quest: Quest, affordable: 
         raise DataError(f"{method.name}: not one of {method.trials} candidates could be judged; the study holds the reasons")
     within = affordable.within(np.stack([row_of(trial) for trial in found]))
     return [t for t, good in zip(found, within, strict=True) if good] or found  # by the model as it is in the end
-
-
-def row_of(trial: FrozenTrial) -> Rows:
-    """The structure, (groups,), that a trial stands for."""
-    return np.array(trial.user_attrs[STRUCTURE]["widths"], dtype=np.int64)
-
-
-def finalist(problem: Problem, found: Sequence[FrozenTrial], plan_of: Callable[[FrozenTrial], Plan]) -> FrozenTrial | None:
-    """The first of some candidates, the best come first, that meets a latency budget as measured; None where none of a few does.
-
-    What was judged is better than what is narrowed afterwards, without a look at what it is worth.
-
-    Args:
-        problem: With the budget; without a latency in it the best candidate is returned.
-        found: Candidates within the limits by the latency model.
-        plan_of: Their plans.
-    """
-    if "latency" not in problem.limits:
-        return found[0]
-    for trial in found[:_FINALISTS]:
-        try:
-            ratio = problem.measure(plan_of(trial)).ratio
-        except BackendError as error:
-            logger.warning("a finalist is left out, its engine cannot be built: %s", error)
-            continue
-        logger.info("candidate %d takes %.3f of the original as measured", trial.number, ratio)
-        if ratio <= AIM * problem.limits["latency"]:
-            return trial
-    return None
 
 
 class _Leaders:

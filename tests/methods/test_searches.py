@@ -172,6 +172,23 @@ def test_the_best_candidate_that_is_measured_to_meet_the_latency_is_the_result(p
 
 
 @pytest.mark.parametrize("method", [legr, aacp])
+def test_a_candidate_that_leaves_some_of_the_latency_is_widened(problem, method):
+    """Engines turn out to be faster than the model knows."""
+    asked, full = [], float(problem.channels.costs_of(problem.channels.full).macs[0])
+
+    def measure(plan):
+        asked.append(problem.channels.structure(plan))
+        return SimpleNamespace(ratio=0.7 * float(problem.channels.costs_of(asked[-1]).macs[0]) / full)
+
+    plan = method(12, engines=8, leaders=100).plan(replace(problem, limits={"latency": 0.6}, measure=measure))
+    best, found = (np.array([width for _, width in own.widths]) for own in (asked[0], problem.channels.structure(plan)))
+    assert measure(plan).ratio <= 0.6
+    assert measure(plan).ratio > 0.95 * 0.6
+    assert (found >= best).all()
+    assert (found > best).any()
+
+
+@pytest.mark.parametrize("method", [legr, aacp])
 def test_where_no_candidate_meets_the_latency_as_measured_the_best_is_narrowed(problem, tmp_path, method):
     """What was judged best is too slow: the path goes on from there."""
     url, asked = f"sqlite:///{tmp_path / 'study.db'}", []
@@ -191,7 +208,7 @@ def test_where_no_candidate_meets_the_latency_as_measured_the_best_is_narrowed(p
     assert len(asked) > 5
     assert all([width for _, width in own.widths] in judged for own in asked[:5])
     assert found not in asked[:5]
-    assert 0.5 < share_of(found) <= 0.6
+    assert 0.3 < share_of(found) <= 0.6
 
 
 def test_a_leader_that_another_process_measures_is_left_to_it(problem, tmp_path, monkeypatch):
