@@ -148,7 +148,7 @@ def compress(
     ] = None,
     steps: Annotated[
         str | None,
-        typer.Option(help="Of aacp, legr and factorize: the measured staircase (aacp's default), align, or eighths of a group."),
+        typer.Option(help="Of aacp, legr, factorize: staircase (aacp's default, and legr's for a latency), align, or eighths."),
     ] = None,
     space: Annotated[
         str | None, typer.Option(help="Of cap, legr and aacp: channels, or channels+ranks; of cap also ranks.")

@@ -67,6 +67,7 @@ def measure_staircase(
     seed: int = 0,
     most: int = 72,
     progress: Progress | None = None,
+    legal: Sequence[int] | None = None,
 ) -> Staircase:
     """Measure the staircase of a group.
 
@@ -78,6 +79,7 @@ def measure_staircase(
         seed: Of inputs and order.
         most: Widths that are measured at most.
         progress: Where to say how far it is.
+        legal: Widths that matter, ascending, the whole group last; all of them by default.
 
     Raises:
         BackendError: No convolution makes and reads the group, or an engine cannot be built.
@@ -96,15 +98,14 @@ def measure_staircase(
             off = (ratio.interval[1] - ratio.interval[0]) / 2 if width != group.size else 0.0
             found[width] = ratio.ratio, max(off, 1e-3)
 
-    step = group.granularity
-    coarse = sorted({max(round(group.size * k / 8 / step), 1) * step for k in range(1, 9)} | {group.size, step})
-    waiting = coarse
+    legal = legal or range(group.granularity, group.size + 1, group.granularity)
+    waiting = sorted({legal[max(round(len(legal) * k / 8), 1) - 1] for k in range(1, 9)} | {legal[0]})
     while waiting and len(found) < most:
         for k in range(0, len(waiting), _ROUND):
             time(waiting[k : k + _ROUND])
             if progress:
                 progress.tick(len(found), None, f"{group.name}: widths measured")
-        waiting = _between(found, step)[: most - len(found)]
+        waiting = _between(found, legal)[: most - len(found)]
     widths = tuple(sorted(found))
     scale = sum(anchor) / len(anchor)
     edges = tuple(w for w in widths if w == group.size or all(_below(found[w], found[v]) for v in widths if v > w))
@@ -116,14 +117,14 @@ def _below(one: tuple[float, float], other: tuple[float, float]) -> bool:
     return other[0] - one[0] > max(1.5 * math.hypot(one[1], other[1]), 0.004)
 
 
-def _between(found: dict[int, tuple[float, float]], step: int) -> list[int]:
-    """The middle of every two neighbours that differ and have a width between them."""
-    widths = sorted(found)
+def _between(found: dict[int, tuple[float, float]], legal: Sequence[int]) -> list[int]:
+    """The middle of every two neighbours that differ and have a legal width between them."""
+    at = {width: k for k, width in enumerate(legal)}
     middles = []
-    for low, high in itertools.pairwise(widths):
+    for low, high in itertools.pairwise(sorted(found)):
         differ = _below(found[low], found[high]) or _below(found[high], found[low])
-        if high - low > step and differ:
-            middles.append(low + max((high - low) // (2 * step), 1) * step)
+        if at[high] - at[low] > 1 and differ:
+            middles.append(legal[(at[low] + at[high]) // 2])
     return middles
 
 

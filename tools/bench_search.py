@@ -68,7 +68,7 @@ def methods(trials: int) -> dict[str, Callable[[], Method]]:
         "LeGR, as published, recalibrated": lambda: replace(LeGR.published(trials), fitness=Fitness("recalibrate")),
         "LeGR, as published, 10 steps of training": lambda: LeGR.published(trials, steps=10),
         "LeGR, compensated": lambda: LeGR(trials, CLOSED),
-        "LeGR, staircase, compensated": lambda: LeGR(trials, CLOSED, steps="staircase"),
+        "LeGR, multiples, compensated": lambda: LeGR(trials, CLOSED, steps="align"),
         "LeGR, compensated, original's features": lambda: LeGR(trials, replace(CLOSED, features="original")),
         "LeGR, compensated, channels and ranks": lambda: LeGR(trials, CLOSED, space="channels+ranks"),
         "AACP, as published": lambda: AACP.published(trials),

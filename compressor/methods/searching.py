@@ -70,11 +70,12 @@ class SearchingMethod:
             if getattr(self, name) < least:
                 raise BudgetError(f"{type(self).__name__}({name}={getattr(self, name)}): must be at least {least}")
 
-    def check(self, **known: Sequence[str]) -> None:
+    def check(self, **known: Sequence[str | None]) -> None:
         """Raise `BudgetError` where a setting is none of those that are known."""
         for name, values in known.items():
             if getattr(self, name) not in values:
-                raise BudgetError(f"{type(self).__name__}({name}={getattr(self, name)!r}): known are {', '.join(values)}")
+                said = ", ".join(value for value in values if value is not None)
+                raise BudgetError(f"{type(self).__name__}({name}={getattr(self, name)!r}): known are {said}")
 
     @property
     def name(self) -> str:

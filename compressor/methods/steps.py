@@ -54,7 +54,7 @@ def _options(problem: Problem, steps: Steps, group: ChannelGroup) -> tuple[int, 
     legal_widths = widths(group, problem.target.align)
     if steps == "align":
         return legal_widths
-    edges = _edges(problem, group)
+    edges = _edges(problem, group, legal_widths)
     found = widths(group, problem.target.align, edges) if edges is not None else legal_widths
     return found if len(found) > 1 else legal_widths
 
@@ -71,7 +71,7 @@ def _ranks(problem: Problem, steps: Steps, axis: RankAxis) -> tuple[int, ...]:
     return widths(axis, align)
 
 
-def _edges(problem: Problem, group: ChannelGroup) -> list[int] | None:
+def _edges(problem: Problem, group: ChannelGroup, legal: Sequence[int]) -> list[int] | None:
     """Right edges of the staircase; None where it cannot be measured."""
     try:
         layers = piece_of(problem.channels, group)
@@ -82,12 +82,13 @@ def _edges(problem: Problem, group: ChannelGroup) -> list[int] | None:
     def work() -> dict[str, object]:
         problem.progress.stage(f"staircase of {group.name}")
         try:
-            found = measure_staircase(problem.channels, group, problem.target, _QUICK, problem.seed, most=40)
+            found = measure_staircase(problem.channels, group, problem.target, _QUICK, problem.seed, most=40, legal=legal)
         except BackendError as error:
             return {"edges": None, "reason": str(error)}
         return {"edges": list(found.edges), "widths": list(found.widths), "ms": list(found.ms)}
 
-    record = problem.once(f"staircase of {_shape(problem, group, layers)}", work)
+    multiples = f"multiples of {problem.target.align}" if problem.target.align > 1 else "all widths"
+    record = problem.once(f"staircase of {_shape(problem, group, layers)}, {multiples}", work)
     return cast("list[int] | None", record["edges"])
 
 

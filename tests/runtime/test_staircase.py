@@ -35,6 +35,15 @@ def test_planted_edges_are_found_exactly_under_noise(step, seed):
     assert len(found.widths) < 48, "not every width is measured"
 
 
+def test_only_legal_widths_are_measured_and_the_last_on_each_step_is_its_edge():
+    channels = analysis(Chain())
+    target = compressor.Target("fake", options={"noise": 0.02, "step": 12})
+    legal = widths(channels.groups[0], align=4)
+    found = measure_staircase(channels, channels.groups[0], target, legal=legal)
+    assert set(found.widths) <= set(legal)
+    assert found.edges == (12, 24, 36, 48)
+
+
 def test_depthwise_layers_belong_to_the_piece():
     channels = analysis(Chain(groups=2))
     found = measure_staircase(channels, channels.groups[0], compressor.Target("fake", options={"step": 16, "noise": 0.01}))
