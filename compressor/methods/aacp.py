@@ -130,7 +130,7 @@ class AACP(SearchingMethod):
         quest = Quest(vectors.space, own, row, lambda params: space)
         found = search(problem, self, quest, affordable)
         around = partial(vectors.around, walks=walks)
-        return concluded(problem, found, lambda _: space, lambda trial: around(row_of(trial)), affordable.price, self.fill)[1]
+        return concluded(affordable, found, lambda _: space, lambda trial: around(row_of(trial)), self.fill)[1]
 
     @property
     def _count(self) -> int:

@@ -154,7 +154,7 @@ class LeGR(SearchingMethod):
         def path(trial: FrozenTrial) -> Rows:
             return through(ranking.walk(genome.scores(trial.params)).path(), row_of(trial))
 
-        best, plan = concluded(tightest, found, lambda trial: quest.widths(trial.params), path, affordable.price, self.fill)
+        best, plan = concluded(affordable, found, lambda trial: quest.widths(trial.params), path, self.fill)
         scores = genome.scores(best.params)
         whole = ranking.walk(scores).path()
         return [
