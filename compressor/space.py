@@ -18,6 +18,7 @@ def widths(group: ChannelGroup, align: int, edges: Sequence[int] | None = None) 
         group: The group; a frozen one has its own size as the only width.
         align: Channels that the target likes multiples of.
         edges: Right edges of the group's measured staircase: of two multiples on one step only the wider is worth choosing.
+            Those of a rank are themselves the ranks.
     """
     if group.frozen is not None:
         return (group.size,)

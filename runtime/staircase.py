@@ -6,7 +6,7 @@ search's time: the widths that no wider one beats.
 
 What is timed is the group's own piece of the network: the layer that makes its channels, what works on them channel by
 channel, and the first layer that reads them. Widths are sampled coarsely and bisected wherever two neighbours differ by
-more than the noise, until the edges are known to the channel.
+more than the noise, until the edges are known to the channel, or to the next legal width.
 """
 
 import copy

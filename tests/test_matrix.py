@@ -74,4 +74,4 @@ def test_every_method_meets_a_latency_on_every_back_end(net, digits, tmp_path, m
     if refused:  # where a launch costs more than a small layer, two layers in its place are no faster
         found = re.search(r"by factorization alone.* latency (\S+) of the original's \(asked: 0\.950\)", refused)
         assert found, refused
-        assert float(found[1]) > 0.95
+        assert float(found[1]) >= 0.95  # as printed

@@ -21,25 +21,24 @@ cumulative (there: a momentum of 0.1 over 101 batches).
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial
 
 from compressor.errors import BudgetError
 from compressor.fitness import Fitness
 from compressor.methods.affordable import Affordable
 from compressor.methods.base import Problem
-from compressor.methods.conclusion import concluded, row_of
 from compressor.methods.genomes import SENSITIVITIES, LossRanking, images_for_losses, singular_values
 from compressor.methods.global_ranking import GlobalRanking, Walk, bisected
 from compressor.methods.paths import Rows, Widths, distinct, through
 from compressor.methods.searching import Quest, SearchingMethod, search
+from compressor.methods.selection import row_of, select_measured
 from compressor.methods.steps import Steps, options_of
 from compressor.methods.streams import is_stream
 from compressor.passes.compensation import Compensation
@@ -61,7 +60,8 @@ class AACP(SearchingMethod):
         steps: Widths that are searched: of the measured `staircase`, `eighths` of the group, or of the target's `align`.
         ranking: Which channels a group keeps: those with the largest `l1` norm, or by the `loss` after compensation.
         streams: Whether residual streams are pruned as a `group`, or left alone (`inside`).
-        fill: Whether steps that a repaired candidate still affords are given back to groups drawn at random. Not as published.
+        fill: Whether steps that a repaired candidate still affords are given back to groups drawn at random, and the result is
+            widened where it is measured to leave some of a latency. Not as published.
         near: Share of the first population that lies around `CaP`'s allocations, where `ranking` is by loss; the others are drawn.
         population: See `AACPSampler`.
         factor: See there.
@@ -129,8 +129,11 @@ class AACP(SearchingMethod):
 
         quest = Quest(vectors.space, own, row, lambda params: space)
         found = search(problem, self, quest, affordable)
-        around = partial(vectors.around, walks=walks)
-        return concluded(affordable, found, lambda _: space, lambda trial: around(row_of(trial)), self.fill)[1]
+
+        def path(trial: FrozenTrial) -> Rows:
+            return vectors.around(row_of(trial), walks)
+
+        return select_measured(affordable, found, lambda _: space, path, self.fill, widen=self.fill)[1]
 
     @property
     def _count(self) -> int:
@@ -158,7 +161,7 @@ class AACP(SearchingMethod):
         return LossRanking(problem, settings, options, affordable.price, power, self.probes).plain
 
     def _walks(self, problem: Problem, options: Sequence[Sequence[int]], affordable: Affordable) -> list[Walk]:
-        """CaP's allocations."""
+        """The walks on which `CaP`'s allocations lie."""
         if self.ranking != "loss":
             return []
         ranking = GlobalRanking(problem.channels.groups, options)
@@ -177,8 +180,6 @@ class AACP(SearchingMethod):
 
         def fresh(random: np.random.Generator) -> dict[str, Any]:
             allocations = vectors.allocations(walks)  # by the latency model as it is now
-            if not allocations:
-                return dict(start[0])
             return vectors.params(vectors.near(allocations[random.integers(len(allocations))], random, _NOISE))
 
         own = (self.population, self.factor, self.crossover, self.max_stay, repair, start, self.parallel, vectors.space)
@@ -222,11 +223,7 @@ class _Vectors:
 
     def allocations(self, walks: Sequence[Walk]) -> list[Rows]:
         """Where some walks end within the limits."""
-        found = []
-        for walk in walks:
-            with suppress(BudgetError):  # the narrowest multiples may be too wide
-                found.append(walk.filled(self.within))
-        return found
+        return [walk.filled(self.within) for walk in walks]
 
     def near(self, widths: Rows, random: np.random.Generator, noise: float) -> NDArray[np.int64]:
         """Levels of a structure, (groups,), multiplied by noise: what is narrow can spare less than what is wide."""

@@ -35,17 +35,18 @@ from compressor.errors import BudgetError
 from compressor.fitness import Fitness
 from compressor.methods.affordable import Affordable
 from compressor.methods.base import Problem
-from compressor.methods.conclusion import concluded, row_of
 from compressor.methods.genomes import Genome, LossRanking, NormRanking, images_for_losses
 from compressor.methods.global_ranking import GlobalRanking
 from compressor.methods.paths import Rows, Widths, fitting, through
 from compressor.methods.searching import Quest, SearchingMethod, search
+from compressor.methods.selection import row_of, select_measured
 from compressor.methods.steps import Steps, options_of
 from compressor.passes.compensation import Compensation
 from compressor.passes.groups import ChannelGroup
 from compressor.passes.ranked import RankAxis
 from compressor.plan import Plan
 from compressor.search.samplers import LeGRSampler
+from compressor.space import widths
 
 _POPULATION = 64 / 400  # of the trials
 
@@ -61,7 +62,8 @@ class LeGR(SearchingMethod):
         steps: Widths that a walk stops on: multiples of the target's `align`, those among them that are right edges of each group's
             measured `staircase` on the target, or `eighths` of the group. By default staircases where latency is limited, else
             all multiples. Asked for half the latency of a ResNet-56, `align=8`, staircases keep 83.46 % before any training at a
-            measured 0.484, all multiples 83.02 % at 0.515 (`tools/bench_search.py --goals latency:0.5 --align 8 --seeds 0`).
+            measured 0.484, all multiples 83.02 % at 0.515 (`tools/bench_search.py --goals latency:0.5 --align 8 --seeds 0
+            --only "LeGR, compensated;LeGR, multiples, compensated"`).
         fill: Whether notches that the budget still allows where the walk stops are undone, the latest first: where legal widths are
             few, the last notch may overshoot. Not as published; members of a family are then not always nested in each other.
         quota: Share of every group that stays (at least two channels).
@@ -154,7 +156,7 @@ class LeGR(SearchingMethod):
         def path(trial: FrozenTrial) -> Rows:
             return through(ranking.walk(genome.scores(trial.params)).path(), row_of(trial))
 
-        best, plan = concluded(affordable, found, lambda trial: quest.widths(trial.params), path, self.fill)
+        best, plan = select_measured(affordable, found, lambda trial: quest.widths(trial.params), path, self.fill)
         scores = genome.scores(best.params)
         whole = ranking.walk(scores).path()
         return [
@@ -173,13 +175,16 @@ class LeGR(SearchingMethod):
         groups = problem.channels.groups
         steps = self.steps or ("staircase" if "latency" in problem.limits else "align")
         found = options_of(problem, steps, frozenset(group.name for group in groups))
-        return [self._above_quota(group, own) for group, own in zip(groups, found, strict=True)]
+        return [self._above_quota(group, own, problem.target.align) for group, own in zip(groups, found, strict=True)]
 
-    def _above_quota(self, group: ChannelGroup, legal: tuple[int, ...]) -> tuple[int, ...]:
-        if isinstance(group, RankAxis):
+    def _above_quota(self, group: ChannelGroup, legal: tuple[int, ...], align: int) -> tuple[int, ...]:
+        if isinstance(group, RankAxis) or len(legal) == 1:
             return legal
         least = max(int(np.ceil(self.quota * group.size)), 2)
-        return tuple(w for w in legal if w >= least or w == group.size)
+        found = tuple(w for w in legal if w >= least or w == group.size)
+        if len(found) > 1:
+            return found
+        return tuple(w for w in widths(group, align) if w >= least or w == group.size)  # all steps may lie below the quota
 
     def _sampler(self, seed: int, space: Mapping[str, FloatDistribution], start: Sequence[Mapping[str, float]] = ()) -> BaseSampler:
         population = max(round(_POPULATION * self.trials), 1) if self.population is None else self.population

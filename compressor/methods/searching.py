@@ -15,8 +15,8 @@ from compressor.evaluate import Batches
 from compressor.fitness import Fitness, Judge, Worth, samples
 from compressor.methods.affordable import Affordable
 from compressor.methods.base import Problem
-from compressor.methods.conclusion import row_of
 from compressor.methods.paths import Rows, Widths
+from compressor.methods.selection import row_of
 from compressor.passes.compensation import Compensation
 from compressor.plan import Plan, digest_of
 from compressor.search.execution import Executor, Here
@@ -165,8 +165,10 @@ def search(problem: Problem, method: SearchingMethod, quest: Quest, affordable: 
     problem.progress.stage(f"{method.name}: {method.trials} candidates, proposed by {method.sampler}")
     with executor_of(problem, method, holdout, train) as executor:
         running = Search(job, executor, problem.storage, problem.progress, problem.alone)
-        running.after = _Leaders(running, method, affordable)
+        leaders = _Leaders(running, method, affordable)
+        running.after = leaders
         found = running.run()
+        leaders.catch_up()  # with those that other processes have measured since the last trial of this one
     if not found:
         raise DataError(f"{method.name}: not one of {method.trials} candidates could be judged; the study holds the reasons")
     within = affordable.within(np.stack([row_of(trial) for trial in found]))
@@ -180,14 +182,19 @@ class _Leaders:
         self._running, self._method, self._affordable = running, method, affordable
         self._learnt: set[str] = set()
 
+    def catch_up(self) -> dict[str, Any]:
+        """Learn what the study holds; its attributes."""
+        attributes = self._running.study.user_attrs
+        known = {name for name in attributes if name.startswith(_LEADER)}
+        for name in sorted(known - self._learnt, key=lambda name: int(name.removeprefix(_LEADER))):
+            self._learn(name, attributes[name])
+        return attributes
+
     def __call__(self, finished: int) -> None:
         if self._affordable.model is None:
             return
-        study = self._running.study
-        attributes = study.user_attrs
+        study, attributes = self._running.study, self.catch_up()
         known = [name for name in attributes if name.startswith(_LEADER)]
-        for name in sorted(set(known) - self._learnt, key=lambda name: int(name.removeprefix(_LEADER))):
-            self._learn(name, attributes[name])
         due = finished // self._method.leaders * self._method.leaders
         if not due or f"{_LEADER}{due}" in attributes or self._taken(attributes.get(f"{_MEASURING}{due}")):
             return

@@ -28,9 +28,9 @@ def options_of(problem: Problem, steps: Steps, groups: frozenset[str]) -> list[t
 
     Args:
         problem: The network and its target.
-        steps: `staircase`: the right edges of each group's measured staircase on the target (groups whose layers have the
-            same shapes are measured once); `eighths`: multiples of an eighth of the group, as AACP; `align`: multiples of
-            the target's `align`.
+        steps: `align`: multiples of the target's `align`; `staircase`: those of them that no wider one was measured to be as fast
+            as on the target (groups whose layers have the same shapes are measured once); `eighths`: multiples of an eighth
+            of the group, as AACP.
         groups: Names.
 
     Raises:
@@ -52,7 +52,7 @@ def _options(problem: Problem, steps: Steps, group: ChannelGroup) -> tuple[int, 
         legal = [w for w in range(step, group.size, step) if w >= group.narrowest]
         return (*legal, group.size)
     legal_widths = widths(group, problem.target.align)
-    if steps == "align":
+    if steps == "align" or len(legal_widths) == 1:
         return legal_widths
     edges = _edges(problem, group, legal_widths)
     found = widths(group, problem.target.align, edges) if edges is not None else legal_widths
@@ -87,8 +87,7 @@ def _edges(problem: Problem, group: ChannelGroup, legal: Sequence[int]) -> list[
             return {"edges": None, "reason": str(error)}
         return {"edges": list(found.edges), "widths": list(found.widths), "ms": list(found.ms)}
 
-    multiples = f"multiples of {problem.target.align}" if problem.target.align > 1 else "all widths"
-    record = problem.once(f"staircase of {_shape(problem, group, layers)}, {multiples}", work)
+    record = problem.once(f"staircase of {_shape(problem, group, layers)}, {len(legal)} widths from {legal[0]}", work)
     return cast("list[int] | None", record["edges"])
 
 

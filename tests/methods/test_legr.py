@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -108,3 +109,27 @@ def test_the_identity_of_the_loss_ranking_is_the_allocation_by_loss_curves(probl
     walk = GlobalRanking(problem.channels.groups, options).walk(genome.scores(middle))
     plain = GlobalRanking(problem.channels.groups, options).walk(genome.plain)
     assert (walk.path() == plain.path()).all()
+
+
+def test_staircases_are_measured_where_latency_is_limited_and_only_there(problem):
+    measured = []
+
+    def once(name, work):
+        measured.append(name)
+        return work()
+
+    coarse = replace(problem, target=Target("fake", align=4, options={"step": 8, "noise": 0.0}), once=once)
+    legr(2, population=1, samples=1).plan(coarse)
+    assert not [name for name in measured if name.startswith("staircase")]
+    limited = replace(coarse, limits={"latency": 0.8}, measure=lambda plan: SimpleNamespace(ratio=0.78))
+    structure = problem.channels.structure(legr(2, engines=8, population=1, samples=1).plan(limited))
+    assert [name for name in measured if name.startswith("staircase")]
+    sizes = {group.name: group.size for group in problem.channels.groups}
+    assert all(width % 8 == 0 or width in (4, sizes[name]) for name, width in structure.widths)
+
+
+def test_where_all_steps_lie_below_the_quota_multiples_above_it_are_walked(problem):
+    group = max(problem.channels.free, key=lambda g: g.size)
+    method = legr(quota=0.5)
+    assert method._above_quota(group, (4, group.size), 4) == tuple(w for w in range(4, group.size + 1, 4) if w >= group.size / 2)
+    assert method._above_quota(group, (4, group.size - 4, group.size), 4) == (group.size - 4, group.size)

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,8 +18,8 @@ from compressor import AACP, Budget, BudgetError, FineTune, Fitness, LeGR
 from compressor.errors import BackendError, DataError
 from compressor.methods import METHODS
 from compressor.methods.affordable import Affordable
-from compressor.methods.conclusion import concluded, row_of
 from compressor.methods.paths import Widths
+from compressor.methods.selection import row_of, select_measured
 from compressor.methods.steps import options_of
 from compressor.methods.streams import is_stream
 from compressor.passes.losses import rankable
@@ -170,7 +171,7 @@ def test_the_best_candidate_that_is_measured_to_meet_the_latency_is_the_result(p
     assert len(asked) == 2
     assert plan == asked[1]
     structures = [[width for _, width in problem.channels.structure(own).widths] for own in asked]
-    assert structures == [trial.user_attrs[STRUCTURE]["widths"] for trial in judged[:2]]
+    assert structures == list({tuple(row_of(trial)): row_of(trial).tolist() for trial in judged}.values())[:2], "each is built once"
 
 
 def test_candidates_that_must_be_as_slow_as_one_that_was_measured_are_passed_over(problem):
@@ -190,15 +191,30 @@ def test_candidates_that_must_be_as_slow_as_one_that_was_measured_are_passed_ove
 
     affordable.problem = replace(problem, limits={"latency": limit}, measure=measure)
     found = [optuna.trial.create_trial(value=0.0, user_attrs={STRUCTURE: {"widths": row.tolist()}}) for row in rows]
-    space = Widths(affordable.problem, {group.name: np.arange(group.size, dtype=float) for group in problem.channels.groups})
-    best, plan = concluded(affordable, found, lambda trial: space, lambda trial: np.stack(rows), fill=False)
+    scores, paths = {g.name: np.arange(g.size, dtype=float) for g in problem.channels.groups}, []
+
+    def space(trial):
+        return Widths(affordable.problem, scores)
+
+    def path(trial):
+        paths.append(trial)
+        return np.stack(rows)
+
+    twice = [trial for trial in found for _ in range(2)]  # as other samplers propose them
+    best, plan = select_measured(affordable, twice, space, path, fill=False, widen=False)
     able = [k for k, guess in enumerate(guesses) if 1.2 * guess <= 0.985 * limit * (1 + affordable.model.error.median)]
-    assert 1 < able[0] < len(rows)
+    quarter = max(len(rows) // 4, 5)
+    assert 1 < able[0] < quarter
     assert asked[:2] == [rows[0].tolist(), rows[able[0]].tolist()]
     assert [width for _, width in problem.channels.structure(plan).widths] == asked[-1] == row_of(best).tolist()
+    affordable.problem = replace(affordable.problem, limits={"latency": 0.6 * limit})
+    asked.clear()
+    best, plan = select_measured(affordable, twice[: 2 * quarter], space, path, fill=False)
+    assert best is paths[-1] is found[0], "none of the best can be fast enough: the best one is narrowed"
+    assert measure(plan).ratio <= 0.6 * limit
 
 
-@pytest.mark.parametrize("method", [legr, aacp])
+@pytest.mark.parametrize("method", [legr, partial(legr, fill=False), aacp], ids=["legr", "legr, nothing undone", "aacp"])
 def test_a_candidate_that_leaves_some_of_the_latency_is_widened(problem, method):
     """Engines turn out to be faster than the model knows."""
     asked, full = [], float(problem.channels.costs_of(problem.channels.full).macs[0])
@@ -233,6 +249,7 @@ def test_where_no_candidate_meets_the_latency_as_measured_the_best_is_narrowed(p
     judged = [t.user_attrs[STRUCTURE]["widths"] for t in study_of(url).trials if t.value is not None]
     found = problem.channels.structure(plan)
     assert len(asked) > 5
+    assert len(set(asked[:5])) == 5
     assert all([width for _, width in own.widths] in judged for own in asked[:5])
     assert found not in asked[:5]
     assert 0.3 < share_of(found) <= 0.6

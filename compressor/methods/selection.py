@@ -15,6 +15,7 @@ from compressor.search.study import STRUCTURE
 logger = logging.getLogger(__name__)
 
 _FINALISTS = 5  # candidates that are built and measured where the budget is a latency
+_BEST = 1 / 4  # of all structures: only among these are finalists looked for
 
 
 def row_of(trial: FrozenTrial) -> Rows:
@@ -22,12 +23,13 @@ def row_of(trial: FrozenTrial) -> Rows:
     return np.array(trial.user_attrs[STRUCTURE]["widths"], dtype=np.int64)
 
 
-def concluded(
+def select_measured(
     affordable: Affordable,
     found: Sequence[FrozenTrial],
     widths: Callable[[FrozenTrial], Widths],
     path: Callable[[FrozenTrial], Rows],
     fill: bool,
+    widen: bool = True,
 ) -> tuple[FrozenTrial, Plan]:
     """What a search ends with: a candidate, and the plan that meets the budget by it.
 
@@ -39,7 +41,8 @@ def concluded(
         found: Candidates, the best first.
         widths: The plans of structures by a candidate's parameters.
         path: From a candidate, structures from the whole network down through its own to the narrowest.
-        fill: Whether what the budget leaves is used.
+        fill: See `fitting`.
+        widen: Whether a candidate that meets the latency is widened, or taken as it is.
 
     Raises:
         BudgetError: No structure on the path of the best meets the budget.
@@ -47,40 +50,46 @@ def concluded(
     """
     if "latency" not in affordable.problem.limits:
         return found[0], widths(found[0]).plan(row_of(found[0]))
-    chosen, known = _measured(affordable, found, widths)
+    chosen, known = _finalist(affordable, found, widths)
     best = chosen or found[0]
     row, rows = row_of(best), path(best)
-    if chosen is not None and not fill:
+    if chosen is not None and not widen:
         return best, widths(best).plan(row)
     if chosen is not None:
         rows = rows[: int(np.flatnonzero((rows == row).all(axis=1))[0]) + 1]
     return best, fitting(widths(best), rows, affordable.price, fill, known)
 
 
-def _measured(
+def _finalist(
     affordable: Affordable, found: Sequence[FrozenTrial], widths: Callable[[FrozenTrial], Widths]
 ) -> tuple[FrozenTrial | None, dict[tuple[int, ...], float]]:
-    """The first candidate that meets a latency as measured, None where a few do not; and what was measured.
+    """The first candidate that meets a latency as measured, None where a few do not; and the measured shares of the original.
 
-    The latency model may be off alike for all that a search has ended with. Candidates are passed over that are too slow, by more
-    than it errs otherwise, if it is as far off for them as for the last one that was measured.
+    The latency model may be biased where a search has ended. Once engines have shown by how much (the median of measured to
+    predicted), candidates whose prediction, corrected by that, exceeds the limit by more than the model's median error are not
+    built. They come from the better quarter of all structures: below it, narrowing the best is the better way.
     """
     assert affordable.model is not None
-    problem, known, off, tried = affordable.problem, dict[tuple[int, ...], float](), 0.0, 0
-    limit = AIM * problem.limits["latency"]
-    slack = 1.0 + affordable.model.error.median
-    guesses = affordable.costs(np.stack([row_of(trial) for trial in found]))["latency"]
-    for trial, guess in zip(found, guesses, strict=True):
-        if off * guess > limit * slack or tried == _FINALISTS:
+    problem, known = affordable.problem, dict[tuple[int, ...], float]()
+    limit, slack = AIM * problem.limits["latency"], 1.0 + affordable.model.error.median
+    of_structure: dict[tuple[int, ...], FrozenTrial] = {}
+    for trial in found:
+        of_structure.setdefault(tuple(row_of(trial)), trial)
+    trials = list(of_structure.values())[: max(int(_BEST * len(of_structure)), _FINALISTS)]
+    predicted = affordable.costs(np.stack([row_of(trial) for trial in trials]))["latency"]
+    biases: list[float] = []
+    for trial, share in zip(trials, predicted, strict=True):
+        row = row_of(trial)
+        if len(known) == _FINALISTS or (biases and np.median(biases) * share > limit * slack):
             continue
-        row, tried = row_of(trial), tried + 1
         try:
-            ratio = problem.measure(widths(trial).plan(row)).ratio
+            known[tuple(row)] = problem.measure(widths(trial).plan(row)).ratio
         except BackendError as error:
             logger.warning("a finalist is left out, its engine cannot be built: %s", error)
+            known[tuple(row)] = float("inf")
             continue
-        logger.info("candidate %d takes %.3f of the original, %.3f by the model", trial.number, ratio, guess)
-        known[tuple(row)], off = ratio, ratio / guess
-        if ratio <= limit:
+        logger.info("candidate %d takes %.3f of the original, %.3f by the model", trial.number, known[tuple(row)], share)
+        if known[tuple(row)] <= limit:
             return trial, known
+        biases.append(known[tuple(row)] / share)
     return None, known
