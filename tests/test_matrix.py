@@ -1,16 +1,14 @@
 """`compress` with every method, budget and back end that is installed."""
 
-import re
-
 import pytest
 import torch
 
 import compressor
-from compressor import AACP, CC, Budget, BudgetError, CaP, Compensation, Factorize, FineTune, Fitness, LeGR, Magnitude, Target
+from compressor import AACP, CC, Budget, CaP, Compensation, Factorize, FineTune, Fitness, LeGR, Magnitude, Target
 from compressor.methods import METHODS
 from compressor.runtime import BACKENDS
 from tests.methods.conftest import digits, net  # noqa: F401 - fixtures
-from tests.methods.digits import pairs
+from tests.methods.digits import Net, pairs
 
 SMALL = Compensation(images=200, positions=8)
 QUICK = Fitness("compensate", holdout=200, images=100)
@@ -64,14 +62,6 @@ def test_every_method_meets_every_budget_on_onnxruntime(net, digits, tmp_path, m
 @pytest.mark.parametrize("backend", OTHERS)
 @pytest.mark.parametrize("method", CASES)
 def test_every_method_meets_a_latency_on_every_back_end(net, digits, tmp_path, method, backend):  # noqa: F811
-    refused = ""
-    try:
-        run(net, digits, tmp_path / "run", CASES[method], Budget(latency=0.95, macs=0.8), backend)
-    except BudgetError as error:
-        if method != "factorize":
-            raise
-        refused = str(error)
-    if refused:  # where a launch costs more than a small layer, two layers in its place are no faster
-        found = re.search(r"by factorization alone.* latency (\S+) of the original's \(asked: 0\.950\)", refused)
-        assert found, refused
-        assert float(found[1]) >= 0.95  # as printed
+    if method == "factorize":  # two launches in place of one only pay where a layer takes longer than a launch
+        net = Net(width=128).eval()
+    run(net, digits, tmp_path / "run", CASES[method], Budget(latency=0.95, macs=0.8), backend)
