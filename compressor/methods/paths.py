@@ -202,8 +202,11 @@ class _Measured:
             BudgetError: Even the last structure takes longer.
         """
         low, low_ratio = first, self._ratio(self._path[first]) if first > 0 else 1.0  # infinite: no engine, so look further down
-        if low_ratio <= self._limit:
-            return np.asarray(self._path[first])
+        price = np.minimum.accumulate(self._price(self._path))
+        if low_ratio <= self._limit:  # what can be computed asks for more than the latency does
+            if not self._fill or self._close(low_ratio):
+                return np.asarray(self._path[first])
+            return self._filled(first, low_ratio, (1.0 - low_ratio) / max(float(price[0] - price[first]), 1e-12))
         high = len(self._path) - 1
         high_ratio = self._ratio(self._path[high])
         if np.isinf(high_ratio):
@@ -213,7 +216,6 @@ class _Measured:
                 f"the latency budget cannot be met: the smallest legal network takes {high_ratio:.3f} of the original's "
                 f"latency, asked for is {self._limit:.3f}; a smaller `align` of the target allows narrower layers"
             )
-        price = np.minimum.accumulate(self._price(self._path))
         while high - low > 1 and not self._close(high_ratio):
             # between its measured neighbours latency is guessed to fall with the price: fewer engines than by halves
             share = 0.5

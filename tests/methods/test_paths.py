@@ -45,6 +45,23 @@ def test_an_engine_that_cannot_be_built_is_left_out(problem, broken):
     assert share > (0.25 if broken[0] < 0.5 else 0.4), "and nothing wider was to be had"
 
 
+@pytest.mark.parametrize(("latency", "binds"), [(0.9, "macs"), (0.6, "latency")])
+def test_whichever_of_two_limits_binds_is_used_up(problem, latency, binds):
+    """A latency that a network far within the MACs asked for meets must not keep it there."""
+    space, built = space_of(problem, (2.0, 3.0))
+    full = float(problem.channels.costs_of(problem.channels.full).macs[0])
+    space.problem = replace(space.problem, limits={"latency": latency, "macs": 0.55 * full})
+    path = path_of(problem, 5)  # coarse: what is within both leaves much of them
+    share = float(problem.channels.costs_of(problem.channels.structure(fitting(space, path))).macs[0]) / full
+    plain = float(problem.channels.costs_of(problem.channels.structure(fitting(space, path, fill=False))).macs[0]) / full
+    assert plain < share <= 0.55
+    assert share in built
+    assert 0.2 + 0.8 * share <= latency
+    if binds == "macs":
+        space.problem = replace(space.problem, limits={"macs": 0.55 * full})
+        assert share == float(problem.channels.costs_of(problem.channels.structure(fitting(space, path))).macs[0]) / full
+
+
 def test_where_not_even_the_narrowest_can_be_built_the_reason_is_said(problem):
     space, _ = space_of(problem, (0.0, 0.9))
     with pytest.raises(BackendError, match="out of memory"):
