@@ -61,8 +61,9 @@ class NormRanking:
         for group in problem.channels.free:
             for slot in scoring.filters(group):
                 here, units = scoring.units(group, slot)
-                norms = scoring.rows(slot).double().square().sum(1).cpu().numpy()[here]
-                self._layers.append((group.name, slot.name.removesuffix(".weight"), norms, units, float(norms.std())))
+                norms = scoring.rows(slot).double().square().sum(1).cpu().numpy()
+                deviation = float(norms.std())  # of the whole layer: padded shortcuts spread its filters over several groups
+                self._layers.append((group.name, slot.name.removesuffix(".weight"), norms[here], units, deviation))
                 self._sizes[group.name] = group.size
         for name, values in singular_values(problem.channels).items():
             squares = values**2

@@ -121,6 +121,32 @@ def test_norm_scores_are_squared_norms_added_up_over_tied_filters(channels, aggr
     assert np.allclose(genome.scores(params)[stream.name], expected.numpy())
 
 
+class Padded(torch.nn.Module):
+    """A shortcut without weights, zeros added on both sides: the sum's channels are those of three groups."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.wide = torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Conv2d(8, 16, 3, padding=1)
+        self.head = torch.nn.Linear(16, 4)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.head((self.wide(x) + torch.nn.functional.pad(x, (0, 0, 0, 0, 4, 4))).mean((2, 3)))
+
+
+def test_a_layer_whose_filters_lie_in_several_groups_is_shifted_by_one_amount():
+    torch.manual_seed(0)
+    channels = compressor.analyze(compressor.trace(Padded().eval(), (torch.zeros(1, 3, 6, 6),)))
+    genome = NormRanking(Problem(channels, {}, Target("fake"), None, None, 0), "sum")
+    params = {name: 1.0 if name.startswith("scale") else 0.0 for name in genome.space}
+    moved, groups = genome.scores({**params, "shift:wide": 1.0}), [g for g in channels.free if "wide" in g.layers]
+    amounts = np.concatenate([moved[g.name] - genome.scores(params)[g.name] for g in groups])
+    assert len(groups) > 1
+    assert len(amounts) == 16
+    norms = channels.graph.get_submodule("wide").weight.detach().double().square().sum((1, 2, 3))
+    assert np.allclose(amounts, norms.std(correction=0).item())
+
+
 def test_an_impossible_budget_says_how_small_the_smallest_is(channels):
     full = float(channels.costs_of(channels.full).macs[0])
     problem = Problem(channels, Budget(macs=0.001).limits({"macs": full}), Target("fake"), None, None, 0)
