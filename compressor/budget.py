@@ -125,5 +125,5 @@ def _check(name: str, bound: object) -> None:
     if isinstance(bound, bool) or not isinstance(bound, int | float) or not 0 < bound <= 1:
         raise BudgetError(
             f"budget {name}={bound!r}: a number is a fraction of the original and must be above 0 and at most 1; "
-            f"write an absolute value as a text, such as {_EXAMPLES[name]}"
+            f"write an absolute value with its unit, such as {_EXAMPLES[name]}"
         )

@@ -1,5 +1,6 @@
 """The main job, step by step: each step is recorded in the run's folder and never done twice."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -29,10 +30,13 @@ from compressor.run import Run
 from compressor.runtime.latency import Comparison, measure
 from compressor.runtime.latency_model import Observation
 from compressor.runtime.pieces import Choice
+from compressor.seeding import first_seen, seeded
 from compressor.store import digest_of_tensors, write_bytes, write_json
 from compressor.target import Target
 from compressor.train import FineTune
 from compressor.trial import Trial
+
+logger = logging.getLogger(__name__)
 
 
 class Compression:
@@ -60,7 +64,7 @@ class Compression:
         if budget is None and getattr(method, "floor", None) is None:
             raise BudgetError("nothing says how far to go: pass budget=…, or a method with a floor such as CaP(floor=0.92)")
         self._budgets: tuple[Budget | None, ...] = budget.members if budget else (None,)
-        self._storage, self._cluster = storage, cluster
+        self._storage, self._cluster, self._calibrate = storage, cluster, calibrate
         progress.stage("trace and analyze")
         self._original = trace(model, example_inputs).eval()
         self._channels: ChannelGraph = analyze(self._original)
@@ -91,10 +95,9 @@ class Compression:
         """The images of the statistics: read once, in the order that the seed gives."""
         if batches is None:
             return None
-        settings = method.compensation or Compensation()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return Calibration.read(batches, self._original, settings.images)
+        asked = [(method.compensation or Compensation()).images, getattr(getattr(method, "fitness", None), "images", 0)]
+        with seeded(seed, batches):
+            return Calibration.read(batches, self._original, max(asked))
 
     def _agreement(self, images: Calibration | None) -> tuple[Batches, Calibration]:
         """A fifth of the calibration images, labelled by the original, and the others."""
@@ -114,6 +117,7 @@ class Compression:
 
     def _result(self) -> Result:
         run = self._run
+        self._check_data()
         original = self._given.accuracy("accuracy: original", self._original)
         results = []
         for k, (plan, budget) in enumerate(zip(self._plans(), self._budgets, strict=True)):
@@ -128,16 +132,42 @@ class Compression:
         run.link_member(results.index(tightest))
         return result
 
+    def _check_data(self) -> None:
+        """Refuse a folder whose finished steps are of other data.
+
+        Raises:
+            DataError: The first batch of some loader is another than when the run began, though it is the same at each reading.
+        """
+        given = self._given
+        loaders = {"train": given.train, "validate": given.validate if given.labelled else None, "calibrate": self._calibrate}
+
+        def seen() -> dict[str, object]:
+            return {name: first_seen(loader, given.seed) for name, loader in loaders.items() if loader is not None}
+
+        now = seen()
+        known = self._run.once("data", lambda: now)
+        changed = [name for name in loaders if known.get(name) != now.get(name)]
+        if changed and seen() == now:
+            said = f"the first batch of {' and of '.join(changed)} is another"
+            raise DataError(
+                f"{self._run.path} holds a run on other data ({said}); choose another output folder, or remove this one"
+            )
+        if changed:
+            logger.warning("the images of %s are others at each reading: finished steps are taken as they are", ", ".join(changed))
+
     def _plans(self) -> list[Plan]:
         """One plan for every budget; all of them are there, or none."""
         given, files = self._given, [self._run.member(k) / "plan.json" for k in range(len(self._budgets))]
         if all(file.exists() for file in files):
             return [Plan.load(file) for file in files]
         given.progress.stage(f"search: {given.method.name}")
-        with torch.random.fork_rng(devices=[]), self._gauge() as gauge:
-            torch.manual_seed(given.seed)
+        with seeded(given.seed, given.train, given.validate), self._gauge() as gauge:
             choices: list[dict[str, Choice]] = [{} for _ in self._budgets]
-            plans = plans_of(given.method, [self._problem(gauge, *each) for each in zip(self._budgets, choices, strict=True)])
+            try:
+                plans = plans_of(given.method, [self._problem(gauge, *each) for each in zip(self._budgets, choices, strict=True)])
+            except BudgetError as error:
+                self._run.give_up(str(error))
+                raise
         for k, found in enumerate(choices):
             self._run.finish(choices_of(k), {layer: asdict(choice) for layer, choice in found.items()})
         for file, plan in zip(files, plans, strict=True):

@@ -101,8 +101,8 @@ def load_data(
             `train`, `val` and `test` folders of such); `module:callable` or `file.py:callable` that returns
             `(train, validate)` or `(train, validate, test)`.
         batch: Batch size.
-        limit: At most this many training images.
-        mean: Per channel, of values in 0..1; ImageNet's by default (digits: their own).
+        limit: At most this many training images; not of a callable.
+        mean: Per channel, of values in 0..1; ImageNet's by default (digits: their own); a callable has its own.
         std: Per channel.
 
     Raises:
@@ -111,6 +111,8 @@ def load_data(
     kind, _, rest = name.partition(":")
     source = _SOURCES.get(kind)
     if source is None:
+        if limit is not None:
+            raise DataError(f"{name}: how many training images there are is up to this callable; it cannot be limited to {limit}")
         return _from_callable(name)
     train, test, augment = source(rest)
     channels = train.images.shape[1]
@@ -240,7 +242,12 @@ def _read_images(base: Path, files: Sequence[Path]) -> Tensor:
 def _from_callable(name: str) -> Data:
     if ":" not in name:
         raise DataError(f"no such data: {name!r}; write digits, cifar10:DIR, folder:DIR or module:callable")
-    found = load_callable(name)()
+    load = load_callable(name)
+    try:
+        found = load()
+    except Exception as error:
+        line = (str(error).splitlines() or [""])[0]
+        raise DataError(f"{name}() failed: {type(error).__name__}: {line}") from error
     if not isinstance(found, tuple | list) or len(found) not in (2, 3):
         raise DataError(f"{name} must return (train, validate) or (train, validate, test), it returned {type(found).__name__}")
     return Data(found[0], found[1], found[2] if len(found) == 3 else None)

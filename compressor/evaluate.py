@@ -58,6 +58,7 @@ def evaluate(model: nn.Module, batches: Batches, progress: Progress | None = Non
             if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != len(y):
                 shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
                 raise DataError(f"batch {k}: accuracy needs logits (N, classes) for {len(y)} labels, the model gave {shape}")
+            check_labels(y, output, k)
             correct += int((output.argmax(1).cpu() == y.cpu()).sum())
             count += len(y)
             if progress:
@@ -65,6 +66,22 @@ def evaluate(model: nn.Module, batches: Batches, progress: Progress | None = Non
     if not count:
         raise DataError("there is no validation data: the loader yields no batch")
     return Accuracy(correct, count)
+
+
+def check_labels(y: Tensor, output: Tensor, k: int) -> None:
+    """Refuse labels that are no classes of a model.
+
+    Args:
+        y: Labels (N,) of a batch.
+        output: The model's logits (N, classes) for it.
+        k: Number of the batch, for the message.
+
+    Raises:
+        DataError: Some label is none of the classes.
+    """
+    if y.numel() and not 0 <= int(y.min()) <= int(y.max()) < output.shape[1]:
+        said = f"labels go from {int(y.min())} to {int(y.max())}"
+        raise DataError(f"batch {k}: {said}, but the model tells {output.shape[1]} classes apart (0 to {output.shape[1] - 1})")
 
 
 def recalibrate(model: nn.Module, batches: Batches, limit: int = 50, progress: Progress | None = None) -> int:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from compressor.errors import DataError
-from compressor.evaluate import Batches, device_of, pair_of, recalibrate
+from compressor.evaluate import Batches, check_labels, device_of, pair_of, recalibrate
 from compressor.passes.base import eval_mode
 from compressor.passes.calibration import Calibration
 from compressor.passes.channels import ChannelGraph
@@ -28,8 +28,9 @@ from compressor.passes.original import Original, Remembered
 from compressor.passes.readers import readers_of
 from compressor.passes.remove_channels import RemoveChannels
 from compressor.passes.statistics import Statistics, collect
-from compressor.passes.trace import quiet_deepcopy
+from compressor.passes.trace import DYNAMIC, quiet_deepcopy
 from compressor.plan import Plan
+from compressor.seeding import seeded
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +131,7 @@ class Judge:
     ) -> None:
         self._channels, self.fitness, self._seed = channels, fitness, seed
         self._layout = _layout(channels.graph, holdout)
-        self._holdout = _first(holdout, fitness.holdout, self._layout)
+        self._holdout = _first(holdout, fitness.holdout, self._layout, not channels.graph.meta[DYNAMIC])
         self._calibration = calibration.first(fitness.images) if calibration is not None else None
         self._train: list[tuple[Tensor, Tensor]] = []
         if fitness.repair == "train":
@@ -198,35 +199,43 @@ class Judge:
 
     def _trained(self, graph: fx.GraphModule) -> None:
         device = device_of(graph)
+        graph.requires_grad_(True)  # networks for deployment often ask for none
         optimizer = torch.optim.SGD(graph.parameters(), lr=self.fitness.learning_rate, momentum=0.9, weight_decay=5e-4)
         graph.train()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self._seed)
-            for x, y in self._train:
+        with seeded(self._seed), torch.enable_grad():
+            for k, (x, y) in enumerate(self._train):
                 optimizer.zero_grad(set_to_none=True)
-                torch.autograd.backward(F.cross_entropy(graph(x.to(device)), y.to(device)))
+                output = graph(x.to(device))
+                check_labels(y, output, k)
+                torch.autograd.backward(F.cross_entropy(output, y.to(device)))
                 optimizer.step()
         graph.eval()
 
 
 def samples(
-    fitness: Fitness, validate: Batches, train: Batches | None, seed: int
+    fitness: Fitness, validate: Batches, train: Batches | None, seed: int, whole: bool = False
 ) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]]:
     """The images that candidates are judged on, and the batches that they are trained on.
 
     They are the same for a seed, wherever candidates are judged and whatever was drawn before.
 
+    Args:
+        fitness: How many.
+        validate: Batches `(inputs, labels)`.
+        train: The same, for `train`.
+        seed: Of what they are drawn by.
+        whole: Whether batches are taken as a whole, or cut after so many images; for networks that take one size alone.
+
     Raises:
         DataError: There are none.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        holdout = _first(validate, fitness.holdout, torch.contiguous_format)
-        if fitness.repair != "train":
-            return holdout, []
-        if train is None:
-            raise DataError("a fitness that trains needs training data: pass train=…")
-        torch.manual_seed(seed)
+    with seeded(seed, validate):
+        holdout = _first(validate, fitness.holdout, torch.contiguous_format, whole)
+    if fitness.repair != "train":
+        return holdout, []
+    if train is None:
+        raise DataError("a fitness that trains needs training data: pass train=…")
+    with seeded(seed, train):
         return holdout, list(itertools.islice(_endless(train), fitness.steps))
 
 
@@ -243,14 +252,17 @@ def _endless(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterable[tuple[Tensor,
             raise DataError("the training data is empty")
 
 
-def _first(batches: Iterable[tuple[Tensor, Tensor]], images: int, layout: torch.memory_format) -> list[tuple[Tensor, Tensor]]:
-    """The first so many samples."""
+def _first(
+    batches: Iterable[tuple[Tensor, Tensor]], images: int, layout: torch.memory_format, whole: bool
+) -> list[tuple[Tensor, Tensor]]:
+    """The first so many samples; a few more where batches are left whole."""
     found: list[tuple[Tensor, Tensor]] = []
     for k, batch in enumerate(batches):
         x, y = pair_of(batch, k)
         left = images - sum(len(labels) for _, labels in found)
         if left <= 0:
             break
+        left = len(x) if whole else left
         found.append((_in_layout(x[:left], layout), y[:left]))
     if not found:
         raise DataError("there is no hold-out to judge candidates on: validate=… yields no batch")
@@ -263,7 +275,8 @@ def _in_layout(x: Tensor, layout: torch.memory_format) -> Tensor:
 
 def _layout(graph: fx.GraphModule, batches: Iterable[tuple[Tensor, Tensor]]) -> torch.memory_format:
     """Channels last, which CPUs and tensor cores run faster (1.5 times on a ResNet-56), where the network allows it."""
-    x = next((pair_of(batch, 0)[0][:2] for batch in batches), None)
+    few = 2 if graph.meta[DYNAMIC] else None
+    x = next((pair_of(batch, 0)[0][:few] for batch in batches), None)
     if x is None or x.dim() != 4:
         return torch.contiguous_format
     try:

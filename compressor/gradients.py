@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compressor.errors import DataError
-from compressor.evaluate import device_of
+from compressor.evaluate import check_labels, device_of
 from compressor.passes.base import eval_mode
+from compressor.passes.trace import DYNAMIC
 from compressor.progress import Progress
 
 
@@ -80,15 +81,17 @@ def _batch_by_batch(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], images: int | None = None
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
     """Images and gradients of batch after batch, in eval mode, until so many images have been seen."""
-    parameters = _parameters(model)
+    parameters, whole = _parameters(model), not getattr(model, "meta", {}).get(DYNAMIC, True)
     frozen = [p for p in parameters.values() if not p.requires_grad]
     device = device_of(model)
     seen = 0
     with eval_mode(model), torch.enable_grad(), _thawed(frozen):
         for k, (x, y) in enumerate(batches):
-            if images is not None:
+            if images is not None and not whole:  # some networks take batches of one size alone
                 x, y = x[: images - seen], y[: images - seen]
-            loss = F.cross_entropy(model(x.to(device)), y.to(device))
+            output = model(x.to(device))
+            check_labels(y, output, k)
+            loss = F.cross_entropy(output, y.to(device))
             if not torch.isfinite(loss):
                 raise DataError(f"the loss of batch {k} is not finite; check the data and the weights")
             found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)

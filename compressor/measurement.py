@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from compressor.errors import DataError
 
 SCHEMA = 1
+CPU = "cpu"
+"""The clock of a contended measurement."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Measurement:
         session: Names one run of interleaved measurements; ratios within a session are the sharpest.
         blocks: For every retained sample the block it was taken in: samples of a session with the same block
             were taken within moments of each other.
-        raw_ms: Every sample, discarded ones too; percentiles are of these.
+        raw_ms: Every sample in wall time, discarded ones too; percentiles are of these.
         details: What else was seen: clocks, the sentinel's drift, enqueue times, memory, warnings.
     """
 
@@ -52,17 +54,22 @@ class Measurement:
         return median_interval(np.asarray(self.times_ms))
 
     @property
+    def clock(self) -> str:
+        """What the samples are: `wall` time, or `cpu` time where most of them were disturbed by other work."""
+        return str(self.details.get("clock", "wall"))
+
+    @property
     def variation(self) -> float:
         """Coefficient of variation of the samples (trtexec calls a run unstable from 2.5 % on)."""
         return float(np.std(self.times_ms) / np.mean(self.times_ms))
 
     def percentile_ms(self, percent: float) -> float | None:
-        """A percentile of the raw samples (nothing trimmed), or None where there are too few of them.
+        """A percentile of the raw samples (nothing trimmed; CPU times where these stand in), or None for too few of them.
 
         Args:
             percent: Such as 90 or 99.
         """
-        samples = self.raw_ms or self.times_ms
+        samples = self.times_ms if self.clock == CPU or not self.raw_ms else self.raw_ms
         if len(samples) < samples_for(percent):
             return None
         return float(np.percentile(samples, percent))
@@ -80,7 +87,7 @@ class Measurement:
     def __str__(self) -> str:
         """`1.234 ms [1.230, 1.240]`, and the status where it is not ok."""
         low, high = self.interval_ms
-        note = "" if self.status == "ok" else f" ({self.status})"
+        note = "" if self.status == "ok" else f" ({self.status}{': CPU times' if self.clock == CPU else ''})"
         return f"{self.median_ms:.3f} ms [{low:.3f}, {high:.3f}]{note}"
 
     def to_dict(self) -> dict[str, object]:
@@ -100,6 +107,7 @@ class Measurement:
             **{f"p{q}": self.percentile_ms(q) for q in (90, 95, 99)},
             "n": len(self.times_ms),
             "n_discarded": self.discarded,
+            "clock": self.clock,
         }
 
     @classmethod

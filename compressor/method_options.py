@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from compressor.errors import BudgetError
 from compressor.methods import METHODS
@@ -80,14 +81,29 @@ def _parsed(key: str, text: str, method: Any) -> object:
     if last not in names:
         has = f"`{path[0]}` of {method.name}" if path else method.name
         raise BudgetError(f"--set {key}={text}: there is no such setting; {has} has {', '.join(names) or 'none'}")
-    if text.lower() in ("none", "true", "false"):
-        return {"none": None, "true": True, "false": False}[text.lower()]
-    value = getattr(owner, last)
-    if isinstance(value, str):
+    words = {"none": None, "true": True, "false": False}
+    allowed = [type(None) if kind is None else kind for kind in _kinds(get_type_hints(type(owner))[last])]
+    if text.lower() in words and type(words[text.lower()]) in allowed:
+        return words[text.lower()]
+    for kind in (int, float):
+        if kind in allowed:
+            with suppress(ValueError):
+                return kind(text)
+    if str in allowed:
         return text
-    for kind in (float,) if isinstance(value, float) else (int, float):
-        with suppress(ValueError):
-            return kind(text)
-    if isinstance(value, int | float):
-        raise BudgetError(f"--set {key}={text}: a number is expected, such as {value}")
-    return text  # of what is none so far
+    said = " or ".join(_SAID[kind] for kind in allowed if kind in _SAID)
+    if any(is_dataclass(kind) for kind in allowed):
+        raise BudgetError(
+            f"--set {key}={text}: it has settings of its own{f', or is {said}' if said else ''}; write {key}.NAME=value"
+        )
+    raise BudgetError(f"--set {key}={text}: {said} is expected, such as {getattr(owner, last)}")
+
+
+_SAID = {int: "a whole number", float: "a number", bool: "true or false", type(None): "none"}
+
+
+def _kinds(hint: Any) -> list[Any]:
+    """The plain types of a type hint; texts for `Literal`."""
+    if get_origin(hint) in (Union, UnionType):
+        return [kind for part in get_args(hint) for kind in _kinds(part)]
+    return [type(value) for value in get_args(hint)] if get_origin(hint) is Literal else [hint]

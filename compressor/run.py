@@ -9,7 +9,8 @@
     plan.json, …        links to the chosen member of the front
     report.html
 
-The same command in the same folder goes on from what is finished; another command is refused.
+The same command in the same folder goes on from what is finished; another command is refused, but for another budget where
+the one before cannot be met.
 """
 
 import fcntl
@@ -34,6 +35,7 @@ from compressor.trial import Trial
 _MEMBER_FILES = ("plan.json", "weights.safetensors", "program.pt2", "model.onnx", "measurement.json")
 _LONG = 20_000  # characters
 _FILE = "in file"
+_IMPOSSIBLE = "the budget cannot be met"
 
 
 class Run:
@@ -51,16 +53,18 @@ class Run:
         self.path = path
         digest = digest_of(config)
         existing = path / "run.json"
+        found: Mapping[str, object] = {}
         if existing.exists():
             found = read_json(existing)
-            if found.get("digest") != digest:
+            if found.get("digest") != digest and not self._gave_up(found, config):
                 raise DataError(
                     f"{path} holds another run ({_difference(found, config)}); choose another output folder, or remove this one"
                 )
         elif path.exists() and (not path.is_dir() or any(PARTIAL not in file.name for file in path.iterdir())):
             raise DataError(f"{path} is not empty and holds no run; choose another output folder")
-        else:
+        if found.get("digest") != digest:
             write_json(existing, {"schema_version": 1, "digest": digest, "config": dict(config), "versions": versions()})
+            self._forget(_IMPOSSIBLE)
 
     def __enter__(self) -> Self:
         """Take the folder for this process and sweep what a kill may have left half written.
@@ -110,6 +114,18 @@ class Run:
         found = self.done(step)
         return found if found is not None else self.finish(step, work())
 
+    def give_up(self, why: str) -> None:
+        """Record that the budget cannot be met: what is finished serves another one."""
+        self.finish(_IMPOSSIBLE, {"why": why})
+
+    def _gave_up(self, found: Mapping[str, object], config: Mapping[str, object]) -> bool:
+        return self.done(_IMPOSSIBLE) is not None and _different(found, config) == ["budget"]
+
+    def _forget(self, step: str) -> None:
+        file = self.path / "progress.json"
+        if file.exists():
+            write_json(file, {name: record for name, record in read_json(file).items() if name != step})
+
     def trial(self, structure: Structure, target: Mapping[str, object], work: Callable[[], Trial]) -> Trial:
         """A measured candidate: the recorded one, or that of `work`."""
         file = self.path / "trials" / f"{digest_of([structure.digest, dict(target)])[:32]}.json"
@@ -152,8 +168,12 @@ def versions() -> dict[str, str]:
     }
 
 
+def _different(found: Mapping[str, object], config: Mapping[str, object]) -> list[str]:
+    before = cast(Mapping[str, object], found.get("config") or {})
+    return [name for name in config if before.get(name) != config[name]]
+
+
 def _difference(found: Mapping[str, object], config: Mapping[str, object]) -> str:
     """Which parts of the configuration differ, in words."""
-    before = cast(Mapping[str, object], found.get("config") or {})
-    names = [name for name in config if before.get(name) != config[name]]
+    names = _different(found, config)
     return "it differs in " + ", ".join(names) if names else "of another version"

@@ -99,10 +99,8 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise DataError(f"no such weights file: {path}")
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return _load_safetensors(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise DataError(f"{path}: not a safetensors file, or cut off ({error})") from error
     except Exception as error:  # torch.load raises many kinds for a file that is cut off or holds code
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(f"{path}: cut off, or not a file of plain tensors ({line}); save model.state_dict()") from error
@@ -112,6 +110,13 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
         raise DataError(f"{path}: holds no state_dict of tensors; save model.state_dict()")
     return {str(name).removeprefix("module."): cast(Tensor, tensor) for name, tensor in found.items()}
+
+
+def _load_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise DataError(f"{path}: not a safetensors file, or cut off ({error})") from error
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

@@ -11,9 +11,10 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from compressor.errors import DataError
-from compressor.evaluate import Batches, batch_count, device_of, pair_of
+from compressor.evaluate import Batches, batch_count, check_labels, device_of, pair_of
 from compressor.passes.base import eval_mode
 from compressor.progress import Progress
+from compressor.seeding import seeded
 from compressor.store import load_tensors, save_tensors
 
 
@@ -69,9 +70,9 @@ def train(
     """Train `model` in place.
 
     Args:
-        model: Returns logits.
-        batches: `(inputs, labels)`, iterated once per epoch. The global generator is seeded before every
-            epoch, so that a shuffling loader gives the same order again after a restart.
+        model: Returns logits. Parameters that ask for no gradient stay as they are; where none asks, all are trained.
+        batches: `(inputs, labels)`, iterated once per epoch. The global generators and the loader's own are seeded before
+            every epoch, so that a shuffling loader gives the same order again after a restart.
         settings: The settings.
         teacher: The original, for distillation; ignored where its share is 0.
         checkpoint: Written after every epoch; if it is there already, training goes on from it.
@@ -89,9 +90,8 @@ def train(
     modes = {module: module.training for module in model.modules()}
     devices = [device_of(model)] if device_of(model).type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices=devices):
-            for epoch in range(first, settings.epochs):
-                torch.manual_seed(seed * 100_003 + epoch)
+        for epoch in range(first, settings.epochs):
+            with seeded(seed * 100_003 + epoch, batches, devices=devices), torch.enable_grad():
                 model.train()
                 _epoch(model, batches, optimizer, settings, teacher, epoch, total, progress)
                 if checkpoint is not None:
@@ -115,11 +115,13 @@ def _epoch(
     loss_sum = correct = count = 0.0
     for k, batch in enumerate(batches):
         x, y = pair_of(batch, k)
-        x, y = x.to(device), y.to(device)
+        x = x.to(device)
         done = epoch + (k / total if total else 0.0)
         for group in optimizer.param_groups:
             group["lr"] = rate_at(done, settings)
         output = model(x)
+        check_labels(y, output, k)
+        y = y.to(device)
         loss = _loss(output, y, x, teacher, settings)
         if not torch.isfinite(loss):
             raise DataError(
@@ -159,6 +161,8 @@ def _loss(output: Tensor, y: Tensor, x: Tensor, teacher: nn.Module | None, setti
 
 def _optimizer(model: nn.Module, settings: FineTune) -> torch.optim.SGD:
     parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:  # a network for deployment: nothing was left out of training on purpose
+        parameters = list(model.requires_grad_(True).parameters())
     decayed = [p for p in parameters if p.dim() > 1]
     plain = [p for p in parameters if p.dim() <= 1]
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]

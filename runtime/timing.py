@@ -27,7 +27,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from compressor.measurement import Measurement, contest, median_interval
+from compressor.measurement import CPU, Measurement, contest, median_interval
 from compressor.runtime.clocks import ClockSampler, Source, summary_of
 from compressor.runtime.timers import Sample, Timer, process_timer
 from compressor.store import cache_folder
@@ -197,7 +197,7 @@ def _measurement(lane: _Lane, rules: Protocol, target: Mapping[str, object], ses
     raw = tuple(s.wall_s * 1e3 / lane.repeats for s in samples)
     disturbed = sum(s.disturbed for s in samples)
     status = "ok" if len(times) >= rules.min_samples and _narrow(times, rules) else "unstable"
-    details: dict[str, object] = {"repeats": lane.repeats, "warnings": list(_warnings(lane, times))}
+    details: dict[str, object] = {"repeats": lane.repeats, "warnings": list(_warnings(lane, times)), "disturbed": disturbed}
     for name in ("host_s", "enqueue_s"):
         values = [value / lane.repeats for s in samples if (value := getattr(s, name)) is not None]
         if values:
@@ -209,6 +209,7 @@ def _measurement(lane: _Lane, rules: Protocol, target: Mapping[str, object], ses
         logger.warning("timing: %d of %d samples were disturbed by other work; CPU times are reported", disturbed, len(samples))
         status = "contended"
         times, blocks = [s.cpu_s * 1e3 / lane.repeats for s in samples], [b for b, _ in lane.taken]
+        details["clock"] = CPU
     return Measurement(tuple(times), len(samples) - len(times), status, target, session, tuple(blocks), raw, details)
 
 

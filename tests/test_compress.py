@@ -26,11 +26,11 @@ def batches(seed, count):
     return list(zip(x.split(16), y.split(16), strict=True))
 
 
-def run(out, model=MODEL, budget=None, backend="fake", finetune=FineTune(epochs=2), **options):  # noqa: B008
+def run(out, model=MODEL, budget=None, backend="fake", finetune=FineTune(epochs=2), train=None, **options):  # noqa: B008
     return compressor.compress(
         model,
         X,
-        train=batches(0, 64),
+        train=train or batches(0, 64),
         validate=batches(1, 32),
         test=batches(2, 32),
         budget=budget or Budget(latency=0.9, macs=0.6),
@@ -61,7 +61,9 @@ def test_the_folder_holds_what_the_design_says(whole):
 
 def test_the_budget_holds_and_steps_are_in_order(whole):
     assert whole.met
-    assert [step.name for step in whole.steps] == ["original", "channels removed", "compensated", "fine-tuned"]
+    names = [step.name for step in whole.steps]
+    assert names[:4] == ["original", "channels removed", "compensated", "fine-tuned"]
+    assert names[4:] in ([], ["compensated, kept"]), "two short epochs may lose accuracy"
     assert whole.steps[-1].macs <= 0.6 * whole.steps[0].macs
     assert whole.latency_ratio <= 0.9
     assert whole.steps[-1].params == sum(p.numel() for p in whole.graph.parameters())
@@ -222,6 +224,43 @@ def test_other_weights_are_another_run(whole):
 def test_budgets_that_cannot_be_met_say_so_and_leave_the_folder_usable(tmp_path):
     with pytest.raises(compressor.BudgetError, match="cannot be met: the smallest legal network"):
         run(tmp_path / "run", budget=Budget(macs="100"))
+
+
+def test_where_a_budget_cannot_be_met_another_may_be_asked_for_in_the_same_folder(tmp_path):
+    budget = Budget(macs=0.6)
+    expected = run(tmp_path / "fresh", budget=budget)
+    with pytest.raises(compressor.BudgetError, match="cannot be met"):
+        run(tmp_path / "run", budget=Budget(macs="100"))
+    with pytest.raises(compressor.DataError, match="it differs in budget, seed"):
+        run(tmp_path / "run", budget=budget, seed=1)
+    found = run(tmp_path / "run", budget=budget)
+    assert found.plan == expected.plan
+    assert digest_of_tensors(found.graph.state_dict()) == digest_of_tensors(expected.graph.state_dict())
+    with pytest.raises(compressor.DataError, match="it differs in budget"):
+        run(tmp_path / "run", budget=Budget(macs=0.5))
+
+
+class Restless:
+    """Other images at each reading, drawn by a generator that nobody else can reach."""
+
+    def __init__(self):
+        self.random = torch.Generator().manual_seed(0)
+
+    def __iter__(self):
+        return iter([(x + 0.1 * torch.randn(x.shape, generator=self.random), y) for x, y in batches(0, 64)])
+
+
+def test_other_data_are_another_run_but_data_that_never_are_the_same_go_on(whole, tmp_path, caplog):
+    with pytest.raises(compressor.DataError, match=r"a run on other data \(the first batch of train is another\)"):
+        run(whole.path, train=batches(3, 64))
+    found = run(tmp_path / "run", train=Restless(), finetune=FineTune(epochs=0))
+    again = run(tmp_path / "run", train=Restless(), finetune=FineTune(epochs=0))
+    loader = Restless()
+    next(iter(loader))
+    assert "others at each reading" not in caplog.text
+    third = run(tmp_path / "run", train=loader, finetune=FineTune(epochs=0))
+    assert "the images of train are others at each reading" in caplog.text
+    assert found.plan == again.plan == third.plan
 
 
 def test_a_model_with_nothing_to_remove_is_refused_with_the_reason(tmp_path):

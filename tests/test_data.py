@@ -75,6 +75,9 @@ def test_a_callable_gives_its_own_loaders(tmp_path, monkeypatch):
 
 
 def test_unusable_data_is_named(tmp_path, cifar):
+    (tmp_path / "own.py").write_text("def raising():\n    raise ValueError('the disk is not mounted')\n")
+    with pytest.raises(DataError, match="up to this callable"):
+        load_data(f"{tmp_path / 'own.py'}:raising", limit=50)
     (cifar / "data_batch_3.bin").write_bytes(b"x" * 5000)
     for name, message in (
         ("imagenet", "no such data: 'imagenet'; write digits"),
@@ -83,6 +86,7 @@ def test_unusable_data_is_named(tmp_path, cifar):
         (f"folder:{tmp_path / 'none'}", "no such folder"),
         (f"folder:{tmp_path}", "one folder per class"),
         ("nowhere:data", "no such module: nowhere"),
+        (f"{tmp_path / 'own.py'}:raising", r"own.py:raising\(\) failed: ValueError: the disk is not mounted"),
     ):
         with pytest.raises(DataError, match=message):
             load_data(name)

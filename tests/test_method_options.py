@@ -34,6 +34,7 @@ def test_options_and_settings_reach_their_fields():
     found = method_of("aacp", {**NOTHING, "trials": 40}, ["fitness.holdout=500", "distinct=true"], published=True)
     assert found == replace(AACP.published(40), fitness=Fitness("recalibrate", "accuracy", holdout=500), distinct=True)
     assert method_of("aacp", {**NOTHING, "ranking": "norm", "streams": "inside"}) == AACP(ranking="l1", streams="inside")
+    assert method_of("legr", NOTHING, ["compensation=none", "population=none"]) == LeGR(compensation=None)
     found = method_of("cc", {**NOTHING, "information": "fisher"}, ["allocation=exponential", "gamma=0.5", "accept=false"])
     assert found == CC(information="fisher", allocation="exponential", gamma=0.5, accept=False)
     assert method_of("factorize", {**NOTHING, "ranks": "fixed"}, ["rank=8"]) == Factorize(choice="fixed", rank=8)
@@ -49,6 +50,12 @@ def test_options_and_settings_reach_their_fields():
     ("legr", {}, ["quotas=1"], False, "there is no such setting; legr has trials, fitness"),
     ("legr", {}, ["fitness.step=1"], False, "`fitness` of legr has repair, objective"),
     ("legr", {}, ["quota=much"], False, "a number is expected, such as 0.1"),
+    ("legr", {}, ["trials=2.5"], False, "a whole number is expected, such as 400"),
+    ("legr", {}, ["compensation.ridge=none"], False, "a number is expected, such as 1e-06"),
+    ("legr", {}, ["population=many"], False, "a whole number or none is expected"),
+    ("aacp", {}, ["fill=0"], False, "true or false is expected, such as True"),
+    ("legr", {}, ["fitness=train"], False, "it has settings of its own; write fitness.NAME=value"),
+    ("legr", {}, ["compensation=1"], False, "settings of its own, or is none; write compensation.NAME=value"),
     ("cc", {}, ["compensation.images=9"], True, "`compensation` of cc has none"),
     ("cc", {}, ["gamma=11"], False, "must lie between 0 and 10"),
 ])  # fmt: skip

@@ -58,7 +58,7 @@ def test_truncated_files_are_said_to_be_cut_off(tmp_path, name, share):
     else:
         save_tensors(path, Residual().state_dict())
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
-    with pytest.raises(DataError, match="cut off"):
+    with pytest.raises(DataError, match="cut off" if name.endswith("safetensors") else "cut off, or not a file of plain tensors"):
         load_tensors(path)
 
 

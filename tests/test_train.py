@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from compressor import DataError, FineTune, Progress
 from compressor.evaluate import evaluate, recalibrate
+from compressor.gradients import squared_gradients
 from compressor.train import rate_at, train
 from tests.networks import Residual
 
@@ -140,3 +141,26 @@ def test_a_checkpoint_of_other_settings_or_another_network_is_refused(tmp_path):
 def test_settings_out_of_range_are_refused(options):
     with pytest.raises(DataError, match=next(iter(options))):
         FineTune(**options)
+
+
+@pytest.mark.parametrize("y", [torch.tensor([0, 1, 9]), torch.tensor([0, -1, 1])])
+def test_labels_that_are_no_classes_are_named(y):
+    model, batches = Residual(), [(torch.randn(3, 3, 8, 8), y)]
+    for look in (evaluate, lambda *given: train(*given, FineTune(epochs=1)), lambda *given: squared_gradients(*given, 3, True)):
+        with pytest.raises(DataError, match=f"batch 0: labels go from {int(y.min())} to {int(y.max())}, but the model tells"):
+            look(model, batches)
+
+
+def test_a_network_for_deployment_is_trained_and_what_is_frozen_on_purpose_is_not():
+    model = Residual()
+    expected = copy.deepcopy(model)
+    train(expected, LOADER, FineTune(epochs=1))
+    found = copy.deepcopy(model).requires_grad_(False)
+    with torch.no_grad():
+        train(found, LOADER, FineTune(epochs=1))
+    assert all(torch.equal(a, b) for a, b in zip(expected.parameters(), found.parameters(), strict=True))
+    head = copy.deepcopy(model).requires_grad_(False)
+    head.fc.requires_grad_(True)
+    train(head, LOADER, FineTune(epochs=1))
+    moved = [name for (name, a), b in zip(model.named_parameters(), head.parameters(), strict=True) if not torch.equal(a, b)]
+    assert moved == ["fc.weight", "fc.bias"]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from compressor.errors import BackendError, BudgetError
 from compressor.methods.base import Problem
-from compressor.methods.paths import AIM, Rows
+from compressor.methods.paths import AIM, Rows, Widths
 from compressor.plan import Structure
 from compressor.runtime.latency_model import LatencyModel, Observation
 from compressor.runtime.model_training import observe, train_latency_model
@@ -64,13 +64,27 @@ class Affordable:
         return good
 
     def check(self, smallest: Rows) -> None:
-        """Raise `BudgetError` where not even the smallest structure that may be asked for, (1, groups), is within the limits."""
-        if self.within(smallest)[0]:
-            self._narrowest = smallest[0]
-        else:
-            costs = ", ".join(f"{name} {found[0]:,.3g}" for name, found in self.costs(smallest).items())
-            limits = ", ".join(f"{name} {limit:,.3g}" for name, limit in self.problem.limits.items())
-            raise BudgetError(f"the budget cannot be met: the smallest legal network has {costs} (asked: {limits})")
+        """Raise `BudgetError` where not even the smallest structure that may be asked for, (1, groups), is within the limits.
+
+        A latency that the model takes to be out of reach is measured before that is said.
+
+        Raises:
+            BudgetError: What exceeds its limit is said.
+            BackendError: The smallest has to be measured, and its engine cannot be built.
+        """
+        limits = self.problem.limits
+        costs = {name: float(found[0]) for name, found in self.costs(smallest).items()}
+        over = [name for name, cost in costs.items() if cost > limits[name] * (AIM if name == "latency" else 1.0)]
+        if over == ["latency"]:
+            order = {group.name: np.arange(group.size, dtype=float) for group in self.problem.channels.groups}
+            costs["latency"] = self.problem.measure(Widths(self.problem, order).plan(smallest[0])).ratio
+            over = over if costs["latency"] > limits["latency"] else []
+        elif "latency" in over:
+            over.remove("latency")  # predicted only, and it cannot be met anyway
+        if over:
+            found, asked = (", ".join(f"{name} {own[name]:,.3g}" for name in over) for own in (costs, limits))
+            raise BudgetError(f"the budget cannot be met: the smallest legal network has {found} (asked: {asked})")
+        self._narrowest = smallest[0]
 
     def costs(self, rows: Rows) -> dict[str, NDArray[np.float64]]:
         """Those costs of structures that have a limit; latency as a share of the original's."""

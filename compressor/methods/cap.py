@@ -36,7 +36,7 @@ from compressor.methods.base import Problem
 from compressor.methods.bottom_up import BottomUp, labelled
 from compressor.methods.curves import curves_of
 from compressor.methods.nearness import Nearness
-from compressor.methods.paths import Widths, first_within
+from compressor.methods.paths import AIM, Widths, first_within
 from compressor.methods.streams import POLICIES, is_stream
 from compressor.passes.calibration import Calibration
 from compressor.passes.compensation import Compensation
@@ -247,8 +247,9 @@ class CaP:
         legal = [widths(group, problem.target.align) for group in problem.channels.groups]
         try:
             return train_latency_model(
-                problem.channels, legal, problem.target, self.engines, problem.seed, progress=problem.progress
-            )
+                problem.channels, legal, problem.target, self.engines, problem.seed, progress=problem.progress,
+                observed=problem.observe,
+            )  # fmt: skip
         except BackendError as error:
             logger.warning("CaP: no latency model for this target (%s); notches are chosen by MACs, then measured", error)
             return None
@@ -290,7 +291,7 @@ class CaP:
         for _ in range(_FLOORS):
             middle = 0.5 * (low + high)
             plan = search.run(middle)
-            low, high, best = (middle, high, plan) if _meets(problem, plan) else (low, middle, best)
+            low, high, best = (middle, high, plan) if _meets(problem, plan, AIM) else (low, middle, best)
         return best
 
 
@@ -311,11 +312,11 @@ def _divide(calibration: Calibration, spare: int) -> tuple[Calibration, Calibrat
     return calibration.after(spared.images), spared
 
 
-def _meets(problem: Problem, plan: Plan) -> bool:
+def _meets(problem: Problem, plan: Plan, aim: float = 1.0) -> bool:
     costs = problem.costs(problem.channels.structure(plan))
     if any(costs[name] > limit for name, limit in problem.limits.items() if name in costs):
         return False
-    return "latency" not in problem.limits or problem.measure(plan).ratio <= problem.limits["latency"]
+    return "latency" not in problem.limits or problem.measure(plan).ratio <= aim * problem.limits["latency"]
 
 
 def _found(problem: Problem, plan: Plan) -> str:

@@ -40,7 +40,7 @@ from compressor.methods.accept import refused
 from compressor.methods.base import Problem
 from compressor.methods.cap import CaP
 from compressor.methods.layer_times import LayerTimes
-from compressor.methods.levels import least_within
+from compressor.methods.levels import least_accepted
 from compressor.methods.rates import Allocation, Curves, Exponential, fitted
 from compressor.methods.unit_plans import UnitPlans
 from compressor.methods.units import Array, Layer, State, removal_path, sorted_path
@@ -133,11 +133,11 @@ class CC:
             raise BudgetError(f"CC: there is no layer that it could compress ({reasons})")
         paths = {name: self._path(problem, name, layer) for name, layer in layers.items()}
         ungathered: set[str] = set()
+        slower = partial(refused, problem, accept=self.accept, reads=self.gathers == "paying")
         while True:  # every round takes the gather or the ranks from at least one more layer
             allocation = self._allocation(problem, layers, paths)
             plan_at = partial(_plan_at, plans, allocation, frozenset(ungathered))
-            plan = least_within(problem, plan_at, ": compressed as far as it can be")
-            slow = refused(problem, plan, self.accept, reads=self.gathers == "paying")
+            plan, slow = least_accepted(problem, plan_at, ": compressed as far as it can be", slower)
             if not slow:
                 return plan
             for name in slow.gathers:

@@ -14,7 +14,7 @@ import numpy as np
 from compressor.errors import BudgetError
 from compressor.methods.accept import refused
 from compressor.methods.base import Problem
-from compressor.methods.levels import least_within
+from compressor.methods.levels import least_accepted
 from compressor.methods.unit_plans import UnitPlans
 from compressor.passes.compensation import Compensation
 from compressor.passes.factorize_conv import blocks_of, factorizable, sizes_of
@@ -78,9 +78,9 @@ class Factorize:
         """
         ranks = _Ranks(problem, self)
         plain: frozenset[str] = frozenset()
+        slower = partial(refused, problem, accept=self.accept)
         while True:  # every round, at least one layer more is left plain
-            plan = least_within(problem, partial(ranks.plan, plain), " by factorization alone: as far as it goes")
-            slow = refused(problem, plan, self.accept)
+            plan, slow = least_accepted(problem, partial(ranks.plan, plain), " by factorization alone: as far as it goes", slower)
             if not slow:
                 return plan
             plain |= slow.sequences

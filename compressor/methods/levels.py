@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from compressor.errors import BudgetError
+from compressor.methods.accept import Refused
 from compressor.methods.base import Problem
 from compressor.methods.paths import AIM
 from compressor.plan import Plan
@@ -46,6 +47,33 @@ def least_within(problem: Problem, plan_at: Callable[[float], Plan], how: str) -
         said = f"latency {ratio:.3f} of the original's (asked: {limit:.3f})"
         raise BudgetError(f"the budget cannot be met{how}, this network has {said}")
     return _bisected(whole, hardest, plan_at, fast_enough, _ENGINES)[1]
+
+
+def least_accepted(
+    problem: Problem, plan_at: Callable[[float], Plan], how: str, refused: Callable[[Plan], Refused]
+) -> tuple[Plan, Refused]:
+    """The plan of `least_within`, and what of it is refused; it is final where nothing is.
+
+    Where not even level 1 meets a latency, its plan: what slows that down may be what keeps the latency from being met.
+
+    Args:
+        problem: See `least_within`.
+        plan_at: See there.
+        how: See there.
+        refused: What of a plan should not be done.
+
+    Raises:
+        BudgetError: Not even level 1 meets the budget, and nothing of it is refused.
+    """
+    try:
+        plan = least_within(problem, plan_at, how)
+    except BudgetError:
+        plan = plan_at(1.0)
+        slow = refused(plan) if "latency" in problem.limits else Refused()
+        if not slow:
+            raise
+        return plan, slow
+    return plan, refused(plan)
 
 
 def _bisected(

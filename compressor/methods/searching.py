@@ -18,6 +18,7 @@ from compressor.methods.base import Problem
 from compressor.methods.paths import Rows, Widths
 from compressor.methods.selection import row_of
 from compressor.passes.compensation import Compensation
+from compressor.passes.trace import DYNAMIC
 from compressor.plan import Plan, digest_of
 from compressor.search.execution import Executor, Here
 from compressor.search.samplers import RIVALS, SAMPLERS, AACPSampler, LeGRSampler
@@ -142,14 +143,17 @@ def search(problem: Problem, method: SearchingMethod, quest: Quest, affordable: 
         return RIVALS[method.sampler]((problem.seed * 1_000_003 + index) % 2**32)
 
     budget = ", ".join(f"{name} {limit:.3g}" for name, limit in problem.limits.items())
-    holdout, train = samples(method.fitness, problem.validate, problem.train, problem.seed)
-    digest = digest_of([
-        problem.channels.digest, digest_of_tensors(problem.channels.graph.state_dict()), method.deciding, dict(problem.limits),
-        problem.target.to_dict(), problem.seed, {name: str(d) for name, d in quest.space.items()}, _digest(problem, holdout, train),
+    graph = problem.channels.graph
+    holdout, train = samples(method.fitness, problem.validate, problem.train, problem.seed, not graph.meta[DYNAMIC])
+    question = digest_of([
+        problem.channels.digest, digest_of_tensors(graph.state_dict()), method.deciding, dict(problem.limits),
+        problem.target.to_dict(), problem.seed, {name: str(d) for name, d in quest.space.items()},
     ])  # fmt: skip
+    digest = digest_of([question, _digest(problem, holdout, train)])
     job = Job(
         name=f"{method.name}-{digest[:12]}",
         digest=digest,
+        question=question,
         space=quest.space,
         sampler=sampler,
         direction=method.fitness.direction,

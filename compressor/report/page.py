@@ -6,7 +6,7 @@ from html import escape
 from string import Template
 from typing import cast
 
-from compressor.measurement import Measurement
+from compressor.measurement import CPU, Measurement
 from compressor.passes.channels import ChannelGraph
 from compressor.passes.compensation import Repair
 from compressor.passes.layer_costs import macs_by_layer
@@ -112,10 +112,20 @@ def _notes(result: Result) -> str:
         notes.append(f"By nature lossy: {', '.join(result.lossy)}.")
     for which, found in (("original", result.original), ("result", result.compressed)):
         if found.status != "ok":
-            notes.append(f"The measurement of the {which} is {found.status}: {found.discarded} samples were disturbed.")
+            notes.append(f"The measurement of the {which} is {found.status}: {_why(found)}.")
     if result.test is not None:
         notes.append(f"Test data: {result.test[0]:.2f} % before, {result.test[1]:.2f} % after.")
     return escape(" ".join(notes))
+
+
+def _why(found: Measurement) -> str:
+    if found.clock == CPU:
+        return (
+            f"{found.details.get('disturbed')} of {len(found.times_ms)} samples were disturbed by other work, CPU times are shown"
+        )
+    warnings = found.details.get("warnings")
+    said = [str(warning) for warning in warnings] if isinstance(warnings, list) else []
+    return "; ".join([f"{found.discarded} samples were left out", *said])
 
 
 def _budget(result: Result) -> str:

@@ -19,6 +19,7 @@ from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 
 from compressor.errors import DataError
+from compressor.plan import digest_of
 
 OWNER = "owner"
 """User attribute: which process evaluates a trial."""
@@ -119,6 +120,7 @@ def is_mine(who: object) -> bool:
     return isinstance(who, dict) and {name: who.get(name) for name in owner()} == owner()
 
 
+_LONGEST_NAME = 400  # characters of an attribute's name: database servers keep 512
 _LONGEST = 16_000  # characters of an attribute: MySQL keeps 64 KiB of it, and a character may be escaped
 
 
@@ -132,6 +134,7 @@ def shared_once(url: str, study: str, key: str, work: Callable[[], dict[str, obj
         work: Called where nothing is kept yet.
     """
     storage = open_storage(url)
+    key = key if len(key) <= _LONGEST_NAME else f"{key[:_LONGEST_NAME]} {digest_of(key)[:16]}"
     kept = optuna.create_study(storage=storage, study_name=study, load_if_exists=True)
     if key not in kept.user_attrs:
         text, mine = json.dumps(work()), uuid.uuid4().hex[:8]

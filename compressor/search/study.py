@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 STRUCTURE, OUTCOME, FAILURE = "structure", "outcome", "failure"
 """User attributes: what a trial evaluates, what came out of it, and why it failed."""
 
+_QUESTION = "question"  # user attribute of a study, see `Job`
 _EXPECTED = (CompressorError, RuntimeError, MemoryError, ArithmeticError, OSError)  # of one trial, not of the program
 _AGAIN = 16  # times that a candidate is drawn until it stands for something that was not judged before
 _HOPELESS = 5  # so many failures and nothing else: the search itself is wrong
@@ -47,6 +48,7 @@ class Job(Generic[Task, Answer]):
     Attributes:
         name: Of the study.
         digest: Of everything that decides a trial's value; a study of another one is refused.
+        question: Of the same without the data; that another study has it is said, for its trials are not used.
         space: Parameter name -> distribution.
         sampler: From the index of a trial, its sampler.
         direction: Of the objective.
@@ -74,6 +76,7 @@ class Job(Generic[Task, Answer]):
     budget: str = ""
     unit: str = "objective"
     distinct: bool = False
+    question: str = ""
 
 
 class Search(Generic[Task, Answer]):
@@ -107,11 +110,25 @@ class Search(Generic[Task, Answer]):
         trials = self.study.get_trials(deepcopy=False)  # before the digest, which whoever is first writes before any trial
         found = self.study.user_attrs.get("digest")
         if found is None and not trials:
+            self._say_others(storage)
             self.study.set_user_attr("digest", job.digest)
+            self.study.set_user_attr(_QUESTION, job.question)
         elif found != job.digest:
             raise DataError(f"{storage} holds another study named {job.name}: model, method, budget or seed differ")
         self._began = time.monotonic()
         self._ended = 0
+
+    def _say_others(self, storage: str | None) -> None:
+        """A search that begins anew beside one that asked the same of other data."""
+        if storage is None or not self._job.question:
+            return
+        for other in optuna.get_all_study_summaries(self.study._storage):
+            if other.user_attrs.get(_QUESTION) == self._job.question and other.n_trials:
+                logger.warning(
+                    "%s holds %d trials of the same search on other images, which are not used: its data changed, or are drawn "
+                    "anew each time (by a generator that is neither a global one nor the loader's `generator`)",
+                    storage, other.n_trials,
+                )  # fmt: skip
 
     def run(self) -> list[FrozenTrial]:
         """Do the trials that are not done; all good ones, best first.

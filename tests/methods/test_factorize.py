@@ -1,6 +1,7 @@
 """`Factorize`: one form for all layers, within a budget."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,8 +9,12 @@ import torch
 
 import compressor
 from compressor import BudgetError, Factorize, Target
+from compressor.methods import Problem
+from compressor.methods.paths import AIM
 from compressor.passes.forms import FORMS
 from compressor.passes.realise import realised
+from compressor.plan import Factorization, Plan
+from compressor.runtime.latency import Comparison
 from compressor.runtime.pieces import rank_edges
 from tests.methods.test_cc import measured, share_of
 
@@ -83,3 +88,42 @@ def test_only_what_is_faster_stays_factorized(problem):
     assert all(choice.faster for choice in found.values())
     ratios = [choice.changed_ms / choice.dense_ms for choice in found.values()]
     assert np.max(ratios) < 1
+
+
+class Deep(torch.nn.Module):
+    """Many layers that a device which computes 128 channels at once runs slower as sequences, and one that it runs faster."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = torch.nn.Conv2d(1, 16, 3, padding=1)
+        self.small = torch.nn.ModuleList(torch.nn.Conv2d(16, 16, 3, padding=1) for _ in range(24))
+        self.widen, self.large = torch.nn.Conv2d(16, 512, 1), torch.nn.Conv2d(512, 512, 3, padding=1)
+        self.head = torch.nn.Linear(512, 4)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for layer in self.small:
+            x = torch.relu(layer(x))
+        return self.head(self.large(self.widen(x)).mean((2, 3)))
+
+
+def test_what_is_slower_as_a_sequence_does_not_keep_a_latency_from_being_met():
+    """All layers factorized as far as it goes take longer than asked for; the large one alone does not."""
+    torch.manual_seed(0)
+    target = Target("fake", options={"step": 128, "noise": 0.001})
+    graph = compressor.trace(Deep().eval(), (torch.zeros(1, 1, 4, 4),))
+    channels = compressor.analyze(graph)
+    with Comparison(graph, target, 0) as comparison:
+
+        def measure(plan):
+            found, original = comparison.measure(realised(plan, channels))
+            return SimpleNamespace(ratio=found.ratio_to(original))
+
+        large = measure(Plan.keep({}, channels.digest, factors=[Factorization("large", "svd", (128,))])).ratio
+        names = ["large", "widen", *(f"small.{k}" for k in range(24))]
+        every = measure(Plan.keep({}, channels.digest, factors=[Factorization(name, "svd", (1,)) for name in names])).ratio
+        limit = 0.3 * large / AIM + 0.7 * every
+        assert large < AIM * limit
+        assert limit < every
+        plan = Factorize("svd", "energy").plan(Problem(channels, {"latency": limit}, target, measure, None, 0))
+    assert {one.layer for one in plan.factors} == {"large"}

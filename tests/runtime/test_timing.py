@@ -49,6 +49,11 @@ def test_a_contended_machine_is_said_and_cpu_times_stand_in():
     found = time_together({"a": clock(2e-3, disturbed=0.8, slowdown=3.0)}, TARGET)["a"]
     assert found.status == "contended"
     assert found.median_ms == pytest.approx(2.0, rel=0.02)
+    assert found.clock == "cpu"
+    assert len(found.times_ms) / 2 < found.details["disturbed"] <= len(found.times_ms)
+    assert found.summary()["p90"] is None or found.summary()["p90"] < 2.2, "percentiles are of the same clock"
+    assert str(found).endswith("(contended: CPU times)")
+    assert time_together({"a": clock(2e-3)}, TARGET)["a"].clock == "wall"
 
 
 def test_noise_that_stays_wide_is_unstable():

@@ -6,7 +6,7 @@ import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
-from compressor.search.storage import open_storage
+from compressor.search.storage import open_storage, shared_once
 
 SPACE = {
     "scale": FloatDistribution(1e-3, 1e3, log=True),
@@ -39,3 +39,13 @@ def test_a_trial_written_in_one_statement_is_the_one_optuna_writes(tmp_path):
     assert found["own"] == found["peer"]
     assert [t[1] for t in found["own"]] == drawn
     assert tables["own"] == tables["peer"]
+
+
+def test_names_of_facts_fit_into_the_columns_of_database_servers(tmp_path):
+    """PostgreSQL and MySQL keep 512 characters, which SQLite does not look at."""
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    keys = ["ranks of " + "256x256x3x3 " * 60 + end for end in ("a", "b")]
+    for key in keys:
+        assert shared_once(url, "facts", key, lambda key=key: {"key": key}) == {"key": key}
+    assert [shared_once(url, "facts", key, dict)["key"] for key in keys] == keys
+    assert max(map(len, optuna.load_study(study_name="facts", storage=url).user_attrs)) <= 512
