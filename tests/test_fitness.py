@@ -8,11 +8,13 @@ import compressor
 from compressor import Fitness, Target
 from compressor.errors import DataError
 from compressor.evaluate import evaluate, recalibrate
-from compressor.fitness import Judge
+from compressor.fitness import Judge, samples
+from compressor.gradients import squared_gradients
 from compressor.methods import Magnitude, Problem
 from compressor.passes.calibration import Calibration
 from compressor.passes.compensate import Compensate
 from compressor.passes.compensation import Compensation
+from compressor.passes.trace import quiet_deepcopy
 from tests.methods.conftest import digits, net  # noqa: F401 - fixtures
 from tests.methods.digits import pairs
 
@@ -120,3 +122,37 @@ def test_what_is_missing_or_wrong_is_told(case):
         Fitness("magic")
     with pytest.raises(DataError, match=r"holdout=0"):
         Fitness(holdout=0)
+
+
+class OneSize(torch.nn.Module):
+    """A view that knows how many images there are."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = torch.nn.Conv2d(1, 8, 3, padding=1), torch.nn.Conv2d(8, 4, 3)
+        self.norm, self.head = torch.nn.BatchNorm2d(4), torch.nn.Linear(4 * 36, 10)
+
+    def forward(self, x):
+        return self.head(self.norm(self.two(torch.relu(self.one(x)))).view(50, -1))
+
+
+@pytest.mark.parametrize("repair", ["none", "recalibrate", "compensate"])
+def test_a_network_of_one_batch_size_is_judged_on_whole_batches(case, repair):
+    _, _, _, holdout, train = case
+    torch.manual_seed(0)
+    graph = compressor.trace(OneSize().eval(), (torch.zeros(50, 1, 8, 8),))
+    channels = compressor.analyze(graph)
+    batches = [(x[:50], y[:50]) for x, y in holdout]
+    calibration = Calibration.read([(x[:50],) for x, _ in train], graph, 100)
+    judged = samples(Fitness(repair, holdout=70), batches, None, 0, whole=True)[0]
+    worth = Judge(channels, Fitness(repair, holdout=70, images=100), judged, calibration)(channels.plan(0.5))
+    assert worth.images == 100 + (0 if repair == "none" else 100)
+    assert set(squared_gradients(graph, batches, 70, True)) == {name for name, _ in graph.named_parameters()}
+
+
+def test_networks_that_ask_for_no_gradients_are_trained_all_the_same(case):
+    channels, plan, calibration, holdout, train = case
+    expected = Judge(channels, Fitness("train", steps=5), holdout, calibration, train)(plan).loss
+    frozen = compressor.analyze(quiet_deepcopy(channels.graph).requires_grad_(False))
+    with torch.no_grad():
+        assert Judge(frozen, Fitness("train", steps=5), holdout, calibration, train)(plan).loss == expected

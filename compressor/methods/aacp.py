@@ -5,7 +5,7 @@ largest L1 norm, has its batch norms reset and recalibrated on fixed batches, an
 vectors evolve (`AACPSampler`), and what exceeds a budget is repaired by taking steps from groups drawn at random, the
 first population too: nothing is rejected.
 
-`AACP.published()` is the released code with its constants. What goes beyond it, each an option:
+`AACP.published()` is the search of the released code with its constants. What goes beyond it, each an option:
 
 * `steps="staircase"`: the steps are the measured ones of each group on the target, not an eighth of the group;
 * `fitness`: layers are compensated in closed form before a candidate is judged, or the loss is looked at;
@@ -15,9 +15,12 @@ first population too: nothing is rejected.
 * budgets of any kind at once, latency by a model that learns from measured leaders.
 
 Where this differs from the released code: `streams="inside"` leaves all residual streams alone, also those of a MobileNetV2, whose
-block outputs are searched there; trials are 400 by default, as LeGR's, 2,010 there (`AACP.published()`); candidates are judged on
-images held out of the training data (there: on the test set), on fixed images without augmentation, and statistics are
-cumulative (there: a momentum of 0.1 over 101 batches).
+block outputs are searched there; every group has a width of its own (there, both inner ones of a ResNet-50's bottleneck have one) in
+eighths (there, steps of 8, 16 and 32 for a VGG-16); channels that a depthwise layer scales are ranked by the sum of its norm and
+its producer's (there: by the producer's); limits are of costs (there: of MACs and of the number of channels). Trials are 400 by
+default, as LeGR's, 2,010 there (`AACP.published()`); candidates are judged on 1,000 images held out of the training data (there:
+on the test set), on fixed images without augmentation, and statistics are those of 500 images, cumulative (there: a momentum of
+0.1 over 101 batches of 64); `Fitness(holdout=, images=)` takes others.
 """
 
 from collections.abc import Mapping, Sequence

@@ -203,7 +203,7 @@ class _Measured:
         """
         low, low_ratio = first, self._ratio(self._path[first]) if first > 0 else 1.0  # infinite: no engine, so look further down
         price = np.minimum.accumulate(self._price(self._path))
-        if low_ratio <= AIM * self._limit:  # what can be computed asks for more than the latency does
+        if low_ratio <= self._limit * (AIM if first > 0 else 1.0):  # what can be computed asks for more than the latency does
             if not self._fill or self._close(low_ratio):
                 return np.asarray(self._path[first])
             return self._filled(first, low_ratio, (1.0 - low_ratio) / max(float(price[0] - price[first]), 1e-12))

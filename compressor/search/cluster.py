@@ -8,7 +8,8 @@ lost, its tasks begin again elsewhere. A task that measures has the target devic
 
 and all CPUs of that node: on most targets they are what is measured, on the others they launch its work. It measures what
 the search asks for: the engines of the latency model, leaders, and the candidates of the last bisection. Staircases, an absolute
-budget's original and the latency that is reported in the end are measured by the process that called.
+budget's original, single layers beside their sequences (of `CC`, `CaP` with ranks and `Factorize`) and the latency that is reported
+in the end are measured by the process that called.
 """
 
 import contextlib

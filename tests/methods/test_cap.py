@@ -1,6 +1,7 @@
 """CaP: budgets and floors hold, the search is what the paper says, and bad input is told."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from compressor.passes.calibration import Calibration
 from compressor.passes.compensate import Compensate
 from compressor.passes.losses import loss_curves, rankable
 from compressor.progress import Progress
+from compressor.runtime.model_training import observe
 from tests.methods.digits import Net, pairs
 
 SMALL = Compensation(images=300, positions=16)
@@ -246,3 +248,16 @@ def test_a_bias_that_compensation_adds_is_counted(digits, tmp_path):
     loaded = compressor.load(tmp_path / "run", Bare())
     with torch.no_grad():
         assert torch.allclose(loaded(digits["test"][0]), result.graph(digits["test"][0]), atol=1e-5)
+
+
+def test_the_latency_model_is_measured_where_the_problem_says(problem):
+    """On a cluster that is the node with the device."""
+    asked = []
+
+    def observed(structures, anchor_ms):
+        asked.extend(structures)
+        return list(observe(problem.channels, structures, problem.target, anchor_ms=anchor_ms))
+
+    there = replace(problem, limits={"latency": 0.9}, measure=lambda plan: SimpleNamespace(ratio=0.5), observe=observed)
+    assert CaP(engines=8, probes=32).plan(there).kept
+    assert len(asked) >= 8

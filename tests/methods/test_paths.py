@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from compressor.errors import BackendError
-from compressor.methods.paths import Widths, fitting
+from compressor.methods.paths import AIM, Widths, fitting
 
 
 def path_of(problem, steps=40):
@@ -60,6 +60,19 @@ def test_whichever_of_two_limits_binds_is_used_up(problem, latency, binds):
     if binds == "macs":
         space.problem = replace(space.problem, limits={"macs": 0.55 * full})
         assert share == float(problem.channels.costs_of(problem.channels.structure(fitting(space, path))).macs[0]) / full
+
+
+def test_what_meets_the_other_limit_but_not_what_the_latency_is_aimed_at_is_narrowed_further(problem):
+    """Measured again it may be a little slower; and a budget of the original's own latency asks for nothing."""
+    space, _ = space_of(problem, (2.0, 3.0))
+    full, path = float(problem.channels.costs_of(problem.channels.full).macs[0]), path_of(problem)
+    space.problem = replace(space.problem, limits={"macs": 0.55 * full, "latency": 1.0})
+    share = float(problem.channels.costs_of(problem.channels.structure(fitting(space, path, fill=False))).macs[0]) / full
+    space.problem = replace(space.problem, limits={"macs": 0.55 * full, "latency": (0.2 + 0.8 * share) / 0.995})
+    narrower = float(problem.channels.costs_of(problem.channels.structure(fitting(space, path))).macs[0]) / full
+    assert 0.2 + 0.8 * narrower <= AIM * space.problem.limits["latency"]
+    space.problem = replace(space.problem, limits={"latency": 1.0})
+    assert not fitting(space, path).kept
 
 
 def test_where_not_even_the_narrowest_can_be_built_the_reason_is_said(problem):

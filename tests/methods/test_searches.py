@@ -1,6 +1,7 @@
 """LeGR and AACP as methods: budgets hold, families come from one search, leaders are measured, killed runs go on."""
 
 import json
+import random
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,9 +13,10 @@ import numpy as np
 import optuna
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 import compressor
-from compressor import AACP, Budget, BudgetError, FineTune, Fitness, LeGR
+from compressor import AACP, Budget, BudgetError, Compensation, FineTune, Fitness, LeGR
 from compressor.errors import BackendError, DataError
 from compressor.methods import METHODS
 from compressor.methods.affordable import Affordable
@@ -136,9 +138,9 @@ def test_leaders_that_take_longer_than_any_budget_do_not_end_the_search(problem,
     assert plan.kept
 
 
-def run(net, digits, tmp_path, method, budget, **more):
+def run(net, digits, tmp_path, method, budget, train=None, **more):
     return compressor.compress(
-        net, (torch.zeros(2, 1, 8, 8),), validate=pairs(digits["holdout"]), train=pairs(digits["train"]), budget=budget,
+        net, (torch.zeros(2, 1, 8, 8),), validate=pairs(digits["holdout"]), train=train or pairs(digits["train"]), budget=budget,
         target=TARGET, method=method, finetune=FineTune(epochs=0), out=tmp_path, **more,
     )  # fmt: skip
 
@@ -322,7 +324,32 @@ def test_test_data_is_looked_at_only_in_the_end(net, digits, tmp_path):
     assert seen == [True, True], "the original and the result, once each, when everything is decided"
 
 
-def test_a_run_interrupted_while_it_searches_ends_with_the_same_plan_in_the_same_process(net, digits, tmp_path, monkeypatch):
+class Flipping:
+    """Batches that an augmentation draws from Python's generator, or from NumPy's."""
+
+    def __init__(self, batches, draw):
+        self.batches, self.draw = batches, draw
+
+    def __iter__(self):
+        return iter([(x.flip(3) if self.draw() < 0.5 else x, y) for x, y in self.batches])
+
+
+def shuffled(digits):
+    return DataLoader(TensorDataset(*digits["train"]), 50, shuffle=True, generator=torch.Generator().manual_seed(7))
+
+
+DRAWN = {
+    "fixed": lambda digits: pairs(digits["train"]),
+    "python": lambda digits: Flipping(pairs(digits["train"]), random.random),
+    "numpy": lambda digits: Flipping(pairs(digits["train"]), np.random.rand),
+    "own generator": shuffled,
+}
+
+
+@pytest.mark.parametrize("data", DRAWN)
+def test_a_run_interrupted_while_it_searches_ends_with_the_same_plan_in_the_same_process(net, digits, tmp_path, monkeypatch, data):
+    loader = DRAWN[data](digits)
+
     class Killed(BaseException):
         pass
 
@@ -335,7 +362,7 @@ def test_a_run_interrupted_while_it_searches_ends_with_the_same_plan_in_the_same
         return original(self, plan)
 
     monkeypatch.setattr(Judge, "__call__", counting)
-    whole = run(net, digits, tmp_path / "whole", aacp(12), Budget(macs=0.5))
+    whole = run(net, digits, tmp_path / "whole", aacp(12), Budget(macs=0.5), train=loader)
     distinct, half = len(judged), len(judged) // 2
     judged.clear()
 
@@ -347,11 +374,40 @@ def test_a_run_interrupted_while_it_searches_ends_with_the_same_plan_in_the_same
 
     monkeypatch.setattr(Judge, "__call__", dying)
     with pytest.raises(Killed):
-        run(net, digits, tmp_path / "run", aacp(12), Budget(macs=0.5))
-    again = run(net, digits, tmp_path / "run", aacp(12), Budget(macs=0.5))
+        run(net, digits, tmp_path / "run", aacp(12), Budget(macs=0.5), train=loader)
+    again = run(net, digits, tmp_path / "run", aacp(12), Budget(macs=0.5), train=loader)
     assert again.plan == whole.plan
     assert judged[half - 1] == judged[half], "the trial under way is judged again, with the same parameters"
     assert len(judged) == distinct + 1
+
+
+def test_other_images_under_the_same_search_are_said(problem, tmp_path, caplog):
+    url, method = f"sqlite:///{tmp_path / 'study.db'}", aacp(6)
+    first = replace(problem, storage=url)
+    method.plan(first)
+    method.plan(first)
+    assert "on other images" not in caplog.text
+    method.plan(replace(first, validate=[(x.flip(3), y) for x, y in problem.validate]))
+    assert "holds 6 trials of the same search on other images" in caplog.text
+
+
+def test_the_fitness_has_as_many_images_as_it_asks_for(net, digits, tmp_path):
+    method = aacp(5, fitness=Fitness("recalibrate", holdout=100, images=300), compensation=Compensation(images=200, positions=8))
+    run(net, digits, tmp_path / "run", method, Budget(macs=0.5))
+    trials = study_of(f"sqlite:///{tmp_path / 'run' / 'study.db'}").trials
+    assert {t.user_attrs[OUTCOME]["images"] for t in trials if "same_as" not in t.user_attrs[OUTCOME]} == {400}
+
+
+@pytest.mark.parametrize("method", [legr, aacp])
+def test_a_latency_is_not_refused_by_what_the_model_says_of_it(problem, method):
+    legal = options_of(problem, "align", frozenset(group.name for group in problem.channels.free))
+    affordable = Affordable(replace(problem, limits={"latency": 1.0}), legal, 8)
+    limit = 0.9 * float(affordable.costs(np.array([[own[0] for own in legal]]))["latency"][0])
+    asked = replace(problem, limits={"latency": limit}, measure=lambda plan: SimpleNamespace(ratio=0.9 * limit))
+    assert method(6, engines=8).plan(asked).kept, "its engine is faster than the model says"
+    slower = replace(asked, measure=lambda plan: SimpleNamespace(ratio=1.234 * limit))
+    with pytest.raises(BudgetError, match=f"latency {1.234 * limit:.3g} \\(asked: latency {limit:.3g}\\)"):
+        method(6, engines=8).plan(slower)
 
 
 def test_what_cannot_be_is_told_before_anything_is_searched(problem, net, digits, tmp_path):
