@@ -14,13 +14,13 @@ first population too: nothing is rejected.
 * `streams="group"`: residual streams are pruned too; the released code leaves them alone in ResNets;
 * budgets of any kind at once, latency by a model that learns from measured leaders.
 
-Where this differs from the released code: `streams="inside"` leaves all residual streams alone, also those of a MobileNetV2, whose
-block outputs are searched there; every group has a width of its own (there, both inner ones of a ResNet-50's bottleneck have one) in
-eighths (there, steps of 8, 16 and 32 for a VGG-16); channels that a depthwise layer scales are ranked by the sum of its norm and
-its producer's (there: by the producer's); limits are of costs (there: of MACs and of the number of channels). Trials are 400 by
-default, as LeGR's, 2,010 there (`AACP.published()`); candidates are judged on 1,000 images held out of the training data (there:
-on the test set), on fixed images without augmentation, and statistics are those of 500 images, cumulative (there: a momentum of
-0.1 over 101 batches of 64); `Fitness(holdout=, images=)` takes others.
+Where this differs from the released code: `streams="inside"` leaves all residual streams alone, also those of a MobileNetV2,
+whose block outputs are searched there; every group has a width of its own (there, both inner ones of a ResNet-50's bottleneck
+have one) in eighths (there, steps of 8, 16 and 32 for a VGG-16); channels that a depthwise layer scales are ranked by the sum of
+its norm and its producer's (there: by the producer's); limits are of costs (there: of MACs and of the number of channels). Trials
+are 400 by default, as LeGR's, 2,010 there (`AACP.published()`); candidates are judged on 1,000 images held out of the training
+data (there: on the test set), on fixed images without augmentation, and statistics are those of 500 images, cumulative (there: a
+momentum of 0.1 over 101 batches of 64); `Fitness(holdout=, images=)` takes others.
 """
 
 from collections.abc import Mapping, Sequence
