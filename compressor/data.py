@@ -14,7 +14,7 @@ from torch import Tensor
 
 from compressor.errors import DataError
 from compressor.evaluate import Batches
-from compressor.loading import load_callable
+from compressor.loading import called
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm"})
@@ -242,12 +242,7 @@ def _read_images(base: Path, files: Sequence[Path]) -> Tensor:
 def _from_callable(name: str) -> Data:
     if ":" not in name:
         raise DataError(f"no such data: {name!r}; write digits, cifar10:DIR, folder:DIR or module:callable")
-    load = load_callable(name)
-    try:
-        found = load()
-    except Exception as error:
-        line = (str(error).splitlines() or [""])[0]
-        raise DataError(f"{name}() failed: {type(error).__name__}: {line}") from error
+    found = called(name)
     if not isinstance(found, tuple | list) or len(found) not in (2, 3):
         raise DataError(f"{name} must return (train, validate) or (train, validate, test), it returned {type(found).__name__}")
     return Data(found[0], found[1], found[2] if len(found) == 3 else None)

@@ -34,6 +34,20 @@ def load_callable(name: str) -> Callable[[], Any]:
     return cast(Callable[[], Any], found)
 
 
+def called(name: str) -> Any:
+    """What the callable that a text names returns.
+
+    Raises:
+        DataError: There is no such callable, or it fails.
+    """
+    call = load_callable(name)
+    try:
+        return call()
+    except Exception as error:
+        line = (str(error).splitlines() or [""])[0]
+        raise DataError(f"{name}() failed: {type(error).__name__}: {line}") from error
+
+
 def load_model(name: str, weights: Path | None = None) -> nn.Module:
     """Build a model by name and load its weights.
 
@@ -44,12 +58,7 @@ def load_model(name: str, weights: Path | None = None) -> nn.Module:
     Raises:
         DataError: There is no such callable, it fails, it returns no module, or the weights do not fit.
     """
-    build = load_callable(name)
-    try:
-        model = build()
-    except Exception as error:
-        line = (str(error).splitlines() or [""])[0]
-        raise DataError(f"{name}() failed: {type(error).__name__}: {line}") from error
+    model = called(name)
     if not isinstance(model, nn.Module):
         raise DataError(f"{name}() must return a torch.nn.Module, it returned {type(model).__name__}")
     if weights is not None:
