@@ -150,7 +150,8 @@ class Compression:
         if changed and seen() == now:
             said = f"the first batch of {' and of '.join(changed)} is another"
             raise DataError(
-                f"{self._run.path} holds a run on other data ({said}); choose another output folder, or remove this one"
+                f"{self._run.path} holds a run on other data ({said}; a loader whose order changes from process to process looks "
+                "like that, too); choose another output folder, or remove this one"
             )
         if changed:
             logger.warning("the images of %s are others at each reading: finished steps are taken as they are", ", ".join(changed))

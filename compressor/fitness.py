@@ -262,8 +262,8 @@ def _first(
         left = images - sum(len(labels) for _, labels in found)
         if left <= 0:
             break
-        left = len(x) if whole else left
-        found.append((_in_layout(x[:left], layout), y[:left]))
+        few = None if whole else left
+        found.append((_in_layout(x[:few], layout), y[:few]))
     if not found:
         raise DataError("there is no hold-out to judge candidates on: validate=… yields no batch")
     return found

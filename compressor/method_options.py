@@ -82,7 +82,7 @@ def _parsed(key: str, text: str, method: Any) -> object:
         has = f"`{path[0]}` of {method.name}" if path else method.name
         raise BudgetError(f"--set {key}={text}: there is no such setting; {has} has {', '.join(names) or 'none'}")
     words = {"none": None, "true": True, "false": False}
-    allowed = [type(None) if kind is None else kind for kind in _kinds(get_type_hints(type(owner))[last])]
+    allowed = _kinds(get_type_hints(type(owner))[last])
     if text.lower() in words and type(words[text.lower()]) in allowed:
         return words[text.lower()]
     for kind in (int, float):

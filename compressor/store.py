@@ -97,9 +97,9 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise DataError(f"no such weights file: {path}")
+    if path.suffix == ".safetensors":
+        return _load_safetensors(path)
     try:
-        if path.suffix == ".safetensors":
-            return _load_safetensors(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds for a file that is cut off or holds code
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

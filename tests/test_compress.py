@@ -18,6 +18,7 @@ from tests.networks import Residual, randomize
 from tests.test_train import blobs
 
 X = (torch.zeros(1, 3, 8, 8),)
+torch.manual_seed(0)  # torch begins anywhere: some networks lose accuracy in two short epochs
 MODEL = randomize(Residual(16, 24))
 
 
@@ -61,9 +62,7 @@ def test_the_folder_holds_what_the_design_says(whole):
 
 def test_the_budget_holds_and_steps_are_in_order(whole):
     assert whole.met
-    names = [step.name for step in whole.steps]
-    assert names[:4] == ["original", "channels removed", "compensated", "fine-tuned"]
-    assert names[4:] in ([], ["compensated, kept"]), "two short epochs may lose accuracy"
+    assert [step.name for step in whole.steps] == ["original", "channels removed", "compensated", "fine-tuned"]
     assert whole.steps[-1].macs <= 0.6 * whole.steps[0].macs
     assert whole.latency_ratio <= 0.9
     assert whole.steps[-1].params == sum(p.numel() for p in whole.graph.parameters())
@@ -251,7 +250,7 @@ class Restless:
 
 
 def test_other_data_are_another_run_but_data_that_never_are_the_same_go_on(whole, tmp_path, caplog):
-    with pytest.raises(compressor.DataError, match=r"a run on other data \(the first batch of train is another\)"):
+    with pytest.raises(compressor.DataError, match=r"a run on other data \(the first batch of train is another;"):
         run(whole.path, train=batches(3, 64))
     found = run(tmp_path / "run", train=Restless(), finetune=FineTune(epochs=0))
     again = run(tmp_path / "run", train=Restless(), finetune=FineTune(epochs=0))

@@ -58,7 +58,8 @@ def test_truncated_files_are_said_to_be_cut_off(tmp_path, name, share):
     else:
         save_tensors(path, Residual().state_dict())
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
-    with pytest.raises(DataError, match="cut off" if name.endswith("safetensors") else "cut off, or not a file of plain tensors"):
+    expected = "not a safetensors file, or cut off" if name.endswith("safetensors") else "cut off, or not a file of plain tensors"
+    with pytest.raises(DataError, match=f"{name}: {expected}"):
         load_tensors(path)
 
 

@@ -5,7 +5,6 @@ import random
 import subprocess
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,13 +19,9 @@ from compressor import AACP, Budget, BudgetError, Compensation, FineTune, Fitnes
 from compressor.errors import BackendError, DataError
 from compressor.methods import METHODS
 from compressor.methods.affordable import Affordable
-from compressor.methods.paths import Widths
-from compressor.methods.selection import row_of, select_measured
-from compressor.methods.steps import options_of
 from compressor.methods.streams import is_stream
-from compressor.passes.losses import rankable
 from compressor.search.storage import claim
-from compressor.search.study import OUTCOME, STRUCTURE, Search
+from compressor.search.study import OUTCOME, Search
 from compressor.space import widths
 from tests.methods.digits import pairs
 from tests.methods.searches import TARGET, aacp, legr, study_of
@@ -76,68 +71,6 @@ def test_no_trial_is_spent_on_a_network_that_was_judged_before(problem, tmp_path
     assert images[0] < images[1] >= 23, "a network may come out of the last repair twice"
 
 
-def test_a_latency_model_that_leaders_find_too_hopeful_is_corrected(problem):
-    asked = replace(problem, limits={"latency": 0.7})
-    options = options_of(asked, "align", frozenset(rankable(asked.channels)[0]))
-    affordable = Affordable(asked, options, 8)
-    rows = np.array([[own[max(len(own) - back, 0)] for own in options] for back in (2, 3, 4, 5)])
-
-    def learn(row, factor):
-        """A leader takes so many times what the model says."""
-        structure = asked.channels.structure_of(row)
-        blocks = [list(pair) for pair in affordable.model.observations[0].blocks_ms]
-        affordable.learn({
-            "widths": dict(structure.widths), "median_ms": factor * affordable.model(structure),
-            "reference_ms": affordable.model.reference_ms, "blocks_ms": blocks,
-        })  # fmt: skip
-
-    learn(rows[0], 1.2)
-    assert affordable.correction == 1.0, "one tells nothing"
-    learn(rows[1], 1.1)
-    assert affordable.correction == pytest.approx(1.15, rel=1e-6)
-    learn(rows[2], 1.15)
-    assert affordable.correction == pytest.approx(1.15, rel=1e-6)
-    plain = affordable.model.predict(rows) / affordable.model.reference_ms
-    assert affordable.costs(rows)["latency"] == pytest.approx(1.15 * plain)
-    learn(rows[3], 3.0)
-    learn(rows[0], 3.0)
-    assert affordable.correction == 1.25, "a disturbed engine does not close the search"
-
-
-def test_a_leader_that_another_machine_measured_is_read_by_its_ratio(problem):
-    asked = replace(problem, limits={"latency": 0.7})
-    found = []
-    for factor in (1.0, 2.0):  # a machine that takes twice as long for everything
-        affordable = Affordable(asked, options_of(asked, "align", frozenset(rankable(asked.channels)[0])), 8)
-        structure = asked.channels.structure_of(np.array([group.size // 2 for group in asked.channels.groups]))
-        blocks = [[name, factor * ms] for name, ms in affordable.model.observations[2].blocks_ms]
-        affordable.learn({
-            "widths": dict(structure.widths), "median_ms": factor * 0.4 * affordable.model.reference_ms,
-            "reference_ms": factor * affordable.model.reference_ms, "blocks_ms": blocks,
-        })  # fmt: skip
-        found.append(affordable.model(structure))
-    assert found[0] == pytest.approx(found[1], rel=1e-9)
-
-
-@pytest.mark.parametrize("method", [legr, aacp])
-def test_leaders_that_take_longer_than_any_budget_do_not_end_the_search(problem, method, monkeypatch):
-    """Every engine is slower than the model says, and the budget is one that only the narrowest networks meet: it has to go on."""
-    measured = Affordable.measured
-
-    def slower(self, structure):
-        record = measured(self, structure)
-        return {**record, "median_ms": 1.25 * record["median_ms"]}
-
-    monkeypatch.setattr(Affordable, "measured", slower)
-    legal = options_of(problem, "align", frozenset(group.name for group in problem.channels.free))
-    affordable = Affordable(replace(problem, limits={"latency": 1.0}), legal, 8)
-    narrowest = np.array([[own[0] for own in legal]])
-    limit = 1.1 * float(affordable.costs(narrowest)["latency"][0])
-    stored = replace(problem, limits={"latency": limit}, measure=lambda plan: SimpleNamespace(ratio=0.9 * limit))
-    plan = method(16, engines=8, leaders=4).plan(stored)
-    assert plan.kept
-
-
 def run(net, digits, tmp_path, method, budget, train=None, **more):
     return compressor.compress(
         net, (torch.zeros(2, 1, 8, 8),), validate=pairs(digits["holdout"]), train=train or pairs(digits["train"]), budget=budget,
@@ -155,106 +88,6 @@ def test_a_latency_budget_is_met_as_measured_and_leaders_teach_the_model(net, di
     assert all(record["median_ms"] > 0 for record in leaders.values())
     assert leaders["leader:4"]["widths"] != leaders["leader:8"]["widths"], "what was measured before teaches nothing"
     assert run(net, digits, tmp_path / "run", method, Budget(latency=0.9)).plan == result.plan
-
-
-@pytest.mark.parametrize("method", [legr, aacp])
-def test_the_best_candidate_that_is_measured_to_meet_the_latency_is_the_result(problem, tmp_path, method):
-    asked = []
-
-    def measure(plan):
-        asked.append(plan)
-        if len(asked) == 1:
-            raise BackendError("no engine")
-        return SimpleNamespace(ratio=0.68)
-
-    url = f"sqlite:///{tmp_path / 'study.db'}"
-    plan = method(12, engines=8, leaders=100).plan(replace(problem, limits={"latency": 0.7}, measure=measure, storage=url))
-    judged = sorted((t for t in study_of(url).trials if t.value is not None), key=lambda t: t.value)
-    assert len(asked) == 2
-    assert plan == asked[1]
-    structures = [[width for _, width in problem.channels.structure(own).widths] for own in asked]
-    assert structures == list({tuple(row_of(trial)): row_of(trial).tolist() for trial in judged}.values())[:2], "each is built once"
-
-
-def test_candidates_that_must_be_as_slow_as_one_that_was_measured_are_passed_over(problem):
-    """Every engine takes a fifth longer than the model says."""
-    legal = options_of(problem, "align", frozenset(group.name for group in problem.channels.free))
-    rows = [np.array([own[-1] for own in legal])]
-    for k in np.tile(np.arange(len(legal)), 4):  # notch by notch
-        narrower = [w for w in legal[k] if w < rows[-1][k]]
-        rows += [np.where(np.arange(len(legal)) == k, narrower[-1], rows[-1])] if narrower else []
-    affordable = Affordable(replace(problem, limits={"latency": 1.0}), legal, 8)
-    guesses = affordable.costs(np.stack(rows))["latency"]
-    limit, asked = 1.02 * float(guesses[0]), []
-
-    def measure(plan):
-        asked.append([width for _, width in problem.channels.structure(plan).widths])
-        return SimpleNamespace(ratio=1.2 * float(affordable.costs(np.array(asked[-1:]))["latency"][0]))
-
-    affordable.problem = replace(problem, limits={"latency": limit}, measure=measure)
-    found = [optuna.trial.create_trial(value=0.0, user_attrs={STRUCTURE: {"widths": row.tolist()}}) for row in rows]
-    scores, paths = {g.name: np.arange(g.size, dtype=float) for g in problem.channels.groups}, []
-
-    def space(trial):
-        return Widths(affordable.problem, scores)
-
-    def path(trial):
-        paths.append(trial)
-        return np.stack(rows)
-
-    twice = [trial for trial in found for _ in range(2)]  # as other samplers propose them
-    best, plan = select_measured(affordable, twice, space, path, fill=False, widen=False)
-    able = [k for k, guess in enumerate(guesses) if 1.2 * guess <= 0.985 * limit * (1 + affordable.model.error.median)]
-    quarter = max(len(rows) // 4, 5)
-    assert 1 < able[0] < quarter
-    assert asked[:2] == [rows[0].tolist(), rows[able[0]].tolist()]
-    assert [width for _, width in problem.channels.structure(plan).widths] == asked[-1] == row_of(best).tolist()
-    affordable.problem = replace(affordable.problem, limits={"latency": 0.6 * limit})
-    asked.clear()
-    best, plan = select_measured(affordable, twice[: 2 * quarter], space, path, fill=False)
-    assert best is paths[-1] is found[0], "none of the best can be fast enough: the best one is narrowed"
-    assert measure(plan).ratio <= 0.6 * limit
-
-
-@pytest.mark.parametrize("method", [legr, partial(legr, fill=False), aacp], ids=["legr", "legr, nothing undone", "aacp"])
-def test_a_candidate_that_leaves_some_of_the_latency_is_widened(problem, method):
-    """Engines turn out to be faster than the model knows."""
-    asked, full = [], float(problem.channels.costs_of(problem.channels.full).macs[0])
-
-    def measure(plan):
-        asked.append(problem.channels.structure(plan))
-        return SimpleNamespace(ratio=0.7 * float(problem.channels.costs_of(asked[-1]).macs[0]) / full)
-
-    plan = method(12, engines=8, leaders=100).plan(replace(problem, limits={"latency": 0.6}, measure=measure))
-    best, found = (np.array([width for _, width in own.widths]) for own in (asked[0], problem.channels.structure(plan)))
-    assert measure(plan).ratio <= 0.6
-    assert measure(plan).ratio > 0.95 * 0.6
-    assert (found >= best).all()
-    assert (found > best).any()
-
-
-@pytest.mark.parametrize("method", [legr, aacp])
-def test_where_no_candidate_meets_the_latency_as_measured_the_best_is_narrowed(problem, tmp_path, method):
-    """What was judged best is too slow: the path goes on from there."""
-    url, asked = f"sqlite:///{tmp_path / 'study.db'}", []
-    full = float(problem.channels.costs_of(problem.channels.full).macs[0])
-
-    def share_of(structure):
-        return 1.1 * float(problem.channels.costs_of(structure).macs[0]) / full
-
-    def measure(plan):
-        asked.append(problem.channels.structure(plan))
-        return SimpleNamespace(ratio=0.61 if asked[-1] in asked[:5] else share_of(asked[-1]))
-
-    limits = {"latency": 0.6, "macs": 0.6 * full}
-    plan = method(12, engines=8, leaders=100).plan(replace(problem, limits=limits, measure=measure, storage=url))
-    judged = [t.user_attrs[STRUCTURE]["widths"] for t in study_of(url).trials if t.value is not None]
-    found = problem.channels.structure(plan)
-    assert len(asked) > 5
-    assert len(set(asked[:5])) == 5
-    assert all([width for _, width in own.widths] in judged for own in asked[:5])
-    assert found not in asked[:5]
-    assert 0.3 < share_of(found) <= 0.6
 
 
 def test_a_leader_that_another_process_measures_is_left_to_it(problem, tmp_path, monkeypatch):
@@ -396,18 +229,6 @@ def test_the_fitness_has_as_many_images_as_it_asks_for(net, digits, tmp_path):
     run(net, digits, tmp_path / "run", method, Budget(macs=0.5))
     trials = study_of(f"sqlite:///{tmp_path / 'run' / 'study.db'}").trials
     assert {t.user_attrs[OUTCOME]["images"] for t in trials if "same_as" not in t.user_attrs[OUTCOME]} == {400}
-
-
-@pytest.mark.parametrize("method", [legr, aacp])
-def test_a_latency_is_not_refused_by_what_the_model_says_of_it(problem, method):
-    legal = options_of(problem, "align", frozenset(group.name for group in problem.channels.free))
-    affordable = Affordable(replace(problem, limits={"latency": 1.0}), legal, 8)
-    limit = 0.9 * float(affordable.costs(np.array([[own[0] for own in legal]]))["latency"][0])
-    asked = replace(problem, limits={"latency": limit}, measure=lambda plan: SimpleNamespace(ratio=0.9 * limit))
-    assert method(6, engines=8).plan(asked).kept, "its engine is faster than the model says"
-    slower = replace(asked, measure=lambda plan: SimpleNamespace(ratio=1.234 * limit))
-    with pytest.raises(BudgetError, match=f"latency {1.234 * limit:.3g} \\(asked: latency {limit:.3g}\\)"):
-        method(6, engines=8).plan(slower)
 
 
 def test_what_cannot_be_is_told_before_anything_is_searched(problem, net, digits, tmp_path):
