@@ -9,6 +9,7 @@ import torch
 from tools import torchvision_ops
 
 torchvision_ops.declare()
+torch.set_num_threads(1)  # now: fixtures of modules run before those of functions, and sums depend on the threads
 _CACHE = tempfile.TemporaryDirectory(prefix="compressor-tests-", ignore_cleanup_errors=True)
 os.environ["COMPRESSOR_CACHE"] = _CACHE.name  # not the user's; child processes inherit it
 
