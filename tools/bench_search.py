@@ -10,7 +10,9 @@ one session. `seconds` are those of judging candidates; a ranking by loss takes 
 `--family` compares families of four budgets instead, by one search each: LeGR as published against ours in a few trials; rows in
 `tools/results/family-NETWORK.json`, whose `images` are those of the decision, statistics and probes among them.
 
-`--remeasure` times the networks of the rows of these `--goals` again, and nothing else: for rows that were made beside other work.
+`--remeasure` times the networks of the rows of these `--goals`, `--seeds` and `--only` again and nothing else: all of them
+beside each other, in three sessions, `latency_ratio` the median of `latency_ratios`. For rows that were made beside other
+work, or are to be compared in latency.
 
 Killed, the same command goes on: studies and finished parts lie in `--work`, rows in `tools/results/search-NETWORK.json`.
 """
@@ -23,6 +25,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 import torch
 from torch.fx import GraphModule
@@ -51,6 +54,7 @@ from compressor.train import train as fine_tune
 
 PSAE = Fitness("recalibrate", objective="accuracy")
 CLOSED = Fitness("compensate")
+SESSIONS = 3  # that networks are timed again in
 
 
 def methods(trials: int) -> dict[str, Callable[[], Method]]:
@@ -195,19 +199,25 @@ class Bench:
         return self.args.work / "".join(c if c.isalnum() else "-" for c in text)
 
     def remeasure(self) -> None:
+        """Times networks of rows together: what the machine does to one of them in a session it does to all."""
         rows, args = self.rows(), self.args
+        chosen, graphs = dict[str, dict](), {"original": self.graph}
         for row in rows:
             asked = f"{row['driver']}:{row['options']['asked']:g}" in args.goals.split(",")
+            asked = asked and str(row["options"]["seed"]) in args.seeds.split(",")
             if not asked or (args.only and row["method"] not in args.only.split(";")):
                 continue
-            file = self.folder(key_of(row)) / "plan.json"
-            if not file.exists():
+            folder = self.folder(key_of(row))
+            if not (folder / "plan.json").exists():
                 print(f"no plan is left of {row['method']}, {row['driver']} {row['options']['asked']:g}")
                 continue
-            graph = compressor.apply(Plan.load(file), self.graph, channels=self.channels).eval()
-            found = measure({"original": self.graph, "compressed": graph}, self.target, 1)
-            before, row["latency_ratio"] = row["latency_ratio"], round(found["compressed"].ratio_to(found["original"]), 4)
-            print(f"{row['method']}, {row['driver']} {row['options']['asked']:g}: {before} -> {row['latency_ratio']}", flush=True)
+            chosen[folder.name] = row
+            graphs[folder.name] = compressor.apply(Plan.load(folder / "plan.json"), self.graph, channels=self.channels).eval()
+        sessions = [measure(graphs, self.target, seed) for seed in range(SESSIONS)]
+        for name, row in chosen.items():
+            before, found = row["latency_ratio"], [round(own[name].ratio_to(own["original"]), 4) for own in sessions]
+            row.update(latency_ratio=median(found), latency_ratios=found)
+            print(f"{name}: {before} -> {row['latency_ratio']} {found}", flush=True)
         write_bytes(self.results, (json.dumps(rows, indent=1) + "\n").encode())
 
     def search(self, method: Method, driver: str, ratio: float, seed: int, folder: Path) -> Plan:
