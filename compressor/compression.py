@@ -20,6 +20,7 @@ from compressor.methods.base import plans_of
 from compressor.passes.calibration import Calibration
 from compressor.passes.channels import ChannelGraph, analyze
 from compressor.passes.compensation import Compensation
+from compressor.passes.readers import biases_added
 from compressor.passes.realise import realised
 from compressor.passes.trace import INPUTS, outputs_of, trace
 from compressor.plan import Plan, Structure, digest_of
@@ -68,7 +69,7 @@ class Compression:
         progress.stage("trace and analyze")
         self._original = trace(model, example_inputs).eval()
         self._channels: ChannelGraph = analyze(self._original)
-        if not self._channels.free:
+        if not self._channels.free and not getattr(method, "reduces_ranks", False):
             reasons = "; ".join(f"{g.name}: {g.frozen}" for g in self._channels.groups[:5])
             raise BudgetError(f"nothing in this model can be removed ({reasons or 'it has no conv and no linear layer'})")
         config = {
@@ -194,6 +195,11 @@ class Compression:
             choices.update({choice.layer: choice for choice in found})
 
         limits = budget.limits({**given.full_costs, "latency": 1.0}) if budget else {}
+        if given.method.compensation is not None and given.images is not None:  # it may need room for biases
+            added = biases_added(self._channels)
+            for name, size in (("params", 1), ("memory", next(self._original.parameters()).element_size())):
+                if name in limits:
+                    limits[name] -= added * size
         latency = budget.bounds.get("latency") if budget else None
         if isinstance(latency, str):  # absolute: as a fraction of what the original takes here and now
             original = self._once(

@@ -14,6 +14,7 @@ from compressor.passes.calibration import Calibration
 from compressor.passes.channels import ChannelGraph
 from compressor.passes.compensation import Compensation, Repair
 from compressor.passes.factorize_conv import STAGES, sizes_of
+from compressor.passes.forms import Stage
 from compressor.passes.moments import Moments
 from compressor.passes.original import Original
 from compressor.passes.prefix import Prefix, Shelf
@@ -66,8 +67,13 @@ class Job:
         scale = affine(graph, self.reader.norm, self.product.outputs)[0].reshape(matrix.shape[:2])
         found = reduced(matrix, sizes_of(self.product.module), self.factorization, covariance, scale)
         node = next(node for node in graph.graph.nodes if node.name == self.reader.node)
-        node.meta[STAGES] = found.stages
+        node.meta[STAGES] = _as_stored(found.stages) if self.product.transposed and found.stages else found.stages
         return found.matrix
+
+
+def _as_stored(stages: Sequence[Sequence[Stage]]) -> list[list[Stage]]:
+    """Sequences of a transposed convolution, whose kernel runs the other way in its matrix; see `Product.matrix`."""
+    return [[replace(one, weight=np.flip(one.weight, tuple(range(2, one.weight.ndim)))) for one in own] for own in stages]
 
 
 def jobs_of(

@@ -70,6 +70,12 @@ def readers_of(channels: ChannelGraph) -> dict[str, Reader]:
     return found
 
 
+def biases_added(channels: ChannelGraph) -> int:
+    """How many parameters compensation adds at most: a bias for every reader that has none, nor a norm behind it to take it."""
+    products = (Product(channels.graph.get_submodule(own.layer)) for own in readers_of(channels).values() if own.norm is None)
+    return sum(product.outputs for product in products if not product.has_bias)
+
+
 def beyond_repair(channels: ChannelGraph) -> dict[str, str]:
     """Layer -> why compensation leaves it as it is, for what contracts channels and is no `Reader`."""
     graph = channels.graph

@@ -68,7 +68,7 @@ def environment():
 
 
 def command(*arguments):
-    return [sys.executable, "-c", "from compressor.cli import main; main()", *map(str, arguments)]
+    return [sys.executable, "-m", "compressor", *map(str, arguments)]
 
 
 @dataclass

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import fcntl
+import itertools
 import json
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 import compressor
-from compressor import Budget, FineTune, Magnitude, Plan, Progress, Target
+from compressor import CC, Budget, CaP, Factorize, FineTune, Magnitude, Plan, Progress, Target
 from compressor.passes.verify import relative_error
 from compressor.store import digest_of_tensors, load_tensors
 from compressor.train import train
@@ -27,7 +28,7 @@ def batches(seed, count):
     return list(zip(x.split(16), y.split(16), strict=True))
 
 
-def run(out, model=MODEL, budget=None, backend="fake", finetune=FineTune(epochs=2), train=None, **options):  # noqa: B008
+def run(out, model=MODEL, budget=None, backend="fake", finetune=FineTune(epochs=2), train=None, align=4, **options):  # noqa: B008
     return compressor.compress(
         model,
         X,
@@ -35,7 +36,7 @@ def run(out, model=MODEL, budget=None, backend="fake", finetune=FineTune(epochs=
         validate=batches(1, 32),
         test=batches(2, 32),
         budget=budget or Budget(latency=0.9, macs=0.6),
-        target=Target(backend, align=4),
+        target=Target(backend, align=align),
         finetune=finetune,
         out=out,
         **options,
@@ -266,6 +267,39 @@ def test_a_model_with_nothing_to_remove_is_refused_with_the_reason(tmp_path):
     model = nn.Sequential(nn.Conv2d(3, 5, 8), nn.Flatten())
     with pytest.raises(compressor.BudgetError, match=r"nothing in this model can be removed.*model output"):
         run(tmp_path / "run", model=model)
+
+
+class Sorted(nn.Module):
+    """Channels that pass through an op without a rule: none can go."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.inner, self.fc = nn.Conv2d(3, 24, 3), nn.Conv2d(24, 24, 3), nn.Linear(24, 5)
+
+    def forward(self, x):
+        x = torch.sort(self.inner(torch.sort(self.stem(x), 1)[0]), 1)[0]
+        return self.fc(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("method", [CC(), CaP(space="channels+ranks"), Factorize(choice="rate")], ids=lambda own: own.name)
+def test_ranks_go_where_no_channel_can(tmp_path, method):
+    with pytest.raises(compressor.BudgetError, match=r"nothing in this model can be removed.*aten\.sort"):
+        run(tmp_path / "channels", Sorted(), method=CaP())
+    result = run(tmp_path / "ranks", Sorted(), Budget(macs=0.7), method=method, finetune=FineTune(epochs=0))
+    assert result.met
+    assert [one.layer for one in result.plan.factors] == ["inner"]
+
+
+@pytest.mark.parametrize("limits", [Budget(params=0.6), Budget(memory=0.6)], ids=str)
+def test_biases_that_compensation_adds_are_within_the_budget(tmp_path, limits):
+    torch.manual_seed(1)  # with these weights the network that fills the budget would be over it
+    sizes = (3, 12, 16, 16)
+    convs = [nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in itertools.pairwise(sizes)]
+    layers = [own for conv in convs for own in (conv, nn.ReLU())]
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5, bias=False))
+    result = run(tmp_path / "run", model, limits, method=CaP(), finetune=FineTune(epochs=0), align=1)
+    assert any(name.endswith("bias") for name in result.graph.state_dict())
+    assert result.met
 
 
 def test_absolute_latency_and_the_real_back_end(tmp_path):

@@ -136,6 +136,11 @@ class CaP:
         """As in the released code: bottom-up, statistics of the original network, output variances kept."""
         return cls(floor=floor, search="bottom-up", recollect=False, compensation=Compensation.published())
 
+    @property
+    def reduces_ranks(self) -> bool:
+        """Whether layers may become sequences, so that a network need not have a channel that can go."""
+        return self.space != "channels"
+
     def to_dict(self) -> dict[str, object]:
         """The settings as plain data."""
         return {"name": self.name, **asdict(self)}

@@ -113,6 +113,11 @@ class CC:
         """As in the released code; gathers wherever a layer alone drops a channel."""
         return cls("both", "gradient", "exponential", "all", accept=False, images=images, compensation=None)
 
+    @property
+    def reduces_ranks(self) -> bool:
+        """Whether layers may become sequences, so that a network need not have a channel that can go."""
+        return self.units != "channels"
+
     def to_dict(self) -> dict[str, object]:
         """The settings as plain data."""
         return {"name": self.name, **asdict(self)}

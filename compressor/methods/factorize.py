@@ -66,6 +66,11 @@ class Factorize:
         """As the command knows it."""
         return "factorize"
 
+    @property
+    def reduces_ranks(self) -> bool:
+        """Whether layers may become sequences, so that a network need not have a channel that can go."""
+        return True
+
     def to_dict(self) -> dict[str, object]:
         """The settings as plain data."""
         return {"name": self.name, **asdict(self)}
@@ -101,7 +106,9 @@ class _Ranks:
                 layer = graph.get_submodule(name)
                 self._layers[name] = sizes_of(layer), list(blocks_of(layer))
         if not self._layers:
-            raise BudgetError(f"no layer of this network can be factorized as {method.form}")
+            why = "; ".join(f"{name}: {reason or able[name]}" for name, reason in list(reasons.items())[:5])
+            why = why or "it has no convolution"
+            raise BudgetError(f"no layer of this network can be factorized as {method.form} ({why})")
         self._costs = {name: Layer.of(problem.channels, name) for name in self._layers}
         own = self._layers.items()
         self._vbmf = {name: by_vbmf(self._form, blocks) for name, (_, blocks) in own} if method.choice == "vbmf" else {}

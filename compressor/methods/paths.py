@@ -110,10 +110,9 @@ def first_within(space: Widths, path: Rows) -> int:
     said = ", ".join(
         f"{name} {found[0]:,.0f} (asked: {limits[name]:,.0f})" for name, found in space.costs(path[-1:]).items() if name in limits
     )
-    raise BudgetError(
-        f"the budget cannot be met: the smallest legal network has {said}; "
-        "widths are multiples of the target's `align`, a smaller one allows narrower layers"
-    )
+    align = space.problem.target.align
+    advice = f"; widths are multiples of the target's `align` ({align}), a smaller one allows narrower layers" if align > 1 else ""
+    raise BudgetError(f"the budget cannot be met: the smallest legal network has {said}{advice}")
 
 
 def give_back(path: Rows, first: int, within: Within) -> Rows:

@@ -92,6 +92,11 @@ class SearchingMethod:
         """The settings that decide what a trial is worth, as plain data."""
         return {key: value for key, value in self.to_dict().items() if key != "parallel"}
 
+    @property
+    def reduces_ranks(self) -> bool:
+        """Whether layers may become sequences, so that a network need not have a channel that can go."""
+        return self.space != "channels"
+
     def to_dict(self) -> dict[str, object]:
         """The settings as plain data."""
         return {"name": self.name, **asdict(self)}

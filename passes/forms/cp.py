@@ -9,12 +9,15 @@ ones for what is left, each time with some iterations over all of them: 64 x 64 
 import math
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 
 from compressor.passes.forms.base import Array, Sizes, Stage, StageSizes, needs_a_kernel
 
 _ADDED = 16  # one in so many: terms that are added to those that are there, at least one
+_NOTHING = 1e-14  # of a weight's norm: a remainder that no terms are added for
+_RIDGE = 1e-12  # beside the square of a weight's norm, where normal equations are singular
 _ITERATIONS = {"new": 20, "all": 20, "last": 60}  # over the terms that are added, over all of them, and at the end
 
 
@@ -64,9 +67,12 @@ def _fitted(weight: Array, rank: int) -> list[Array]:
     for count in _counts(rank):
         have = factors[0].shape[1]
         left = goal - cp_to_tensor((np.ones(have), factors)) if have else goal
+        if float(np.linalg.norm(left)) <= _NOTHING:
+            break
         new = _alternated(left, count - have, "svd", _ITERATIONS["new"])
         start = (np.ones(count), [np.concatenate(pair, axis=1) for pair in zip(factors, new, strict=True)])
         factors = _alternated(goal, count, start, _ITERATIONS["last" if count == rank else "all"])
+    factors = [np.pad(factor, ((0, 0), (0, rank - factor.shape[1]))) for factor in factors]  # terms that nothing is left for
     lengths = np.stack([np.linalg.norm(factor, axis=0) for factor in factors]).clip(1e-30)
     each = (unit * lengths.prod(axis=0)) ** (1 / len(factors))
     return [np.asarray(factor / length * each) for factor, length in zip(factors, lengths, strict=True)]
@@ -86,7 +92,11 @@ def _alternated(tensor: Array, rank: int, init: object, iterations: int) -> list
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # more terms than a side is long: the start is filled up at random
-        weights, factors = parafac(tensor, rank, n_iter_max=iterations, init=init, tol=1e-7, random_state=0)
+        own = partial(parafac, tensor, rank, n_iter_max=iterations, init=init, tol=1e-7, random_state=0)
+        try:
+            weights, factors = own()
+        except np.linalg.LinAlgError:  # terms that repeat each other, as of kernels that are zero but for one pixel
+            weights, factors = own(l2_reg=_RIDGE)
     return [factors[0] * weights, *factors[1:]]
 
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import compressor
 from compressor import BudgetError, Factorize, Target
@@ -54,6 +55,13 @@ def test_a_fixed_rank_is_taken_where_it_saves_something(problem):
     assert "blocks.0.0" in {one.layer for one in plan.factors}
     with pytest.raises(BudgetError, match="by factorization alone: as far as it goes, this network has macs"):
         Factorize("svd", "fixed", 10).plan(limited(problem, 0.1))
+
+
+def test_where_no_layer_can_take_the_form_each_is_named():
+    graph = compressor.trace(nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 4)), (torch.zeros(1, 3, 2, 2),))
+    asked = Problem(compressor.analyze(graph), {"macs": 10.0}, Target("fake"), None, None, 0)
+    with pytest.raises(BudgetError, match=r"factorized as svd \(1: it is a linear layer; 3: it is a linear layer\)"):
+        Factorize("svd").plan(asked)
 
 
 def test_settings_that_do_not_go_together_are_refused():

@@ -9,9 +9,11 @@ from compressor.errors import PassError
 from compressor.passes.calibration import Calibration
 from compressor.passes.compensate import Compensate
 from compressor.passes.compensation import Compensation
+from compressor.passes.factorize_conv import FactorizeConv
 from compressor.passes.prefix import Prefix, Shelf
 from compressor.passes.readers import beyond_repair, readers_of
 from compressor.passes.trace import outputs_of
+from compressor.plan import Factorization, Plan
 from tests.networks import Residual, randomize
 from tests.networks import first_output as outputs
 from tests.networks import output_error as error
@@ -169,3 +171,16 @@ def test_a_graph_that_the_plan_did_not_make_is_refused():
     wrong = compressor.apply(other, graph, channels=channels)
     with pytest.raises(PassError, match="not the original network narrowed by this plan"):
         Compensate(channels, plan, Calibration(((torch.randn(16, 3, 8, 8),),))).run(wrong)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_compensated_sequence_of_a_transposed_convolution_is_built_as_it_was_fitted(groups):
+    """`cp` has no closed form: found again from the weight, its terms would be others."""
+    layers = [nn.Conv2d(3, 12, 3, stride=2), nn.ReLU(), nn.ConvTranspose2d(12, 12, 3, stride=2, groups=groups), nn.Flatten()]
+    graph, channels = prepared(nn.Sequential(*layers), 1, 3, 9, 9)
+    x = torch.randn(64, 3, 9, 9)
+    plan = Plan.keep({}, channels.digest, factors=[Factorization("2", "cp", (9,))])
+    fitted = Compensate(channels, plan, Calibration(((x,),)), SETTINGS).run(graph).graph
+    built = FactorizeConv(plan.factors)(fitted).graph
+    assert error(fitted, graph, x) > 0.01
+    assert error(built, fitted, x) < 1e-6

@@ -82,6 +82,16 @@ def test_a_weight_of_that_rank_is_found_exactly(name, shape):
     assert error(form, low, ranks) < 1e-12
 
 
+@pytest.mark.parametrize("rank", [1, 20, 40])
+def test_cp_of_weights_that_few_terms_write(rank):
+    """More terms than there is something for: the normal equations are singular."""
+    weight = np.random.default_rng(0).normal(size=(6, 8, 3, 3))
+    weight[:, :, [0, 0, 2, 2], [0, 2, 0, 2]] = weight[:, :, 1, ::2] = weight[:, :, ::2, 1] = 0  # a 1 x 1 kernel, so of rank 6
+    norms = [np.linalg.norm(compose(FORMS["cp"].factorize(own, (rank,))) - own) for own in (weight, 0 * weight)]
+    assert norms[0] < (1e-10 if rank > 1 else np.linalg.norm(weight))
+    assert norms[1] == 0
+
+
 def test_cp_finds_a_sum_of_few_terms():
     form, own = FORMS["cp"], sizes(SHAPES["2d"])
     low = compose(form.factorize(weight(SHAPES["2d"]), (3,)))

@@ -1,0 +1,5 @@
+"""`python -m compressor`, which is the command `compressor`."""
+
+from compressor.cli import main
+
+main()
