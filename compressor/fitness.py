@@ -52,7 +52,7 @@ class Fitness:
         learning_rate: Of training; momentum 0.9, weight decay 5e-4, as published.
         features: Whose features closed forms are fitted on: those of the `narrowed` network, layer after layer, as in the end; or
             the `original`'s, collected once for all candidates, which takes half the time. Asked for half the latency of a
-            ResNet-56, `LeGR` keeps 83.46 % at a measured 0.484 by `narrowed`, 84.39 % at 0.504 by `original`
+            ResNet-56, `LeGR` keeps 83.46 % at a measured 0.500 by `narrowed`, 84.39 % at 0.504 by `original`
             (`tools/bench_search.py --goals latency:0.5 --align 8 --seeds 0`).
 
     Raises:

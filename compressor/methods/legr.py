@@ -62,7 +62,7 @@ class LeGR(SearchingMethod):
         steps: Widths that a walk stops on: multiples of the target's `align`, those among them that are right edges of each group's
             measured `staircase` on the target, or `eighths` of the group. By default staircases where latency is limited, else
             all multiples. Asked for half the latency of a ResNet-56, `align=8`, staircases keep 83.46 % before any training at a
-            measured 0.484, all multiples 83.02 % at 0.515 (`tools/bench_search.py --goals latency:0.5 --align 8 --seeds 0
+            measured 0.500, all multiples 83.02 % at 0.515 (`tools/bench_search.py --goals latency:0.5 --align 8 --seeds 0
             --only "LeGR, compensated;LeGR, multiples, compensated"`).
         fill: Whether notches that the budget still allows where the walk stops are undone, the latest first: where legal widths are
             few, the last notch may overshoot. Not as published; members of a family are then not always nested in each other.
