@@ -69,7 +69,7 @@ class Compression:
         progress.stage("trace and analyze")
         self._original = trace(model, example_inputs).eval()
         self._channels: ChannelGraph = analyze(self._original)
-        if not self._channels.free and not getattr(method, "reduces_ranks", False):
+        if not self._channels.free and not method.reduces_ranks:
             reasons = "; ".join(f"{g.name}: {g.frozen}" for g in self._channels.groups[:5])
             raise BudgetError(f"nothing in this model can be removed ({reasons or 'it has no conv and no linear layer'})")
         config = {

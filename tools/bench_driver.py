@@ -40,13 +40,12 @@ from compressor.passes.criteria import CRITERIA, Scoring
 from compressor.passes.losses import Curve
 from compressor.passes.ranking import Ranking
 from compressor.plan import Plan
-from compressor.runtime.latency import Comparison, measure
+from compressor.runtime.latency import Comparison
 from compressor.runtime.model_training import train_latency_model
 from compressor.space import widths
 from compressor.store import read_json, write_bytes, write_json
 
 SPARED = 256
-SESSIONS = 3  # engines built anew; the median of their ratios is reported
 
 
 class Trained(bench_cc.Bench):
@@ -153,12 +152,9 @@ def main() -> None:
             }  # fmt: skip
             found.append(row)
             print(row, flush=True)
-    sessions = [measure(graphs, bench.target, seed) for seed in range(1, 1 + SESSIONS)]
-    times = sessions[0]
+    times = benching.timed_together(graphs, bench.target)
     for row in found:
-        ratios = [session[row["driver"]].ratio_to(session["original"]) for session in sessions]
-        row["latency_ratio"], row["latency_ratios"] = round(float(np.median(ratios)), 4), [round(ratio, 4) for ratio in ratios]
-        row["target"] = {name: str(value) for name, value in times["original"].target.items()}
+        row.update(times[row["driver"]])
         worth = f"{row['top1']:.2f} %" if "top1" in row else f"{row['norm_lost']:.4f} of the squared norms lost"
         print(f"by {row['driver']}: {row['macs_ratio']:.3f} of the MACs, {row['latency_ratio']:.3f} of the latency, {worth}")
     write_bytes(file, (json.dumps([*rows, *found], indent=1) + "\n").encode())

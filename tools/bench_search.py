@@ -25,7 +25,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from statistics import median
 
 import torch
 from torch.fx import GraphModule
@@ -54,7 +53,6 @@ from compressor.train import train as fine_tune
 
 PSAE = Fitness("recalibrate", objective="accuracy")
 CLOSED = Fitness("compensate")
-SESSIONS = 3  # that networks are timed again in
 
 
 def methods(trials: int) -> dict[str, Callable[[], Method]]:
@@ -213,11 +211,10 @@ class Bench:
                 continue
             chosen[folder.name] = row
             graphs[folder.name] = compressor.apply(Plan.load(folder / "plan.json"), self.graph, channels=self.channels).eval()
-        sessions = [measure(graphs, self.target, seed) for seed in range(SESSIONS)]
-        for name, row in chosen.items():
-            before, found = row["latency_ratio"], [round(own[name].ratio_to(own["original"]), 4) for own in sessions]
-            row.update(latency_ratio=median(found), latency_ratios=found)
-            print(f"{name}: {before} -> {row['latency_ratio']} {found}", flush=True)
+        for name, found in benching.timed_together(graphs, self.target).items():
+            if name in chosen:
+                print(f"{name}: {chosen[name]['latency_ratio']} -> {found['latency_ratio']} {found['latency_ratios']}", flush=True)
+                chosen[name].update(found)
         write_bytes(self.results, (json.dumps(rows, indent=1) + "\n").encode())
 
     def search(self, method: Method, driver: str, ratio: float, seed: int, folder: Path) -> Plan:

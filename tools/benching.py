@@ -1,5 +1,8 @@
 """What benchmarks of several methods share."""
 
+from collections.abc import Mapping
+from statistics import median
+
 import torch
 from torch.fx import GraphModule
 
@@ -13,8 +16,11 @@ from compressor.passes.factorize_conv import FactorizeConv
 from compressor.passes.remove_channels import RemoveChannels
 from compressor.passes.trace import quiet_deepcopy
 from compressor.plan import Plan
-from compressor.runtime.latency import Comparison
+from compressor.runtime.latency import Comparison, measure
+from compressor.target import Target
 from compressor.trial import Trial
+
+SESSIONS = 3  # engines built anew; the median of their ratios is reported
 
 
 def repaired(
@@ -40,3 +46,14 @@ def measured_in(comparison: Comparison, channels: ChannelGraph, plan: Plan) -> T
     """A plan's network, built and timed beside the original."""
     found, original = comparison.measure(compressor.apply(plan, channels.graph, channels=channels))
     return Trial(channels.structure(plan), found, original)
+
+
+def timed_together(graphs: Mapping[str, GraphModule], target: Target) -> dict[str, dict[str, object]]:
+    """What rows say of latencies, by name: networks beside each other and the `original`, so that what befalls one befalls all."""
+    sessions = [measure(graphs, target, seed) for seed in range(1, 1 + SESSIONS)]
+    said = {name: str(value) for name, value in sessions[0]["original"].target.items()}
+    found = dict[str, dict[str, object]]()
+    for name in graphs:
+        ratios = [session[name].ratio_to(session["original"]) for session in sessions]
+        found[name] = {"target": said, "latency_ratio": round(median(ratios), 4), "latency_ratios": [round(r, 4) for r in ratios]}
+    return found

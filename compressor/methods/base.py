@@ -79,6 +79,10 @@ class Method(Protocol):
     def compensation(self) -> Compensation | None:
         """How the network is repaired after removal; None for not at all."""
 
+    @property
+    def reduces_ranks(self) -> bool:
+        """Whether layers may become sequences, so that a network need not have a channel that can go."""
+
     def plan(self, problem: Problem) -> Plan:
         """Decide what stays.
 

@@ -138,7 +138,7 @@ class CaP:
 
     @property
     def reduces_ranks(self) -> bool:
-        """Whether layers may become sequences, so that a network need not have a channel that can go."""
+        """See `Method`."""
         return self.space != "channels"
 
     def to_dict(self) -> dict[str, object]:

@@ -115,7 +115,7 @@ class CC:
 
     @property
     def reduces_ranks(self) -> bool:
-        """Whether layers may become sequences, so that a network need not have a channel that can go."""
+        """See `Method`."""
         return self.units != "channels"
 
     def to_dict(self) -> dict[str, object]:

@@ -68,7 +68,7 @@ class Factorize:
 
     @property
     def reduces_ranks(self) -> bool:
-        """Whether layers may become sequences, so that a network need not have a channel that can go."""
+        """See `Method`."""
         return True
 
     def to_dict(self) -> dict[str, object]:

@@ -66,6 +66,11 @@ class Magnitude:
         """As the command knows it."""
         return "magnitude"
 
+    @property
+    def reduces_ranks(self) -> bool:
+        """See `Method`."""
+        return False
+
     def to_dict(self) -> dict[str, object]:
         """The settings as plain data."""
         return {"name": self.name, **asdict(self)}
