@@ -98,7 +98,7 @@ def recalibrate(model: nn.Module, batches: Batches, limit: int = 50, progress: P
     Returns:
         How many batch norms were recalibrated.
     """
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None]
+    norms = norms_of(model)
     if not norms:
         return 0
     device = device_of(model)
@@ -117,6 +117,11 @@ def recalibrate(model: nn.Module, batches: Batches, limit: int = 50, progress: P
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
     return len(norms)
+
+
+def norms_of(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """The batch norms with running statistics."""
+    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None]
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -31,10 +31,11 @@ from compressor.passes.statistics import Statistics, collect
 from compressor.passes.trace import DYNAMIC, quiet_deepcopy
 from compressor.plan import Plan
 from compressor.seeding import seeded
+from compressor.settings import check
 
 logger = logging.getLogger(__name__)
 
-REPAIRS = ("none", "train", "recalibrate", "compensate")
+_LEAST = {"holdout": 1, "images": 8, "steps": 1, "learning_rate": 1e-12}
 
 
 @dataclass(frozen=True)
@@ -69,14 +70,7 @@ class Fitness:
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        for name, known in (
-            ("repair", REPAIRS), ("objective", ("loss", "accuracy")), ("features", ("original", "narrowed")),
-        ):  # fmt: skip
-            if getattr(self, name) not in known:
-                raise DataError(f"fitness {name}={getattr(self, name)!r}: known are {', '.join(known)}")
-        for name, least in (("holdout", 1), ("images", 8), ("steps", 1), ("learning_rate", 1e-12)):
-            if not getattr(self, name) >= least:
-                raise DataError(f"fitness {name}={getattr(self, name)}: must be at least {least:g}")
+        check(self, DataError, {name: (least, math.inf) for name, least in _LEAST.items()})
 
     @property
     def direction(self) -> Literal["minimize", "maximize"]:

@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from compressor.budget import Budget
-from compressor.evaluate import Batches, evaluate, recalibrate
+from compressor.evaluate import Batches, evaluate, norms_of, recalibrate
 from compressor.measurement import Measurement
 from compressor.methods import Method
 from compressor.passes.calibration import Calibration
@@ -145,7 +145,8 @@ class Member:
         """Compensate, factorize, recalibrate: whichever of them there is to do."""
         given, run, factors = self._given, self._given.run, self._plan.factors
         settings, images = given.method.compensation, given.images
-        if images is None and not factors:
+        to_fit = images is not None and (settings is not None or bool(norms_of(graph)))
+        if not to_fit and not factors:
             return graph
         file = self._folder / "compensated.safetensors"
         if run.done(self._step("compensated")) is None or not (file.exists() or self._finished().exists()):
@@ -155,7 +156,7 @@ class Member:
                 found = Compensate(given.channels, self._plan, images, settings, given.seed).run(graph)
                 graph, repairs = found.graph, found.repairs
             graph = FactorizeConv(factors)(graph).graph
-            if images is not None and (settings is None or settings.recalibrate):
+            if images is not None and norms_of(graph) and (settings is None or settings.recalibrate):
                 given.progress.stage(self._step("recalibrate batch norms"))
                 pairs = [(batch[0], batch[0]) for batch in images.batches]
                 recalibrate(graph, pairs, len(pairs), given.progress)
@@ -164,7 +165,7 @@ class Member:
         else:
             graph = FactorizeConv(factors, weights=False)(graph).graph
             take_state(graph, load_tensors(file if file.exists() else self._finished()))
-        name = "factorized" if factors and images is None else "norms recalibrated" if settings is None else "compensated"
+        name = "factorized" if not to_fit else "norms recalibrated" if settings is None else "compensated"
         accuracies[name] = self._accuracy(name, graph)
         return graph
 

@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 from compressor.errors import BudgetError
 from compressor.methods import METHODS
+from compressor.settings import SAID, kinds_of
 
 _SEARCHES = ("trials", "sampler", "fitness", "ranking", "steps", "space", "parallel")
 OPTIONS: dict[str, tuple[str, ...]] = {
@@ -82,7 +82,7 @@ def _parsed(key: str, text: str, method: Any) -> object:
         has = f"`{path[0]}` of {method.name}" if path else method.name
         raise BudgetError(f"--set {key}={text}: there is no such setting; {has} has {', '.join(names) or 'none'}")
     words = {"none": None, "true": True, "false": False}
-    allowed = _kinds(get_type_hints(type(owner))[last])
+    allowed = kinds_of(get_type_hints(type(owner))[last])
     if text.lower() in words and type(words[text.lower()]) in allowed:
         return words[text.lower()]
     for kind in (int, float):
@@ -91,19 +91,9 @@ def _parsed(key: str, text: str, method: Any) -> object:
                 return kind(text)
     if str in allowed:
         return text
-    said = " or ".join(_SAID[kind] for kind in allowed if kind in _SAID)
+    said = " or ".join(SAID[kind] for kind in allowed if kind in SAID)
     if any(is_dataclass(kind) for kind in allowed):
         raise BudgetError(
             f"--set {key}={text}: it has settings of its own{f', or is {said}' if said else ''}; write {key}.NAME=value"
         )
     raise BudgetError(f"--set {key}={text}: {said} is expected, such as {getattr(owner, last)}")
-
-
-_SAID = {int: "a whole number", float: "a number", bool: "true or false", type(None): "none"}
-
-
-def _kinds(hint: Any) -> list[Any]:
-    """The plain types of a type hint; texts for `Literal`."""
-    if get_origin(hint) in (Union, UnionType):
-        return [kind for part in get_args(hint) for kind in _kinds(part)]
-    return [type(value) for value in get_args(hint)] if get_origin(hint) is Literal else [hint]

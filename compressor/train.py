@@ -15,6 +15,7 @@ from compressor.evaluate import Batches, batch_count, check_labels, device_of, p
 from compressor.passes.base import eval_mode
 from compressor.progress import Progress
 from compressor.seeding import seeded
+from compressor.settings import check
 from compressor.store import load_tensors, save_tensors
 
 
@@ -45,13 +46,10 @@ class FineTune:
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        limits = {
+        check(self, DataError, {
             "epochs": (0, math.inf), "learning_rate": (0, math.inf), "momentum": (0, 1), "weight_decay": (0, math.inf),
             "label_smoothing": (0, 1), "distillation": (0, 1), "temperature": (1e-6, math.inf),
-        }  # fmt: skip
-        for name, (low, high) in limits.items():
-            if not low <= getattr(self, name) <= high:
-                raise DataError(f"FineTune({name}={getattr(self, name)}): must lie between {low} and {high}")
+        })  # fmt: skip
 
     def to_dict(self) -> dict[str, object]:
         """The settings as plain data."""

@@ -1,10 +1,13 @@
 """Settings of compensation, and what it reports of each layer."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Literal
 
 from compressor.errors import DataError
+from compressor.settings import check
 
+_LEAST = {"ridge": 0.0, "images": 8, "positions": 1, "memory_mb": 1}
 _RIDGES = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 1e6)  # the last leaves the weights as they are and fits the bias alone
 
 
@@ -43,12 +46,7 @@ class Compensation:
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        for name, known in (("features", ("narrowed", "original")), ("layers", ("all", "readers"))):
-            if getattr(self, name) not in known:
-                raise DataError(f"Compensation({name}={getattr(self, name)!r}): known are {', '.join(known)}")
-        for name, least in (("ridge", 0), ("images", 8), ("positions", 1), ("memory_mb", 1)):
-            if not getattr(self, name) >= least:
-                raise DataError(f"Compensation({name}={getattr(self, name)}): must be at least {least}")
+        check(self, DataError, {name: (least, math.inf) for name, least in _LEAST.items()})
 
     @classmethod
     def published(cls, images: int = 2000, positions: int = 24) -> "Compensation":

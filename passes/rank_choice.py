@@ -75,7 +75,9 @@ def _squares(matrix: Array) -> Array:
 
 
 def _energy_rank(values: Array, share: float) -> int:
-    kept = np.cumsum(values) / max(values.sum(), 1e-300)
+    if not values.any():
+        return 1  # what is zero takes no rank, and a sequence has at least one
+    kept = np.cumsum(values) / values.sum()
     return min(int(np.searchsorted(kept, share * (1 - 1e-12))) + 1, len(values))
 
 

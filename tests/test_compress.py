@@ -204,6 +204,20 @@ def test_what_a_kill_left_half_written_is_swept(whole):
     assert not left.exists()
 
 
+@pytest.mark.parametrize(("norm", "names"), [
+    (nn.Identity(), ["original", "channels removed"]),
+    (nn.BatchNorm2d(8), ["original", "channels removed", "norms recalibrated"]),
+])  # fmt: skip
+def test_norms_are_recalibrated_where_there_are_some(tmp_path, norm, names):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
+    data, method = [(torch.randn(32, 3, 8, 8), torch.randint(10, (32,)))], Magnitude(compensation=None)
+    result = compressor.compress(
+        model.eval(), X, calibrate=data, validate=data, budget=Budget(params=0.7), target=Target("fake"), method=method,
+        out=tmp_path / "run",
+    )  # fmt: skip
+    assert [step.name for step in result.steps] == names
+
+
 def test_without_training_data_nothing_is_trained(tmp_path):
     result = compressor.compress(
         MODEL, X, validate=batches(1, 32), budget=Budget(params=0.5), target=Target("fake"), out=tmp_path / "run"

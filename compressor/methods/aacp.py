@@ -41,7 +41,7 @@ from compressor.methods.genomes import SENSITIVITIES, LossRanking, images_for_lo
 from compressor.methods.global_ranking import GlobalRanking, Walk, bisected
 from compressor.methods.paths import Rows, Widths, distinct, through
 from compressor.methods.searching import Quest, SearchingMethod, search
-from compressor.methods.selection import row_of, select_measured
+from compressor.methods.selection import accepted, row_of, select_measured
 from compressor.methods.steps import Steps, options_of
 from compressor.methods.streams import is_stream
 from compressor.passes.compensation import Compensation
@@ -89,7 +89,6 @@ class AACP(SearchingMethod):
     def __post_init__(self) -> None:
         """Check the settings."""
         super().__post_init__()
-        self.check(steps=("staircase", "eighths", "align"), ranking=("l1", "loss"), streams=("group", "inside"))
         if not 0 <= self.near <= 1:
             raise BudgetError(f"AACP(near={self.near}): a share of the first population, from 0 to 1")
         try:
@@ -136,7 +135,8 @@ class AACP(SearchingMethod):
         def path(trial: FrozenTrial) -> Rows:
             return vectors.around(row_of(trial), walks)
 
-        return select_measured(affordable, found, lambda _: space, path, self.fill, widen=self.fill)[1]
+        best, plan = select_measured(affordable, found, lambda _: space, path, self.fill, widen=self.fill)
+        return accepted(affordable, plan, space, path(best), self.fill, self.accept)
 
     @property
     def _count(self) -> int:

@@ -45,11 +45,12 @@ from compressor.passes.ranked import axes_of
 from compressor.plan import Plan
 from compressor.runtime.latency_model import LatencyModel
 from compressor.runtime.model_training import train_latency_model
+from compressor.settings import check
 from compressor.space import widths
 
 logger = logging.getLogger(__name__)
 
-_SPACES = ("channels", "ranks", "channels+ranks")
+_RANGES = {"steps": (1, 20), "most": (0, 1), "holdout": (1, 1e9), "probes": (1, 1e9), "engines": (6, 1e4)}
 _PRICES = (1.0, 0.25, RANK_PRICE, None)  # of what ranks lose; None: channels alone
 _FLOORS = 6  # bisection steps for the floor that a budget asks of the bottom-up search
 
@@ -95,31 +96,15 @@ class CaP:
 
     def __post_init__(self) -> None:
         """Check the settings."""
+        check(self, BudgetError, _RANGES)
         if self.floor is not None and not 0 < self.floor <= 1:
             raise BudgetError(f"CaP(floor={self.floor}): a share of right answers, above 0 and at most 1, such as 0.92")
-        for name, known in (
-            ("search", ("allocation", "bottom-up")),
-            ("weights", ("best", *POWERS)),
-            ("streams", ("best", *POLICIES)),
-            ("space", _SPACES),
-        ):
-            if getattr(self, name) not in known:
-                raise BudgetError(f"CaP({name}={getattr(self, name)!r}): known are {', '.join(known)}")
         if self.bottom_up and (self.compensation is None or self.streams in ("gather", "best")):
             raise BudgetError(
                 "CaP: the bottom-up search compensates; it prunes streams as a `group` or leaves them alone (`inside`)"
             )
         if self.space != "channels" and (self.bottom_up or self.streams in ("gather", "best")):
             raise BudgetError(f"CaP(space={self.space!r}): by loss curves, with streams as a `group` or left alone (`inside`)")
-        for name, least, highest in (
-            ("steps", 1, 20),
-            ("most", 0, 1),
-            ("holdout", 1, 1e9),
-            ("probes", 1, 1e9),
-            ("engines", 6, 1e4),
-        ):
-            if not least <= getattr(self, name) <= highest:
-                raise BudgetError(f"CaP({name}={getattr(self, name)}): must lie between {least:g} and {highest:g}")
 
     @property
     def bottom_up(self) -> bool:

@@ -48,6 +48,7 @@ from compressor.passes.compensation import Compensation
 from compressor.passes.layer_costs import Layer as Sized
 from compressor.passes.products import Product
 from compressor.plan import Plan, digest_of
+from compressor.settings import check
 from compressor.store import digest_of_tensors
 
 _SPACES: dict[str, Literal["channels", "ranks", "channels+ranks"]] = {
@@ -91,17 +92,9 @@ class CC:
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        for name, known in (
-            ("units", ("both", "channels", "ranks")), ("information", ("features", "fisher", "gradient")),
-            ("allocation", ("curves", "exponential")), ("gathers", ("none", "paying", "all")),
-        ):  # fmt: skip
-            if getattr(self, name) not in known:
-                raise BudgetError(f"CC({name}={getattr(self, name)!r}): known are {', '.join(known)}")
+        check(self, BudgetError, {"gamma": (0, 10), "share": (1e-6, 1), "most": (0.01, 0.999), "images": (1, 1e9)})
         if self.information == "features" and (self.gathers != "none" or self.allocation != "curves"):
             raise BudgetError("CC: gathers and exponentials are of information='fisher' or 'gradient'")
-        for name, least, highest in (("gamma", 0, 10), ("share", 1e-6, 1), ("most", 0.01, 0.999), ("images", 1, 1e9)):
-            if not least <= getattr(self, name) <= highest:
-                raise BudgetError(f"CC({name}={getattr(self, name)}): must lie between {least:g} and {highest:g}")
 
     @property
     def name(self) -> str:

@@ -23,6 +23,7 @@ from compressor.passes.layer_costs import Layer
 from compressor.passes.rank_choice import by_energy, by_rate, by_vbmf, spectra
 from compressor.plan import Factorization, Plan
 from compressor.runtime.pieces import rank_edges
+from compressor.settings import check
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,7 @@ class Factorize:
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        for name, known in (
-            ("form", tuple(FORMS)), ("choice", ("rate", "energy", "vbmf", "fixed")), ("steps", ("align", "staircase")),
-        ):  # fmt: skip
-            if getattr(self, name) not in known:
-                raise BudgetError(f"Factorize({name}={getattr(self, name)!r}): known are {', '.join(known)}")
+        check(self, BudgetError, known={"form": FORMS})
         if (self.rank is None) == (self.choice == "fixed") or (self.rank is not None and self.rank < 1):
             raise BudgetError(f"Factorize(choice={self.choice!r}, rank={self.rank}): a positive rank goes with choice='fixed'")
         if self.form == "cp" and self.choice in ("energy", "vbmf"):

@@ -39,7 +39,7 @@ from compressor.methods.genomes import Genome, LossRanking, NormRanking, images_
 from compressor.methods.global_ranking import GlobalRanking
 from compressor.methods.paths import Rows, Widths, fitting, through
 from compressor.methods.searching import Quest, SearchingMethod, search
-from compressor.methods.selection import row_of, select_measured
+from compressor.methods.selection import accepted, row_of, select_measured
 from compressor.methods.steps import Steps, options_of
 from compressor.passes.compensation import Compensation
 from compressor.passes.groups import ChannelGroup
@@ -92,7 +92,6 @@ class LeGR(SearchingMethod):
     def __post_init__(self) -> None:
         """Check the settings."""
         super().__post_init__()
-        self.check(ranking=("norm", "loss"), aggregate=("sum", "mean"), steps=(None, "align", "staircase", "eighths"))
         if not 0 <= self.quota < 1:
             raise BudgetError(f"LeGR(quota={self.quota}): the share that stays must lie in [0, 1)")
         try:
@@ -159,10 +158,12 @@ class LeGR(SearchingMethod):
         best, plan = select_measured(affordable, found, lambda trial: quest.widths(trial.params), path, self.fill)
         scores = genome.scores(best.params)
         whole = ranking.walk(scores).path()
-        return [
-            plan if problem is tightest else fitting(Widths(problem, scores), whole, affordable.price, self.fill)
-            for problem in problems
-        ]
+        plans = []
+        for problem in problems:
+            learnt, walked = Widths(problem, scores), path(best) if problem is tightest else whole
+            one = plan if problem is tightest else fitting(learnt, walked, affordable.price, self.fill)
+            plans.append(accepted(affordable, one, learnt, walked, self.fill, self.accept))
+        return plans
 
     def _genome(self, problem: Problem, legal: Sequence[Sequence[int]], affordable: Affordable) -> Genome:
         if self.ranking == "norm":

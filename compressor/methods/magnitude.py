@@ -29,6 +29,7 @@ from compressor.methods.paths import Widths, fitting
 from compressor.passes.compensation import Compensation
 from compressor.passes.criteria import CRITERIA, Scores, Scoring, select
 from compressor.plan import Plan
+from compressor.settings import check
 from compressor.space import widths
 
 
@@ -53,13 +54,7 @@ class Magnitude:
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        for name, known in (
-            ("criterion", tuple(CRITERIA)),
-            ("scope", ("uniform", "global")),
-            ("aggregate", ("mean", "sum", "max")),
-        ):
-            if getattr(self, name) not in known:
-                raise BudgetError(f"Magnitude({name}={getattr(self, name)!r}): known are {', '.join(known)}")
+        check(self, BudgetError, known={"criterion": CRITERIA})
 
     @property
     def name(self) -> str:

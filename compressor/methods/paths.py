@@ -110,9 +110,11 @@ def first_within(space: Widths, path: Rows) -> int:
     said = ", ".join(
         f"{name} {found[0]:,.0f} (asked: {limits[name]:,.0f})" for name, found in space.costs(path[-1:]).items() if name in limits
     )
-    align = space.problem.target.align
-    advice = f"; widths are multiples of the target's `align` ({align}), a smaller one allows narrower layers" if align > 1 else ""
-    raise BudgetError(f"the budget cannot be met: the smallest legal network has {said}{advice}")
+    raise BudgetError(f"the budget cannot be met: the smallest legal network has {said}{_advice(space.problem.target.align)}")
+
+
+def _advice(align: int) -> str:
+    return f"; widths are multiples of the target's `align` ({align}), a smaller one allows narrower layers" if align > 1 else ""
 
 
 def give_back(path: Rows, first: int, within: Within) -> Rows:
@@ -213,7 +215,7 @@ class _Measured:
         if high_ratio > self._limit:
             raise BudgetError(
                 f"the latency budget cannot be met: the smallest legal network takes {high_ratio:.3f} of the original's "
-                f"latency, asked for is {self._limit:.3f}; a smaller `align` of the target allows narrower layers"
+                f"latency, asked for is {self._limit:.3f}{_advice(self._space.problem.target.align)}"
             )
         while high - low > 1 and not self._close(high_ratio):
             # between its measured neighbours latency is guessed to fall with the price: fewer engines than by halves

@@ -1,6 +1,7 @@
 """What the methods that search have in common: a study over parameters that stand for plans, judged on a hold-out."""
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -24,10 +25,12 @@ from compressor.search.execution import Executor, Here
 from compressor.search.samplers import RIVALS, SAMPLERS, AACPSampler, LeGRSampler
 from compressor.search.storage import claim, is_gone, is_mine
 from compressor.search.study import OUTCOME, Job, Search
+from compressor.settings import check
 from compressor.store import digest_of_tensors
 
 logger = logging.getLogger(__name__)
 
+_LEAST = {"trials": 1, "parallel": 1, "engines": 6, "leaders": 1, "probes": 1}
 _LEADER = "leader:"  # user attributes of a study: what was measured after so many trials
 _MEASURING = "measuring:"  # and by whom it is being measured
 
@@ -44,6 +47,7 @@ class SearchingMethod:
         engines: Engines that the latency model begins with, where the budget is a latency.
         leaders: After so many trials the best is built and measured, and the latency model learns from it.
         space: What is searched: `channels`, or `channels+ranks`, where layers may become sequences as well (truncated SVD).
+        accept: Whether sequences of the result have to be faster on the target; `None`: where the budget is a latency.
         distinct: Whether a candidate is drawn anew where it stands for a network that was judged before, by `legr` and
             `aacp`; other samplers propose as they do. Not as published.
         probes: Images that the sensitivities of groups are measured on, where channels are ranked by loss.
@@ -60,23 +64,14 @@ class SearchingMethod:
     engines: int = 24
     leaders: int = 20
     space: Literal["channels", "channels+ranks"] = "channels"
+    accept: bool | None = None
     distinct: bool = True
     probes: int = 256
     compensation: Compensation | None = field(default_factory=Compensation)
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        self.check(sampler=SAMPLERS, space=("channels", "channels+ranks"))
-        for name, least in (("trials", 1), ("parallel", 1), ("engines", 6), ("leaders", 1), ("probes", 1)):
-            if getattr(self, name) < least:
-                raise BudgetError(f"{type(self).__name__}({name}={getattr(self, name)}): must be at least {least}")
-
-    def check(self, **known: Sequence[str | None]) -> None:
-        """Raise `BudgetError` where a setting is none of those that are known."""
-        for name, values in known.items():
-            if getattr(self, name) not in values:
-                said = ", ".join(value for value in values if value is not None)
-                raise BudgetError(f"{type(self).__name__}({name}={getattr(self, name)!r}): known are {said}")
+        check(self, BudgetError, {name: (least, math.inf) for name, least in _LEAST.items()}, {"sampler": SAMPLERS})
 
     @property
     def name(self) -> str:
@@ -90,7 +85,7 @@ class SearchingMethod:
     @property
     def deciding(self) -> dict[str, object]:
         """The settings that decide what a trial is worth, as plain data."""
-        return {key: value for key, value in self.to_dict().items() if key != "parallel"}
+        return {key: value for key, value in self.to_dict().items() if key not in ("parallel", "accept")}
 
     @property
     def reduces_ranks(self) -> bool:

@@ -7,8 +7,10 @@ import numpy as np
 from optuna.trial import FrozenTrial
 
 from compressor.errors import BackendError
+from compressor.methods.accept import refused
 from compressor.methods.affordable import Affordable
-from compressor.methods.paths import AIM, Rows, Widths, fitting
+from compressor.methods.paths import AIM, Rows, Widths, distinct, fitting
+from compressor.passes.ranked import axes_of
 from compressor.plan import Plan
 from compressor.search.study import STRUCTURE
 
@@ -58,6 +60,32 @@ def select_measured(
     if chosen is not None:
         rows = rows[: int(np.flatnonzero((rows == row).all(axis=1))[0]) + 1]
     return best, fitting(widths(best), rows, affordable.price, fill, known)
+
+
+def accepted(affordable: Affordable, plan: Plan, space: Widths, path: Rows, fill: bool, accept: bool | None) -> Plan:
+    """A plan, met anew without the sequences in it that are not measured to be faster than the plain layers.
+
+    Args:
+        affordable: What a latency is guessed to fall with.
+        plan: The plan.
+        space: The plans of structures.
+        path: Structures from the whole network down, among which the plan was found.
+        fill: See `fitting`.
+        accept: Whether sequences have to be faster; see `judged`.
+
+    Raises:
+        BudgetError: Without them no structure of the path meets the budget.
+    """
+    channels = space.problem.channels
+    while slow := refused(space.problem, plan, accept).sequences:  # every round, at least one layer more is left plain
+        columns = {group.name: k for k, group in enumerate(channels.groups)}
+        for axis in axes_of(channels):
+            if axis.layer in slow:
+                path = path.copy()
+                path[:, columns[axis.name]] = axis.size
+        path = distinct(path)
+        plan = fitting(space, path, affordable.price, fill)
+    return plan
 
 
 def _finalist(

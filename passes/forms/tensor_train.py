@@ -1,6 +1,8 @@
 """`tensor_train`: 1 x 1 to r0 channels, one convolution per spatial axis, 1 x 1 (Oseledets 2011), by tensorly's TT-SVD.
 
-The train runs inputs, first spatial axis, …, last spatial axis, outputs.
+The train runs inputs, first spatial axis, …, last spatial axis, outputs. TT-SVD cuts one rank after the other, which is within the
+square root of their number of the best (Oseledets, corollary 2.4): with larger ranks throughout it comes nearer, with one of them
+raised alone it may not.
 """
 
 import math

@@ -1,5 +1,7 @@
 """Magnitude: meets any budget, on legal widths, tightly."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -129,8 +131,10 @@ def test_budgets_that_cannot_be_met_say_the_closest_that_can():
     with pytest.raises(BudgetError, match=r"smallest legal network has macs [\d,]+ \(asked: 10\)"):
         Magnitude().plan(problem)
     problem, _ = problem_of(Budget(latency=0.05), latency_of=lambda share: 0.1 + 0.9 * share)
-    with pytest.raises(BudgetError, match=r"smallest legal network takes 0\.1\d+ of the original's"):
-        Magnitude().plan(problem)
+    for align, advice in ((1, False), (8, True)):
+        with pytest.raises(BudgetError, match=r"smallest legal network takes 0\.1\d+ of the original's") as raised:
+            Magnitude().plan(replace(problem, target=replace(problem.target, align=align)))
+        assert ("a smaller one allows narrower layers" in str(raised.value)) == advice
 
 
 def test_the_plan_depends_on_the_seed_alone():

@@ -8,7 +8,9 @@ import numpy as np
 import optuna
 import pytest
 
+from compressor import Target
 from compressor.errors import BackendError
+from compressor.methods.accept import refused
 from compressor.methods.affordable import Affordable
 from compressor.methods.paths import Widths
 from compressor.methods.selection import row_of, select_measured
@@ -120,3 +122,17 @@ def test_where_no_candidate_meets_the_latency_as_measured_the_best_is_narrowed(p
     assert all([width for _, width in own.widths] in judged for own in asked[:5])
     assert found not in asked[:5]
     assert 0.3 < share_of(found) <= 0.6
+
+
+@pytest.mark.parametrize("method", [legr, aacp])
+def test_a_sequence_of_the_result_has_to_be_faster_where_that_is_asked_for(problem, method):
+    """On a device that computes 32 channels at once two small layers take as long as two large ones."""
+    asked = replace(problem, target=Target("fake", align=4, options={"step": 32, "noise": 0.001}))
+    found = {accept: method(space="channels+ranks", accept=accept).plan(asked) for accept in (True, False)}
+    slow = refused(asked, found[False], accept=True).sequences
+    assert slow
+    assert not slow & {one.layer for one in found[True].factors}
+    assert not refused(asked, found[True], accept=True)
+    costs = [asked.costs(problem.channels.structure(plan))["macs"] for plan in found.values()]
+    assert all(0.9 * asked.limits["macs"] <= cost <= asked.limits["macs"] for cost in costs), "both use the budget"
+    assert method(space="channels+ranks").plan(asked) == found[False], "of MACs alone nobody asks for it"

@@ -27,6 +27,12 @@ def test_ranks_by_energy_keep_that_share_of_it(form):
     assert by_energy(spectra(own, [w]), 1.0) == own.full(SIZES)
 
 
+def test_what_is_zero_gets_the_least_rank():
+    for form in ("svd", "tucker2"):
+        least = tuple(1 for _ in FORMS[form].full(SIZES))
+        assert by_energy(spectra(FORMS[form], [np.zeros((12, 10, 3, 3))]), 0.9) == least
+
+
 def test_several_blocks_get_the_ranks_that_all_of_them_need():
     low = compose(FORMS["svd"].factorize(weight(), (2,)))
     assert by_energy(spectra(FORMS["svd"], [low]), 1 - 1e-9) == (2,)
