@@ -3,16 +3,15 @@
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, fields
-from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
 
 from compressor.errors import CompressorError
 
 SAID: dict[object, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "none"}
 """Plain types in words."""
-
-_ABSTRACT: dict[object, type] = {int: Integral, float: Real}  # numpy's numbers are as good
 
 
 def check(
@@ -22,6 +21,8 @@ def check(
     known: Mapping[str, Collection[str]] | None = None,
 ) -> None:
     """Raise an error where a setting is of another type than its hint says, or out of range; the setting and its value are named.
+
+    Numbers of numpy become plain ones, which can be written to a file.
 
     Args:
         settings: A dataclass.
@@ -33,6 +34,9 @@ def check(
     names = {name: tuple(own) for name, own in (known or {}).items()}
     for field in fields(settings):
         value = getattr(settings, field.name)
+        if isinstance(value, np.generic):
+            value = value.item()
+            object.__setattr__(settings, field.name, value)
         said = f"{type(settings).__name__}({field.name}={value!r})"
         choices = names.get(field.name, choices_of(hints[field.name]))
         if choices:
@@ -69,4 +73,4 @@ def _expected(hint: Any) -> str:
 def _is(value: object, kind: Any) -> bool:
     if isinstance(value, bool):
         return kind is bool  # it is an `int` as well
-    return isinstance(value, _ABSTRACT.get(kind, kind))
+    return isinstance(value, (int, float) if kind is float else kind)

@@ -1,5 +1,6 @@
 """Settings are of the types and within the ranges that are asked for, and what is wrong is said before anything is computed."""
 
+import json
 import math
 
 import numpy as np
@@ -38,6 +39,8 @@ def test_and_so_do_the_settings_of_repairs(settings):
         settings()
 
 
-def test_whatever_is_a_number_will_do():
+def test_whatever_is_a_number_will_do_and_can_be_written():
+    settings = CC(images=np.int64(100), share=np.float32(0.5))
+    assert json.loads(json.dumps(settings.to_dict()))["images"] == 100
     assert CC(images=np.int64(100), share=np.float32(0.5), gamma=1) == CC(images=100, share=0.5, gamma=1.0)
     assert LeGR(steps=None, quota=0).population is None
