@@ -197,6 +197,8 @@ class Compression:
         limits = budget.limits({**given.full_costs, "latency": 1.0}) if budget else {}
         if given.method.compensation is not None and given.images is not None:  # it may need room for biases
             added = biases_added(self._channels)
+            if added and limits.keys() & {"params", "memory"}:
+                given.progress.stage(f"room for {added:,} biases that compensation may add is kept within the budget")
             for name, size in (("params", 1), ("memory", next(self._original.parameters()).element_size())):
                 if name in limits:
                     limits[name] -= added * size
