@@ -222,26 +222,28 @@ class Bench:
         return self.work / ("".join(c if c.isalnum() else "-" for c in name.lower()) + suffix)
 
     def remeasure(self) -> None:
-        """Times again the plan of every row; what went down to MACs is decided again where no plan is left."""
-        rows, known = self.rows(), {}
+        """Times the networks of all rows whose plans are left again, beside each other."""
+        rows, graphs = self.rows(), {"original": self.graph}
         for row in rows:
-            key = name, goal = row["method"], goal_of(row)
+            name, goal = row["method"], goal_of(row)
+            file = self.file(f"{name} {goal}", ".json")
             if self.args.only and name not in self.args.only.split(";"):
                 continue
-            if key not in known:
-                if goal.driver == "latency" and not self.file(f"{name} {goal}", ".json").exists():
-                    print(f"no plan is left of {name} at {goal}")
-                    continue
-                plan, _ = self.decided(name, ROWS[name].method(), goal)
-                macs, _ = self.costs(self.channels.structure(plan))
-                if round(macs / self.full[0], 4) != row["macs_ratio"]:
-                    print(f"{name} at {goal} now comes out at {macs / self.full[0]:.4f} of the MACs: not its network")
-                    continue
-                graph = compressor.apply(plan, self.graph, channels=self.channels).eval()
-                found = measure({"original": self.graph, "compressed": graph}, self.target, 1)
-                known[key] = round(found["compressed"].ratio_to(found["original"]), 4)
-            row["latency_ratio"] = known[key]
-            print(line(row), flush=True)
+            if not file.exists():
+                print(f"no plan is left of {name} at {goal}")
+                continue
+            plan = Plan.load(file)
+            macs, _ = self.costs(self.channels.structure(plan))
+            if round(macs / self.full[0], 4) == row["macs_ratio"]:
+                graphs[f"{name} {goal}"] = compressor.apply(plan, self.graph, channels=self.channels).eval()
+            else:
+                print(f"the plan left of {name} at {goal} has {macs / self.full[0]:.4f} of the MACs: not its network")
+        times = benching.timed_together(graphs, self.target)
+        for row in rows:
+            key = f"{row['method']} {goal_of(row)}"
+            if key in times:
+                print(f"{key}: {row['latency_ratio']} -> {times[key]['latency_ratio']} {times[key]['latency_ratios']}", flush=True)
+                row.update(times[key])
         write_bytes(self.results, (json.dumps(rows, indent=1) + "\n").encode())
 
     def tuned(self, graph, name: str):
