@@ -5,6 +5,7 @@ protocol). A new driver, version or setting gives another fingerprint, so an old
 Weights are not in the key: a latency depends on shapes.
 """
 
+import fcntl
 import json
 import logging
 import os
@@ -22,6 +23,7 @@ from compressor.store import cache_folder
 logger = logging.getLogger(__name__)
 
 SCHEMA = 1
+_PATIENCE = 60.0  # seconds, for others to finish writing
 _TABLE = """
 CREATE TABLE IF NOT EXISTS measurements (
     id INTEGER PRIMARY KEY, built TEXT NOT NULL, target TEXT NOT NULL, fingerprint TEXT NOT NULL, protocol TEXT NOT NULL,
@@ -90,31 +92,48 @@ class MeasurementStore:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             connection = self._opened()
-        except OSError as error:
-            raise DataError(f"cannot keep measurements in {self.path}: {error.strerror or error}; set COMPRESSOR_CACHE") from error
+        except (OSError, sqlite3.OperationalError) as error:
+            said = getattr(error, "strerror", None) or error
+            raise DataError(f"cannot keep measurements in {self.path}: {said}; set COMPRESSOR_CACHE") from error
         with closing(connection):
             yield connection
 
     def _opened(self) -> sqlite3.Connection:
-        for _ in range(2):
-            connection = sqlite3.connect(self.path, timeout=60.0)
-            try:
-                version = int(connection.execute("PRAGMA user_version").fetchone()[0])
-                tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-                if version == SCHEMA or (version == 0 and not tables):
-                    connection.execute("PRAGMA journal_mode = WAL")
-                    connection.executescript(_TABLE)
-                    connection.execute(f"PRAGMA user_version = {SCHEMA}")
-                    return connection
-                reason = f"it has schema {version}, this version reads {SCHEMA}"
-            except sqlite3.OperationalError as error:
+        connection, reason = self._tried()
+        if reason is None:
+            return connection
+        connection.close()
+        with self._alone():  # a file is begun or set aside by one process, and the others find it whole
+            connection, reason = self._tried()
+            if reason:
                 connection.close()
-                raise DataError(f"cannot open {self.path}: {error}") from error
-            except sqlite3.DatabaseError as error:
-                reason = str(error)
+                self._set_aside(reason)
+                connection = sqlite3.connect(self.path, timeout=_PATIENCE)
+            if reason is not None:
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.executescript(f"BEGIN; {_TABLE} PRAGMA user_version = {SCHEMA}; COMMIT;")
+            return connection
+
+    def _tried(self) -> tuple[sqlite3.Connection, str | None]:
+        """The file as it is, and why it cannot be used; empty where there is nothing in it yet."""
+        connection = sqlite3.connect(self.path, timeout=_PATIENCE)
+        try:
+            version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+            tables = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
+        except sqlite3.OperationalError:
             connection.close()
-            self._set_aside(reason)
-        raise DataError(f"cannot open {self.path}, nor a new file in its place")
+            raise
+        except sqlite3.DatabaseError as error:
+            return connection, str(error)
+        if version == SCHEMA:
+            return connection, None
+        return connection, f"it has schema {version}, this version reads {SCHEMA}" if version or tables else ""
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        with self.path.with_name(f"{self.path.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # let go of when it is closed, and by the system where the process is killed
+            yield
 
     def _set_aside(self, reason: str) -> None:
         aside = self.path.with_name(f"{self.path.name}.set-aside-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}")

@@ -1,5 +1,6 @@
 """The store of measurements: keyed by what, on what and how; shared by processes; never fatal, nothing lost."""
 
+import contextlib
 import sqlite3
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import sys
 import pytest
 
 from compressor.measurement import Measurement
-from compressor.runtime.store import MeasurementStore
+from compressor.runtime.store import _TABLE, SCHEMA, MeasurementStore
 
 TARGET = {"backend": "fake", "driver": "1", "options": {"mode": "a"}}
 
@@ -71,7 +72,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from compressor.measurement import Measurement
-from compressor.runtime.store import MeasurementStore
+from compressor.runtime.store import _TABLE, SCHEMA, MeasurementStore
 store = MeasurementStore(Path(sys.argv[1]))
 for k in range(25):
     store.put(f"{sys.argv[2]}-{k}", Measurement((1.0,), 0, "ok", {}, "s"), "p")
@@ -82,6 +83,20 @@ def test_many_processes_write_at_once_and_nothing_is_lost(store):
     processes = [subprocess.Popen([sys.executable, "-c", WRITER, str(store.path), str(k)]) for k in range(4)]
     assert [p.wait(timeout=120) for p in processes] == [0] * 4
     assert len(store) == 100
+
+
+def test_a_file_that_another_process_is_beginning_is_waited_for_not_set_aside(store):
+    store.path.parent.mkdir(parents=True)
+    with store._alone(), contextlib.closing(sqlite3.connect(store.path)) as connection:
+        connection.execute("CREATE TABLE measurements (id INTEGER PRIMARY KEY)")
+        process = subprocess.Popen([sys.executable, "-c", WRITER, str(store.path), "x"])
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=5)
+        connection.execute("DROP TABLE measurements")
+        connection.executescript(f"{_TABLE} PRAGMA user_version = {SCHEMA};")
+    assert process.wait(timeout=60) == 0
+    assert len(store) == 25
+    assert not [p for p in store.path.parent.iterdir() if "set-aside" in p.name]
 
 
 def test_a_writer_that_is_killed_harms_nobody(store):
