@@ -35,7 +35,7 @@ from compressor.settings import check
 
 logger = logging.getLogger(__name__)
 
-_LEAST = {"holdout": 1, "images": 8, "steps": 1, "learning_rate": 1e-12}
+_RANGES = {"holdout": (1, math.inf), "images": (8, math.inf), "steps": (1, math.inf), "learning_rate": (1e-12, math.inf)}
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Fitness:
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        check(self, DataError, {name: (least, math.inf) for name, least in _LEAST.items()})
+        check(self, DataError, _RANGES)
 
     @property
     def direction(self) -> Literal["minimize", "maximize"]:

@@ -20,7 +20,7 @@ from compressor.passes.compensation import Repair
 from compressor.passes.factorize_conv import FactorizeConv
 from compressor.passes.products import take_state
 from compressor.passes.remove_channels import RemoveChannels
-from compressor.passes.trace import DYNAMIC, example_inputs_of
+from compressor.passes.trace import DYNAMIC, example_inputs_of, on_cpu
 from compressor.passes.verify import verify_removal
 from compressor.plan import Plan
 from compressor.progress import Progress
@@ -279,5 +279,5 @@ def save_program(graph: fx.GraphModule, path: Path) -> None:
     shapes = ({0: torch.export.Dim("batch", min=1, max=1 << 20)},) * len(example) if graph.meta[DYNAMIC] else None
     with replacing(path) as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.export.export(graph, example, dynamic_shapes=shapes, strict=False)
+        program = torch.export.export(on_cpu(graph), example, dynamic_shapes=shapes, strict=False)
         torch.export.save(program, temporary)

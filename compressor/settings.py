@@ -46,8 +46,10 @@ def check(
         if not any(_is(value, kind) for kind in kinds_of(hints[field.name])):
             such = "" if field.default is MISSING else f", such as {field.default!r}"
             raise error(f"{said}: {_expected(hints[field.name])} is expected{such}")
-        least, highest = ranges.get(field.name, (-math.inf, math.inf))
-        if value is not None and field.name in ranges and not least <= value <= highest:
+        if value is None or field.name not in ranges:
+            continue
+        least, highest = ranges[field.name]
+        if not least <= value <= highest:
             asked = f"be at least {least:g}" if math.isinf(highest) else f"lie between {least:g} and {highest:g}"
             raise error(f"{said}: must {asked}")
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import fx, nn
 
 
@@ -50,3 +51,17 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """No TF32 inside: on a GPU cuDNN computes float32 convolutions with 10 bits of mantissa by default.
+
+    What is compared with a float32 tolerance, or solved in closed form, needs all 23.
+    """
+    allowed = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = allowed

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
-from compressor.passes.base import PassResult, eval_mode
+from compressor.passes.base import PassResult, eval_mode, full_float32
 from compressor.passes.calibration import Calibration
 from compressor.passes.channels import ChannelGraph
 from compressor.passes.compensation import Compensation, Repair
@@ -94,7 +94,7 @@ class Compensate:
         first = next((k for k, job in enumerate(jobs) if job.changes), len(jobs))  # in front of it all is as it was
         jobs = [job for job in jobs[first:] if job.changes or settings.layers == "all"]
         own = (self._channels, result, jobs, self._calibration.first(settings.images), settings, self._seed)
-        with eval_mode(self._channels.graph), eval_mode(result):
+        with full_float32(), eval_mode(self._channels.graph), eval_mode(result):
             repairs = fit_on_original(*own) if settings.features == "original" else fit_side_by_side(*own, self._original)
         result.recompile()
         worst = max((r.after for r in repairs), default=0.0)

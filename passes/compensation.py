@@ -7,7 +7,7 @@ from typing import Literal
 from compressor.errors import DataError
 from compressor.settings import check
 
-_LEAST = {"ridge": 0.0, "images": 8, "positions": 1, "memory_mb": 1}
+_RANGES = {"ridge": (0, math.inf), "images": (8, math.inf), "positions": (1, math.inf), "memory_mb": (1, math.inf)}
 _RIDGES = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 1e6)  # the last leaves the weights as they are and fits the bias alone
 
 
@@ -46,7 +46,7 @@ class Compensation:
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        check(self, DataError, {name: (least, math.inf) for name, least in _LEAST.items()})
+        check(self, DataError, _RANGES)
 
     @classmethod
     def published(cls, images: int = 2000, positions: int = 24) -> "Compensation":

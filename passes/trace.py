@@ -47,13 +47,17 @@ def trace(model: nn.Module, example_inputs: Sequence[Tensor]) -> fx.GraphModule:
     Returns:
         A graph module in the same train or eval mode as `model`, sharing no tensor with it. It takes
         any batch size where the model allows that (`meta["compressor.dynamic_batch"]`) and refuses other
-        spatial sizes than the traced one.
+        spatial sizes than the traced one, and is where the model is; a model on a GPU is traced as a copy on the CPU.
 
     Raises:
         TraceError: The model is no module, the inputs do not fit it, or export fails; the message
             names the line of the model where it did.
     """
     _check_arguments(model, example_inputs)
+    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    if device.type == "cuda":  # there the exporter takes the batch size for a constant (cuDNN chooses by it)
+        copied = on_cpu(model) if isinstance(model, fx.GraphModule) else quiet_deepcopy(model).to("cpu")
+        return moved(trace(copied, [x.cpu() for x in example_inputs]), device)
     inputs = tuple(x.detach().clone() for x in example_inputs)  # the model may change its inputs in place
     with _untouched(model), torch.no_grad():
         _check_forward(model, inputs)
@@ -101,6 +105,22 @@ def quiet_deepcopy(value: _T, memo: dict[int, object] | None = None) -> _T:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         return copy.deepcopy(value, memo)
+
+
+def moved(graph: fx.GraphModule, device: torch.device) -> fx.GraphModule:
+    """Move a graph: parameters, buffers, and the devices that its nodes name."""
+    graph.to(device)
+    for node in graph.graph.nodes:
+        if isinstance(node.kwargs.get("device"), torch.device):
+            node.kwargs = {**node.kwargs, "device": device}
+    graph.recompile()
+    return graph
+
+
+def on_cpu(graph: fx.GraphModule) -> fx.GraphModule:
+    """The graph itself, or a copy on the CPU of one that is elsewhere: what is exported does not depend on where it was made."""
+    elsewhere = any(tensor.device.type != "cpu" for tensor in (*graph.parameters(), *graph.buffers()))
+    return moved(quiet_deepcopy(graph), torch.device("cpu")) if elsewhere else graph
 
 
 class CheckInputs:

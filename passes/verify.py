@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from compressor.errors import PassError
+from compressor.passes.base import full_float32
 from compressor.passes.channels import ChannelGraph
 from compressor.passes.labels import IntArray, Value
 from compressor.passes.products import Product
@@ -169,7 +170,7 @@ def run_masked(channels: ChannelGraph, plan: Plan, inputs: Sequence[Tensor]) -> 
     training = graph.training
     graph.eval()
     try:
-        with torch.no_grad():
+        with full_float32(), torch.no_grad():
             arguments = graph.graph.process_inputs(*inputs)
             interpreter = _Masked(channels, channels.kept_masks(plan), plan)
             return outputs_of(interpreter.run(*arguments, enable_io_processing=False))
@@ -211,7 +212,7 @@ def verify_removal(
         masked = run_masked(channels, plan, example)
         training = removed.training
         removed.eval()
-        with torch.no_grad():
+        with full_float32(), torch.no_grad():
             found = outputs_of(removed(*example))
         removed.train(training)
         error = max(error, relative_error(found, masked))

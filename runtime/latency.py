@@ -12,6 +12,7 @@ from torch import Tensor, fx
 
 from compressor.errors import BackendError, DataError
 from compressor.measurement import Measurement
+from compressor.passes.base import full_float32
 from compressor.passes.trace import DYNAMIC, example_inputs_of, outputs_of
 from compressor.passes.verify import relative_error
 from compressor.runtime import BACKENDS
@@ -194,7 +195,7 @@ def check_parity(engine: Engine, graph: fx.GraphModule, example: Sequence[Tensor
     training = graph.training
     graph.eval()
     device = next((p.device for p in graph.parameters()), torch.device("cpu"))
-    with torch.no_grad():
+    with full_float32(), torch.no_grad():
         expected = outputs_of(graph(*[x.to(device) for x in example]))
     graph.train(training)
     found = engine.run([x.numpy() for x in example])

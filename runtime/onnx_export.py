@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from compressor.errors import BackendError
 from compressor.passes.fold_batchnorm import FoldBatchNorm
 from compressor.passes.literals import fold_literals
-from compressor.passes.trace import DYNAMIC, quiet_deepcopy
+from compressor.passes.trace import DYNAMIC, on_cpu, quiet_deepcopy
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def to_onnx(graph: fx.GraphModule, example: Sequence[Tensor]) -> onnx.ModelProto
     """
     training = graph.training
     graph.eval()
-    exported = FoldBatchNorm()(with_final_weights(graph)).graph
+    exported = FoldBatchNorm()(with_final_weights(on_cpu(graph))).graph
     shapes: Any = None
     inputs = tuple(x.detach() for x in example)
     if graph.meta.get(DYNAMIC):

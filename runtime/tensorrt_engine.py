@@ -50,11 +50,11 @@ class TensorRTEngine:
         compatible = target.options["version_compatible"]
         loaded = worker.ask("load", 120, engine=str(file), version_compatible=compatible, refit=str(refit) if refit else None)
         self.tensors: list[dict[str, Any]] = loaded["tensors"]
-        self._information: list[dict[str, Any]] = loaded["layers"]
+        self.information: list[dict[str, Any]] = loaded["layers"]
         self._bytes = {"engine_bytes": file.stat().st_size, "device_bytes": int(loaded["device_bytes"])}
         self._example = [x.detach().cpu().contiguous().numpy() for x in example] if example is not None else self._random()
         self._modules = _modules_of(model)
-        types = engine_types(self._information)
+        types = engine_types(self.information)
         if types and model is not None:  # what the builder really chose, the flags of old releases included
             check_types(types, target.precision)
 
@@ -83,7 +83,7 @@ class TensorRTEngine:
         """Time per layer from TensorRT's profiler, which adds to each: they are not expected to sum to the latency."""
         self._worker.ask("prepare", 120, inputs=self._files(self._example, "timed"), cuda_graph=False)
         found = self._worker.ask("profile", 300, runs=runs)["layers"]
-        about = {str(layer.get("Name")): layer for layer in self._information}
+        about = {str(layer.get("Name")): layer for layer in self.information}
         return [self._layer(item, about.get(item["name"], {})) for item in found]
 
     def _layer(self, item: Mapping[str, Any], about: Mapping[str, Any]) -> LayerTime:

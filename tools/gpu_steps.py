@@ -2,34 +2,82 @@
 
 import importlib.util
 import json
+import os
+import statistics
 import subprocess
 import sys
+import tarfile
+import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
+from gpu_networks import graph_of
+
+from compressor.progress import Progress
+
 ROOT = Path(__file__).resolve().parent.parent
-SESSION = {"sample_s": 2e-3, "half_width": 0.005, "max_s": 2.0}
+SESSION = {"sample_s": 2e-3, "half_width": 0.005, "max_s": 1.0, "settle_s": 1.0}
+NETWORKS = ("resnet50", "mobilenet_v2", "resnet56")
+
+
+class Said(Progress):
+    """Progress as lines with their time: a log of where the seconds went."""
+
+    def __init__(self):
+        self.begun = time.monotonic()
+
+    def stage(self, text):
+        print(f"   {time.monotonic() - self.begun:6.1f} s  {text}", flush=True)
 
 
 class Skip(Exception):  # noqa: N818 - not an error
     """A step has nothing to do here."""
 
 
-def target_of(arguments, batch=1, precision="fp16", mode="cudagraph"):
+def target_of(arguments, batch=1, precision="fp16", mode="cudagraph", algorithms=10):
     import compressor
 
     if arguments.dry:
         return compressor.Target("torch", batch=batch, precision="fp32")
-    options = {"device": "cuda", "mode": mode, "channels_last": precision != "fp32"}
+    options = {"device": "cuda", "mode": mode, "channels_last": precision != "fp32", "algorithms": algorithms}
     return compressor.Target("torch", batch=batch, precision=precision, options=options)
 
 
-def networks(arguments):
-    from bench_latency_model import network
+def networks(arguments, names=NETWORKS):
+    """Traced networks, where they are compared: a ResNet-50 at batch 32 takes seconds on a CPU."""
+    return {name: on_gpu(graph_of(name), arguments) for name in (("resnet56",) if arguments.dry else names)}
 
-    if arguments.dry:
-        return {"resnet56": network("resnet56", 32)}
-    return {name: network(name, 224) for name in ("resnet50", "mobilenet_v2")}
+
+def begin(arguments):
+    """What a forked step does first."""
+    import torch
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    arguments.begun = time.monotonic()
+    if not arguments.dry:
+        torch.cuda.init()
+
+
+def left_s(arguments):
+    return arguments.limit - (time.monotonic() - arguments.begun)
+
+
+def environment(arguments):
+    """Versions, device and driver."""
+    del arguments
+    import gpu_check
+
+    return [gpu_check.environment()]
+
+
+def on_gpu(graph, arguments):
+    """A copy where training and statistics run."""
+    import torch
+
+    from compressor.passes.trace import moved, quiet_deepcopy
+
+    return graph if arguments.dry else moved(quiet_deepcopy(graph), torch.device("cuda"))
 
 
 def pruned(graph, ratio):
@@ -72,9 +120,10 @@ def conformance(arguments):
         "-o",
         "timeout=0",
         "tests/conformance",
+        "tests/gpu",
     ]
     if importlib.util.find_spec("pytest_timeout") is None:
-        command[-3:-1] = []
+        command[-4:-2] = []
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     lines = found.stdout.strip().splitlines()
     print("\n".join(lines[-15:]))
@@ -83,20 +132,135 @@ def conformance(arguments):
     return [{"summary": lines[-1]}]
 
 
-def torch_latency(arguments):
-    """ResNet-50 and MobileNetV2, base and pruned, by batch and precision; modes of PyTorch against each other."""
+def latency(arguments):
+    """Base and pruned networks by batch and precision; modes of PyTorch against each other."""
     from compressor.runtime.latency import measure
 
     for name, graph in networks(arguments).items():
-        variants = {
-            f"{name} {round(100 * r)} % removed" if r else name: pruned(graph, r) if r else graph for r in (0, 0.25, 0.5, 0.75)
-        }
-        for batch in (1, 8, 32)[: 1 if arguments.dry else 3]:
+        shares = {r: pruned(graph, r) if r else graph for r in (0, 0.25, 0.5, 0.75)}
+        variants = {f"{name} {round(100 * r)} % removed" if r else name: small for r, small in shares.items()}
+        ends = {label: variants[label] for label in list(variants)[:3:2]}
+        for batch, some in ((8, variants), (1, ends), (32, ends))[: 1 if arguments.dry else 3]:
             target = target_of(arguments, batch)
-            yield from [row_of(n, target, m) for n, m in measure(variants, target, protocol=protocol(arguments)).items()]
-        for precision, mode in (("fp32", "cudagraph"), ("fp16", "eager"), ("bf16", "cudagraph"))[: 1 if arguments.dry else 3]:
+            yield from [row_of(n, target, m) for n, m in measure(some, target, protocol=protocol(arguments)).items()]
+        for precision, mode in (("fp32", "cudagraph"), ("bf16", "cudagraph"), ("fp16", "eager"))[: 0 if arguments.dry else 3]:
             target = target_of(arguments, 8, precision, mode)
             yield from [row_of(n, target, m) for n, m in measure({name: graph}, target, protocol=protocol(arguments)).items()]
+
+
+def repeat(arguments):
+    """The same networks in two sessions, engines built anew: what do their medians differ by?"""
+    from compressor.runtime.latency import measure
+
+    target = target_of(arguments, 8)
+    for name, graph in networks(arguments, NETWORKS[:2]).items():
+        a, b = (measure({name: graph}, target, seed, protocol(arguments))[name].median_ms for seed in (0, 1))
+        yield {"network": name, "first_ms": a, "second_ms": b, "difference": abs(a / b - 1)}
+
+
+def compiled(arguments):
+    """`torch.compile` beside the CUDA graph and eager mode; compiling counts."""
+    from compressor.runtime.latency import measure
+
+    for name, graph in networks(arguments, NETWORKS[:2]).items():
+        target = target_of(arguments, 8, mode="compile")
+        begun = time.monotonic()
+        found = measure({name: graph}, target, protocol=protocol(arguments))[name]
+        yield {**row_of(name, target, found), "seconds": time.monotonic() - begun}
+
+
+def autotune(arguments):
+    """How many of cuDNN's algorithms are worth trying: what building costs, and how fast the network then is."""
+    from compressor.runtime import BACKENDS, Workload
+    from compressor.runtime.latency import example_for, measure
+
+    (name, graph), *_ = networks(arguments, NETWORKS[:1]).items()
+    small = pruned(graph, 0.3)
+    for algorithms in (1, 2, 4, 10):
+        for label, own in ((name, graph), (f"{name} 30 % removed", small)):
+            target = target_of(arguments, 32, algorithms=algorithms)
+            begun = time.monotonic()
+            with BACKENDS[target.backend]().build(Workload(example_for(own, target), own), target):
+                build_s = time.monotonic() - begun
+            begun = time.monotonic()
+            found = measure({label: own}, target, protocol=protocol(arguments))[label]
+            yield {
+                **row_of(label, target, found),
+                "algorithms": algorithms,
+                "build_s": build_s,
+                "measure_s": time.monotonic() - begun,
+            }
+
+
+def compress(arguments):
+    """A real `compress` to half of the measured latency, without labels; then both engines anew in three sessions."""
+    import torch
+
+    import compressor
+    from compressor.runtime.latency import measure
+
+    (name, graph), *_ = networks(arguments, NETWORKS[:1]).items()
+    size = graph.meta["compressor.inputs"][0][0][-1]
+    images = torch.randn(64 if arguments.dry else 128, 3, size, size, generator=torch.Generator().manual_seed(0))
+    target = target_of(arguments, 32, algorithms=4)
+    settings = {"engines": 8, "probes": 16, "compensation": compressor.Compensation(images=64, positions=8)}  # fits the lease
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        result = compressor.compress(
+            graph, (torch.zeros(1, 3, size, size),), calibrate=images.split(32),
+            budget=compressor.Budget(latency=0.8 if arguments.dry else 0.5), target=target, method=compressor.CaP(**settings),
+            out=Path(folder) / "run", progress=Said(),
+        )  # fmt: skip
+        row = {"network": name, "method": "CaP(engines=8, probes=16)", "seconds": time.monotonic() - begun}
+        row |= {"latency_ratio": result.latency_ratio, "error": result.error, "met": result.met}
+        row |= {"macs_share": result.steps[-1].macs / result.steps[0].macs, "widths": dict(result.widths)}
+        yield {**row, "agreement": [[step.name, step.accuracy] for step in result.steps]}
+        for seed in (1, 2, 3):  # engines built anew: also what the original's medians differ by
+            found = measure({"original": graph, "compressed": result.graph}, target, seed, protocol(arguments))
+            ratio = found["compressed"].ratio_to(found["original"])
+            yield {
+                "network": name,
+                "original_ms": found["original"].median_ms,
+                "compressed_ms": found["compressed"].median_ms,
+                "ratio": ratio,
+            }
+
+
+def fine_tune(arguments):
+    """ResNet-56 at half its MACs by `compress`, trained for the seconds that are left; accuracy on the test images."""
+    import torch
+    from cifar_resnet import resnet56
+    from safetensors.torch import load_file
+
+    import compressor
+    from compressor.data import load_data
+    from compressor.passes.trace import quiet_deepcopy
+    from compressor.train import train
+
+    if arguments.data is None or not (arguments.data / "cifar10.tar.xz").exists():
+        raise Skip("no --data FOLDER with cifar10.tar.xz and resnet56.safetensors")
+    with tempfile.TemporaryDirectory() as folder:
+        with tarfile.open(arguments.data / "cifar10.tar.xz") as packed:
+            packed.extractall(folder, filter="data")
+        data = load_data(f"cifar10:{folder}", limit=300 if arguments.dry else None)
+        model = resnet56()
+        model.load_state_dict(load_file(arguments.data / "resnet56.safetensors"))
+        model = model.eval() if arguments.dry else model.eval().cuda()
+        test = data.test.part(torch.arange(200)) if arguments.dry else data.test
+        begun = time.monotonic()
+        train(quiet_deepcopy(model), data.train, compressor.FineTune(epochs=1), teacher=model)
+        epoch_s = time.monotonic() - begun
+        epochs = max(min(int((left_s(arguments) - 35) / epoch_s), 30), 1)
+        result = compressor.compress(
+            model, (torch.zeros(1, 3, 32, 32),), train=data.train, validate=data.validate, calibrate=data.plain, test=test,
+            budget=compressor.Budget(macs=0.5), target=target_of(arguments, 8), method=compressor.CaP(),
+            finetune=compressor.FineTune(epochs=epochs), out=Path(folder) / "run", progress=Said(),
+        )  # fmt: skip
+        yield {
+            "network": "resnet56", "epochs": epochs, "epoch_s": epoch_s, "seconds": time.monotonic() - begun,
+            "images": len(data.train.labels), "steps": [[s.name, s.accuracy] for s in result.steps], "test": result.test,
+            "latency_ratio": result.latency_ratio, "macs_share": result.steps[-1].macs / result.steps[0].macs,
+        }  # fmt: skip
 
 
 def staircase(arguments):
@@ -126,8 +290,8 @@ def latency_model(arguments):
     from compressor.progress import Progress
     from compressor.runtime.store import MeasurementStore
 
-    for name in ("resnet56",) if arguments.dry else ("resnet50", "mobilenet_v2", "resnet56"):
-        size, counts = (32, (8, 6)) if arguments.dry else (32 if name == "resnet56" else 224, (40, 60))
+    for name in ("resnet56",) if arguments.dry else NETWORKS:
+        size, counts = (32, (8, 6)) if arguments.dry else (32 if name == "resnet56" else 224, (24, 20))
         target = target_of(arguments, 8)
         store = MeasurementStore(arguments.out / "cache" / "latency.sqlite")
         found, lines = bench_latency_model.run(name, size, target, *counts, store, Progress())
@@ -138,28 +302,77 @@ def latency_model(arguments):
 
 
 def tensorrt(arguments):
-    """Real TensorRT: parity, latency against PyTorch's CUDA graph in the same run, time per layer."""
+    """Real TensorRT: parity, the built engine's types, latency beside PyTorch's CUDA graph and beside plain enqueues, per layer."""
     import compressor
-    from compressor.profiling import Network, profile_network
     from compressor.runtime import BACKENDS
 
     health = BACKENDS["tensorrt"]().check()
     print(health.detail)
     if not health.works:
         raise Skip(f"{health.detail}; {health.remedy}")
-    for name, graph in networks(arguments).items():
-        for label, variant in ((name, graph), (f"{name} 50 % removed", pruned(graph, 0.5))):
-            targets = [compressor.Target("tensorrt", batch=b, precision=p) for p in ("fp32", "fp16") for b in (1, 8)]
-            for found in profile_network(Network(label, graph=variant), targets, layers=True, protocol=protocol(arguments)):
-                row = {"network": label, "precision": found.target.precision, "batch": found.target.batch, "status": found.status}
-                row |= {"failure": found.failure, "parity": found.parity, "memory": dict(found.memory), "build_s": found.build_s}
-                if found.measurement is not None:
-                    row |= row_of(label, found.target, found.measurement)
-                    layers = sorted(found.layers, key=lambda layer: -layer.median_ms)
-                    row["layer_sum_ms"] = sum(layer.median_ms for layer in layers)
-                    row["layers"] = [[layer.name, layer.kind, layer.median_ms, list(layer.modules)] for layer in layers[:20]]
-                yield row
-                print(label, found.target.precision, found.target.batch, found.measurement or found.failure, flush=True)
+    graphs = networks(arguments, NETWORKS[:2])
+    variants = {f"{name} 50 % removed" if r else name: pruned(g, r) if r else g for name, g in graphs.items() for r in (0, 0.5)}
+    for precision, names in (
+        ("fp16", list(variants)[:2]),
+        ("int8", list(variants)[:2]),
+        ("fp16", list(variants)[2:]),
+        ("int8", list(variants)[2:]),
+    ):
+        for name in names:
+            try:
+                yield engine_row(name, variants[name], precision, arguments)
+            except compressor.BackendError as error:
+                yield {"network": name, "precision": precision, "batch": 8, "failure": str(error)}
+
+
+def engine_row(name, graph, precision, arguments):
+    """One engine of TensorRT, everything about it."""
+    import compressor
+    from compressor.runtime import Workload
+    from compressor.runtime.latency import built, check_parity, clocks_of, example_for
+    from compressor.runtime.precision import PARITY
+    from compressor.runtime.tensorrt import TensorRT
+    from compressor.runtime.tensorrt_engine import engine_types
+    from compressor.runtime.timing import time_together
+
+    target, plain = (compressor.Target("tensorrt", batch=8, precision=precision, options={"cuda_graph": g}) for g in (True, False))
+    example = example_for(graph, target)
+    calibration = [example_for(graph, target, seed) for seed in range(1, 5)]
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        workload = Workload(example, graph, calibration=calibration)
+        about = TensorRT().compile(workload, target, folder / "engine")
+        print(f"{name} {precision}: built in {about['build_s']:.0f} s", flush=True)
+        engine, direct = (stack.enter_context(TensorRT().load(folder / "engine", t, workload.onnx())) for t in (target, plain))
+        row = {
+            "network": name,
+            "backend": "tensorrt",
+            "precision": precision,
+            "batch": 8,
+            "build": {**about, **dict(target.options)},
+        }
+        row["types"] = engine_types(engine.information)
+        row["parity"] = check_parity(engine, graph, list(calibration[0]), PARITY[precision])
+        torch_target = target_of(arguments, 8)
+        timers = {"tensorrt": engine.timer(), "torch": built(stack, graph, torch_target).timer()}
+        found = time_together(timers, {}, 0, protocol(arguments), clocks=clocks_of(target))
+        row |= {
+            "median_ms": found["tensorrt"].median_ms,
+            "ci95": list(found["tensorrt"].interval_ms),
+            "status": found["tensorrt"].status,
+        }
+        row |= {"cudagraph_fp16_ms": found["torch"].median_ms, "options": {"mode": "tensorrt"}}
+        single, own = direct.timer(), engine.timer()
+        row["enqueue_ms"] = 1e3 * statistics.median([single(1).wall_s for _ in range(220)][20:])  # events around each enqueueV3
+        row["graph_ms"] = 1e3 * statistics.median([own(1).wall_s for _ in range(220)][20:])
+        layers = sorted(engine.layers(), key=lambda layer: -layer.median_ms)
+        row |= {
+            "layer_sum_ms": sum(layer.median_ms for layer in layers),
+            "layers_count": len(layers),
+            "memory": dict(engine.memory()),
+        }
+        row["layers"] = [[layer.name[:80], layer.kind, layer.median_ms, list(layer.modules)[:4]] for layer in layers[:12]]
+    return row
 
 
 def tensorrt_rtx(arguments):
@@ -191,13 +404,14 @@ def compensation(arguments):
     from compressor.passes.calibration import Calibration
     from compressor.passes.compensate import Compensate
     from compressor.passes.compensation import Compensation
+    from compressor.passes.trace import quiet_deepcopy
 
     (name, graph), *_ = networks(arguments).items()
     size = graph.meta["compressor.inputs"][0][0][-1]
     images = torch.randn(16 if arguments.dry else 64, 3, size, size, generator=torch.Generator().manual_seed(0))
     outputs, row = {}, {"network": name, "images": len(images)}
     for device in dict.fromkeys(("cpu", "cuda" if torch.cuda.is_available() else "cpu")):
-        network = graph.to(device)
+        network = quiet_deepcopy(graph).to(device)
         channels = compressor.analyze(network)
         plan = channels.plan(0.5)
         small = compressor.apply(plan, network, channels=channels)
@@ -220,13 +434,14 @@ def search(arguments):
     import compressor
     from compressor.fitness import Fitness, Judge
     from compressor.passes.calibration import Calibration
+    from compressor.passes.trace import quiet_deepcopy
 
     (name, graph), *_ = networks(arguments).items()
     size = graph.meta["compressor.inputs"][0][0][-1]
     images = torch.randn(16 if arguments.dry else 256, 3, size, size, generator=torch.Generator().manual_seed(0))
     row = {"network": name, "images": len(images)}
     for device in dict.fromkeys(("cpu", "cuda" if torch.cuda.is_available() else "cpu")):
-        network = graph.to(device)
+        network = quiet_deepcopy(graph).to(device)
         channels = compressor.analyze(network)
         calibration = Calibration(tuple((batch,) for batch in images.split(16)))
         with torch.no_grad():
@@ -259,3 +474,22 @@ def factorization(arguments):
             for choice in found:
                 print(f"{name} {form.name}: {choice}", flush=True)
             yield {"network": name, "form": form.name, "faster": sum(c.faster for c in found), "layers": [vars(c) for c in found]}
+
+
+STEPS = {
+    "autotune": autotune,
+    "environment": environment,
+    "latency": latency,
+    "repeat": repeat,
+    "compress": compress,
+    "compensation": compensation,
+    "fine-tune": fine_tune,
+    "latency-model": latency_model,
+    "staircase": staircase,
+    "conformance": conformance,
+    "compile": compiled,
+    "tensorrt": tensorrt,
+    "factorization": factorization,
+    "search": search,
+    "tensorrt-rtx": tensorrt_rtx,
+}

@@ -160,8 +160,9 @@ class LeGR(SearchingMethod):
         whole = ranking.walk(scores).path()
         plans = []
         for problem in problems:
-            learnt, walked = Widths(problem, scores), path(best) if problem is tightest else whole
-            one = plan if problem is tightest else fitting(learnt, walked, affordable.price, self.fill)
+            learnt, walked, one = Widths(problem, scores), path(best), plan
+            if problem is not tightest:
+                walked, one = whole, fitting(learnt, whole, affordable.price, self.fill)
             plans.append(accepted(affordable, one, learnt, walked, self.fill, self.accept))
         return plans
 

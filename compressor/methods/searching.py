@@ -30,7 +30,9 @@ from compressor.store import digest_of_tensors
 
 logger = logging.getLogger(__name__)
 
-_LEAST = {"trials": 1, "parallel": 1, "engines": 6, "leaders": 1, "probes": 1}
+_RANGES = {
+    "trials": (1, math.inf), "parallel": (1, math.inf), "engines": (6, math.inf), "leaders": (1, math.inf), "probes": (1, math.inf),
+}  # fmt: skip
 _LEADER = "leader:"  # user attributes of a study: what was measured after so many trials
 _MEASURING = "measuring:"  # and by whom it is being measured
 
@@ -71,7 +73,7 @@ class SearchingMethod:
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        check(self, BudgetError, {name: (least, math.inf) for name, least in _LEAST.items()}, {"sampler": SAMPLERS})
+        check(self, BudgetError, _RANGES, {"sampler": SAMPLERS})
 
     @property
     def name(self) -> str:

@@ -10,7 +10,7 @@ from compressor.errors import BackendError
 from compressor.methods.accept import refused
 from compressor.methods.affordable import Affordable
 from compressor.methods.paths import AIM, Rows, Widths, distinct, fitting
-from compressor.passes.ranked import axes_of
+from compressor.passes.ranked import RankAxis
 from compressor.plan import Plan
 from compressor.search.study import STRUCTURE
 
@@ -76,14 +76,10 @@ def accepted(affordable: Affordable, plan: Plan, space: Widths, path: Rows, fill
     Raises:
         BudgetError: Without them no structure of the path meets the budget.
     """
-    channels = space.problem.channels
+    groups = space.problem.channels.groups
     while slow := refused(space.problem, plan, accept).sequences:  # every round, at least one layer more is left plain
-        columns = {group.name: k for k, group in enumerate(channels.groups)}
-        for axis in axes_of(channels):
-            if axis.layer in slow:
-                path = path.copy()
-                path[:, columns[axis.name]] = axis.size
-        path = distinct(path)
+        plain = [isinstance(group, RankAxis) and group.layer in slow for group in groups]
+        path = distinct(np.where(plain, [group.size for group in groups], path))
         plan = fitting(space, path, affordable.price, fill)
     return plan
 

@@ -1,0 +1,73 @@
+"""The model on a GPU, data and examples on the CPU: everything gives what it gives on the CPU."""
+
+import pytest
+import torch
+
+import compressor
+from compressor.passes.base import full_float32
+from compressor.passes.calibration import Calibration
+from compressor.passes.compensate import Compensate
+from compressor.passes.compensation import Compensation
+from compressor.passes.trace import DYNAMIC
+from compressor.passes.verify import verify_removal
+from compressor.runtime.latency import export_checked
+from tests.networks import Residual, randomize
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is visible to PyTorch")
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return randomize(Residual()).eval()
+
+
+def test_a_model_there_is_traced_with_a_dynamic_batch_and_stays_there(model):
+    expected = compressor.trace(model, (torch.randn(1, 3, 8, 8),))
+    found = compressor.trace(model.cuda(), (torch.randn(1, 3, 8, 8),))
+    assert found.meta[DYNAMIC]
+    assert {p.device.type for p in found.parameters()} == {"cuda"}
+    x = torch.randn(5, 3, 8, 8)
+    with full_float32(), torch.no_grad():
+        torch.testing.assert_close(found(x.cuda()).cpu(), expected(x), rtol=1e-4, atol=1e-5)  # other kernels
+
+
+def test_removed_equals_masked_and_the_export_equals_pytorch_there(model, tmp_path):
+    graph = compressor.trace(model.cuda(), (torch.randn(1, 3, 8, 8),))
+    channels = compressor.analyze(graph)
+    plan = channels.plan(0.5)
+    small = compressor.apply(plan, graph, channels=channels)
+    assert verify_removal(channels, plan, small).relative_error < 1e-4
+    assert export_checked(small, tmp_path / "small.onnx") < 1e-4
+
+
+def test_compensation_there_gives_the_weights_of_the_cpu(model):
+    graph = compressor.trace(model, (torch.randn(1, 3, 8, 8),))
+    batches = tuple((torch.randn(16, 3, 8, 8),) for _ in range(4))
+    found = {}
+    for device in ("cpu", "cuda"):
+        channels = compressor.analyze(compressor.trace(model.to(device), (torch.randn(1, 3, 8, 8),)))
+        plan = channels.plan(0.5)
+        small = compressor.apply(plan, channels.graph, channels=channels)
+        found[device] = Compensate(channels, plan, Calibration(batches), Compensation(images=64)).run(small).graph.cpu()
+    with torch.no_grad():
+        x = torch.randn(8, 3, 8, 8)
+        a, b = found["cuda"](x), found["cpu"](x)
+    assert float((a - b).norm() / b.norm()) < 1e-3  # the same regression from features that differ by rounding
+    assert graph is not found["cpu"]
+
+
+def test_a_whole_compression_runs_there(model, tmp_path):
+    batches = [(torch.randn(32, 3, 8, 8), torch.randint(0, 10, (32,))) for _ in range(6)]
+    target = compressor.Target("torch", batch=4, precision="fp16", options={"device": "cuda", "mode": "cudagraph"})
+    result = compressor.compress(
+        model.cuda(), (torch.zeros(1, 3, 8, 8),), train=batches, validate=batches[:2], budget=compressor.Budget(macs=0.5),
+        target=target, method=compressor.CaP(), finetune=compressor.FineTune(epochs=1), out=tmp_path / "run",
+    )  # fmt: skip
+    assert result.met
+    assert result.error < 1e-4
+    assert result.compressed.median_ms > 0
+    x = torch.randn(3, 3, 8, 8)
+    with torch.no_grad():
+        loaded, program = compressor.load(tmp_path / "run", model.cpu())(x), compressor.load(tmp_path / "run")(x)
+        torch.testing.assert_close(loaded, program, rtol=1e-4, atol=1e-5)
