@@ -1,10 +1,11 @@
 # Every target sets up what it needs: a virtual environment in .venv with the versions of requirements.lock.
 
 PYTHON ?= python3
+PYTHON312 ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.12*/bin/python) python3.12)
 BIN := .venv/bin
 WORKERS ?= 2
 
-.PHONY: demo test test-all zoo bench bench-channels bench-latency-model lint clean
+.PHONY: gpu-plan demo test test-all zoo bench bench-channels bench-latency-model lint clean
 
 demo: .venv/ready
 	$(BIN)/compressor demo
@@ -15,7 +16,7 @@ test: lint .venv-triton/ready
 	@echo "== tests that measure time, alone"
 	$(BIN)/python -m pytest -m "not slow and quiet"
 
-test-all: lint .venv-triton/ready
+test-all: lint .venv-triton/ready .venv-gpu/ready
 	@echo "== all tests, the wheel in a clean environment among them"
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not quiet"
 	$(BIN)/python -m pytest -m quiet
@@ -40,7 +41,7 @@ lint: .venv/ready
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv .venv-triton build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-triton .venv-gpu build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 .venv/ready: requirements.lock pyproject.toml
 	@echo "== setting up .venv (a few minutes the first time, 2 GB)"
@@ -62,3 +63,16 @@ clean:
 # the latency model against engines that it never saw (half an hour on two cores)
 bench-latency-model: .venv/ready
 	$(BIN)/python tools/bench_latency_model.py
+
+# the Python, torch and onnx of a GPU machine, so that its plan can be tried dry (5 GB; left out without Python 3.12)
+.venv-gpu/ready: requirements-gpu.lock
+	@mkdir -p .venv-gpu
+	@$(PYTHON312) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null \
+	  && $(PYTHON312) -m venv .venv-gpu \
+	  && .venv-gpu/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-gpu.lock \
+	  || echo "no Python 3.12 (PYTHON312=...): the plan for a GPU machine is not tried"
+	@touch $@
+
+# what a GPU machine does in its minutes, and what travels there
+gpu-plan:
+	@bash tools/gpu_check.sh --plan

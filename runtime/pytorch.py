@@ -30,7 +30,7 @@ class PyTorch:
     """Builds `PyTorchEngine`s."""
 
     precisions: tuple[str, ...] = ("fp32", "fp16", "bf16")
-    options: Mapping[str, Option] = {"mode": "eager", "device": "cpu", "channels_last": False, "tf32": False, "algorithms": 10}
+    options: Mapping[str, Option] = {"mode": "eager", "device": "cpu", "channels_last": False, "tf32": False}
 
     def build(self, workload: Workload, target: Target) -> "PyTorchEngine":
         """Copy the graph to the device, at the target's precision."""
@@ -91,7 +91,7 @@ class PyTorchEngine:
     def __init__(self, workload: Workload, target: Target) -> None:
         assert workload.graph is not None
         self._target, self._device = target, torch.device(str(target.options["device"]))
-        self._dtype, self._tried = _DTYPES[target.precision], int(target.options["algorithms"])
+        self._dtype = _DTYPES[target.precision]
         self._on_gpu = self._device.type == "cuda"
         graph = quiet_deepcopy(FoldBatchNorm()(workload.graph).graph).eval().requires_grad_(False)
         self._graph: Any = graph.to(device=self._device, dtype=self._dtype)
@@ -125,7 +125,7 @@ class PyTorchEngine:
         torch.set_num_threads(self._target.threads)
         torch.backends.cuda.matmul.allow_tf32 = tf32
         try:
-            with torch.backends.cudnn.flags(enabled=True, benchmark=True, benchmark_limit=self._tried, allow_tf32=tf32):
+            with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=tf32):
                 yield
         finally:
             torch.set_num_threads(threads)

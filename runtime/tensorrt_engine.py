@@ -81,7 +81,8 @@ class TensorRTEngine:
 
     def layers(self, runs: int = 30) -> list[LayerTime]:
         """Time per layer from TensorRT's profiler, which adds to each: they are not expected to sum to the latency."""
-        self._worker.ask("prepare", 120, inputs=self._files(self._example, "timed"), cuda_graph=False)
+        graph = self._target.options["cuda_graph"]  # a timer that is at hand goes on with what is prepared here
+        self._worker.ask("prepare", 120, inputs=self._files(self._example, "timed"), cuda_graph=graph)
         found = self._worker.ask("profile", 300, runs=runs)["layers"]
         about = {str(layer.get("Name")): layer for layer in self.information}
         return [self._layer(item, about.get(item["name"], {})) for item in found]

@@ -25,7 +25,7 @@ NEEDED = (
     "sqlalchemy", "alembic", "tensorly", "safetensors", "typer", "rich",
 )  # fmt: skip
 STEPS = (
-    "autotune", "latency", "repeat", "compress", "compensation", "fine-tune", "latency-model", "staircase", "conformance", "compile",
+    "latency", "repeat", "compress", "compensation", "fine-tune", "latency-model", "staircase", "conformance", "compile",
     "tensorrt", "factorization", "search", "tensorrt-rtx",
 )  # fmt: skip
 
@@ -112,7 +112,7 @@ def asked(arguments):
     if arguments.only:
         own = dict((*item.split(":"), "")[:2] for item in arguments.only.split(","))  # a name, or name:seconds
         known = {**dict.fromkeys(STEPS, 60.0), **dict(planned)}
-        planned = [(name, float(seconds or known[name])) for name, seconds in own.items()]
+        return [(name, float(seconds or (600.0 if arguments.dry else known[name]))) for name, seconds in own.items()]
     return [(name, 600.0 if arguments.dry else limit) for name, limit in planned]
 
 

@@ -35,12 +35,12 @@ class Skip(Exception):  # noqa: N818 - not an error
     """A step has nothing to do here."""
 
 
-def target_of(arguments, batch=1, precision="fp16", mode="cudagraph", algorithms=10):
+def target_of(arguments, batch=1, precision="fp16", mode="cudagraph"):
     import compressor
 
     if arguments.dry:
         return compressor.Target("torch", batch=batch, precision="fp32")
-    options = {"device": "cuda", "mode": mode, "channels_last": precision != "fp32", "algorithms": algorithms}
+    options = {"device": "cuda", "mode": mode, "channels_last": precision != "fp32"}
     return compressor.Target("torch", batch=batch, precision=precision, options=options)
 
 
@@ -169,29 +169,6 @@ def compiled(arguments):
         yield {**row_of(name, target, found), "seconds": time.monotonic() - begun}
 
 
-def autotune(arguments):
-    """How many of cuDNN's algorithms are worth trying: what building costs, and how fast the network then is."""
-    from compressor.runtime import BACKENDS, Workload
-    from compressor.runtime.latency import example_for, measure
-
-    (name, graph), *_ = networks(arguments, NETWORKS[:1]).items()
-    small = pruned(graph, 0.3)
-    for algorithms in (1, 2, 4, 10):
-        for label, own in ((name, graph), (f"{name} 30 % removed", small)):
-            target = target_of(arguments, 32, algorithms=algorithms)
-            begun = time.monotonic()
-            with BACKENDS[target.backend]().build(Workload(example_for(own, target), own), target):
-                build_s = time.monotonic() - begun
-            begun = time.monotonic()
-            found = measure({label: own}, target, protocol=protocol(arguments))[label]
-            yield {
-                **row_of(label, target, found),
-                "algorithms": algorithms,
-                "build_s": build_s,
-                "measure_s": time.monotonic() - begun,
-            }
-
-
 def compress(arguments):
     """A real `compress` to half of the measured latency, without labels; then both engines anew in three sessions."""
     import torch
@@ -202,7 +179,7 @@ def compress(arguments):
     (name, graph), *_ = networks(arguments, NETWORKS[:1]).items()
     size = graph.meta["compressor.inputs"][0][0][-1]
     images = torch.randn(64 if arguments.dry else 128, 3, size, size, generator=torch.Generator().manual_seed(0))
-    target = target_of(arguments, 32, algorithms=4)
+    target = target_of(arguments, 32)
     settings = {"engines": 8, "probes": 16, "compensation": compressor.Compensation(images=64, positions=8)}  # fits the lease
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
@@ -291,7 +268,7 @@ def latency_model(arguments):
     from compressor.runtime.store import MeasurementStore
 
     for name in ("resnet56",) if arguments.dry else NETWORKS:
-        size, counts = (32, (8, 6)) if arguments.dry else (32 if name == "resnet56" else 224, (24, 20))
+        size, counts = (32, (8, 2)) if arguments.dry else (32 if name == "resnet56" else 224, (24, 20))
         target = target_of(arguments, 8)
         store = MeasurementStore(arguments.out / "cache" / "latency.sqlite")
         found, lines = bench_latency_model.run(name, size, target, *counts, store, Progress())
@@ -477,7 +454,6 @@ def factorization(arguments):
 
 
 STEPS = {
-    "autotune": autotune,
     "environment": environment,
     "latency": latency,
     "repeat": repeat,
