@@ -32,6 +32,7 @@ from compressor.target import Option, Target
 WORKER = Path(__file__).with_name("tensorrt_worker.py")
 INTERPRETER = "COMPRESSOR_TENSORRT_PYTHON"
 _OLD_OPSET = 17  # the newest that TensorRT 8 parses
+_AS_IT_IS = "compressor.as_it_is"  # a domain whose nodes ONNX's converter leaves alone
 
 
 class TensorRT:
@@ -204,11 +205,29 @@ def _greeting(package: str, interpreter: str) -> dict[str, Any]:
 
 
 def _older(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A model at the newest opset that TensorRT 8 parses."""
+    """A model at the newest opset that TensorRT 8 parses.
+
+    Raises:
+        BackendError: ONNX's converter does not know how.
+    """
     if model.opset_import[0].version <= _OLD_OPSET:
         return model
-    older = onnx.version_converter.convert_version(model, _OLD_OPSET)
-    for node in older.graph.node:  # the converter leaves an attribute that this opset does not have
+    hidden = onnx.ModelProto()
+    hidden.CopyFrom(model)
+    for node in hidden.graph.node:  # the converter refuses every Pad; without its fourth input, of axes, it is that of opset 13
+        if node.op_type == "Pad" and len(node.input) < 4:
+            node.domain = _AS_IT_IS
+    hidden.opset_import.append(onnx.helper.make_opsetid(_AS_IT_IS, 1))
+    try:
+        older = onnx.version_converter.convert_version(hidden, _OLD_OPSET)
+    except RuntimeError as error:
+        raise BackendError(f"the network cannot be written at opset {_OLD_OPSET}, which TensorRT 8 needs: {error}") from error
+    imports = [item for item in older.opset_import if item.domain != _AS_IT_IS]
+    del older.opset_import[:]
+    older.opset_import.extend(imports)
+    for node in older.graph.node:
+        node.domain = "" if node.domain == _AS_IT_IS else node.domain
+        # the converter leaves an attribute that this opset does not have
         kept = [a for a in node.attribute if not (node.op_type.startswith("Reduce") and a.name == "noop_with_empty_axes")]
         del node.attribute[:]
         node.attribute.extend(kept)

@@ -1,36 +1,28 @@
 """The TensorRT back end from ONNX to timed engine where the real library cannot start: its worker, over a CUDA for tests."""
 
-import os
-import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 import compressor
 from compressor.runtime import Workload
 from compressor.runtime.latency import check_parity, example_for, measure
 from compressor.runtime.precision import PARITY
-from compressor.runtime.tensorrt import INTERPRETER, TensorRT, _greeting
+from compressor.runtime.tensorrt import TensorRT, _greeting
 from compressor.runtime.tensorrt_engine import engine_types
 from compressor.runtime.timing import Protocol
 from tests.networks import Residual, randomize
+from tests.runtime.fake_cuda import environment
 
-FAKE = Path(__file__).parent / "fake_tensorrt"
 QUICK = Protocol(warm_up_s=0.01, settle_s=0.1, max_samples=30, max_s=2.0)
 
 
 @pytest.fixture(scope="module")
 def libraries(tmp_path_factory):
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("no C compiler: the CUDA for tests cannot be built")
-    folder = tmp_path_factory.mktemp("cuda")
-    for name in ("libcuda.so.1", "libcudart.so"):
-        subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", folder / name, FAKE / "cuda.c"], check=True)
-    return folder
+    return tmp_path_factory.mktemp("cuda")
 
 
 @pytest.fixture
@@ -38,13 +30,10 @@ def version(libraries, monkeypatch):
     """Makes it the TensorRT of this process, of a version and with a fault."""
 
     def be(said):
-        monkeypatch.setenv("FAKE_TENSORRT", said)
+        for name, value in environment(libraries, sys.executable, said).items():
+            monkeypatch.setenv(name, value)
         _greeting.cache_clear()
 
-    monkeypatch.setenv("LD_LIBRARY_PATH", f"{libraries}:{os.environ.get('LD_LIBRARY_PATH', '')}")
-    monkeypatch.setenv("COMPRESSOR_CUDART", str(libraries / "libcudart.so"))
-    monkeypatch.setenv("PYTHONPATH", str(FAKE))
-    monkeypatch.setenv(INTERPRETER, sys.executable)
     yield be
     _greeting.cache_clear()
 
@@ -91,6 +80,24 @@ def test_a_batch_outside_of_the_profile_and_a_cut_off_engine_are_said(graph, ver
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(compressor.BackendError, match="the engine cannot be loaded: the engine is of another version or cut off"):
         TensorRT().load(file, target)
+
+
+class Padded(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(x) + F.pad(x, (0, 0, 0, 0, 1, 2))  # a shortcut with zero channels
+
+
+def test_paddings_reach_an_old_opset(version):
+    version("8.6.1")
+    torch.manual_seed(0)
+    padded, target = compressor.trace(Padded().eval(), (torch.randn(1, 3, 8, 8),)), compressor.Target("tensorrt", batch=4)
+    example = example_for(padded, target)
+    with TensorRT().build(Workload(example, padded), target) as engine:
+        assert check_parity(engine, padded, example) < 1e-4
 
 
 def test_networks_are_measured_together_through_it(graph, version):
