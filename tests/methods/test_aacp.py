@@ -60,7 +60,8 @@ def test_a_share_of_the_first_population_lies_around_the_allocations(problem, tm
     assert far[1.0] < 0.7 * far[0.5] == 0.7 * far[0.0]
 
 
-def test_searching_beats_the_first_population_and_finds_what_the_study_says(problem, tmp_path):
+def test_searching_beats_the_first_population_and_finds_what_the_study_says(steady, tmp_path):
+    problem = steady
     stored = replace(problem, storage=f"sqlite:///{tmp_path / 'study.db'}")
     plan = aacp(25).plan(stored)
     study = study_of(stored.storage)
