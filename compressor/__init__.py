@@ -12,17 +12,17 @@ Conv2d(3, 4, kernel_size=(3, 3), stride=(1, 1))
 """
 
 from compressor.api import analyze, apply, compress, export, load, profile, trace
-from compressor.budget import Budget
 from compressor.errors import BackendError, BudgetError, CompressorError, DataError, PassError, PlanError, TraceError
-from compressor.fitness import Fitness
-from compressor.measurement import Measurement
 from compressor.methods import AACP, CC, CaP, Factorize, LeGR, Magnitude
-from compressor.passes.compensation import Compensation
-from compressor.plan import Factorization, Plan, Structure
-from compressor.progress import Progress
-from compressor.result import Result
-from compressor.target import Target
-from compressor.train import FineTune
+from compressor.passes.fitting.settings import Compensation
+from compressor.runs.result import Result
+from compressor.search.fitness import Fitness
+from compressor.training.fine_tune import FineTune
+from compressor.values.budget import Budget
+from compressor.values.measurement import Measurement
+from compressor.values.plan import Factorization, Plan, Structure
+from compressor.values.progress import Progress
+from compressor.values.target import Target
 from compressor.version import __version__
 
 __all__ = [

@@ -1,5 +1,5 @@
 """`python -m compressor`, which is the command `compressor`."""
 
-from compressor.cli import main
+from compressor.cli.main import main
 
 main()

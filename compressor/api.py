@@ -7,24 +7,24 @@ from typing import cast
 import torch
 from torch import Tensor, fx, nn
 
-from compressor.budget import Budget
-from compressor.compression import Compression
 from compressor.errors import DataError, PlanError
-from compressor.evaluate import Batches
-from compressor.measurement import Measurement
 from compressor.methods import Magnitude, Method
-from compressor.passes.channels import ChannelGraph, analyze
-from compressor.passes.narrow_module import narrow_module
-from compressor.passes.products import take_state
-from compressor.passes.realise import realisation
-from compressor.passes.trace import is_traced, trace
-from compressor.plan import Plan
-from compressor.progress import Progress
-from compressor.result import Result
-from compressor.runtime.latency import export_checked, measure
-from compressor.store import load_tensors, read_json
-from compressor.target import Target
-from compressor.train import FineTune
+from compressor.passes.channels.analyze import ChannelGraph, analyze
+from compressor.passes.layers.product import take_state
+from compressor.passes.tracing.trace import is_traced, trace
+from compressor.passes.transforms.narrow_module import narrow_module
+from compressor.passes.transforms.realise import realisation
+from compressor.pipeline.compression import Compression
+from compressor.runs.result import Result
+from compressor.runtime.measuring.measure import export_checked, measure
+from compressor.training.evaluate import Batches
+from compressor.training.fine_tune import FineTune
+from compressor.values.budget import Budget
+from compressor.values.files import load_tensors, read_json
+from compressor.values.measurement import Measurement
+from compressor.values.plan import Plan
+from compressor.values.progress import Progress
+from compressor.values.target import Target
 
 __all__ = ["analyze", "apply", "compress", "export", "load", "profile", "trace"]
 

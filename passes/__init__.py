@@ -1,1 +1,4 @@
-"""Graph in, graph out: tracing, channel analysis, and the passes that rewrite a network."""
+"""Graph in, graph out: reading a network, knowing its channels, changing it, and fitting it to data.
+
+Imports the values of `compressor.values`, never a back end, a method or a run.
+"""

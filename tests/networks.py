@@ -7,15 +7,16 @@ import torch.nn.functional as F
 from torch import nn
 
 import compressor
-from compressor.passes.factorize_conv import FactorizeConv, sizes_of
-from compressor.passes.forms import FORMS
-from compressor.passes.trace import outputs_of
-from compressor.passes.verify import relative_error, run_masked
-from compressor.plan import Factorization
-from compressor.runtime.timing import Protocol
+from compressor.passes.layers.forms import FORMS
+from compressor.passes.layers.sizes import sizes_of
+from compressor.passes.tracing.trace import outputs_of
+from compressor.passes.transforms.factorize_conv import FactorizeConv
+from compressor.passes.transforms.verify import relative_error, run_masked
+from compressor.runtime.timing.protocol import Protocol
+from compressor.values.plan import Factorization
 
 QUICK = Protocol(warm_up_s=0.02, settle_s=0.1, min_samples=30, max_samples=60, max_s=2.0)
-TOLERANCE = 1e-4  # float32: see compressor.passes.verify.TOLERANCE
+TOLERANCE = 1e-4  # float32: see compressor.passes.transforms.verify.TOLERANCE
 
 
 class Net(nn.Module):

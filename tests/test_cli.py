@@ -13,8 +13,8 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from compressor.cli import main
-from compressor.store import save_tensors
+from compressor.cli.main import main
+from compressor.values.files import save_tensors
 from tests.networks import Residual, randomize
 
 ROOT = Path(__file__).parent.parent

@@ -12,9 +12,9 @@ from torch import nn
 
 import compressor
 from compressor import CC, Budget, CaP, Factorize, FineTune, Magnitude, Plan, Progress, Target
-from compressor.passes.verify import relative_error
-from compressor.store import digest_of_tensors, load_tensors
-from compressor.train import train
+from compressor.passes.transforms.verify import relative_error
+from compressor.training.fine_tune import train
+from compressor.values.files import digest_of_tensors, load_tensors
 from tests.networks import Residual, randomize
 from tests.test_train import blobs
 

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from compressor import DataError
-from compressor.data import load_data
+from compressor.data.images import load_data
 
 
 def test_digits_are_real_split_and_reproducible():

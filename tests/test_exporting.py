@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import compressor
-from compressor.evaluate import evaluate
-from compressor.exporting import export_engine, from_graph
-from compressor.runtime.manifest import Manifest, load_engine
+from compressor.pipeline.exporting import export_engine, from_graph
+from compressor.runtime.engines.manifest import Manifest, load_engine
+from compressor.training.evaluate import evaluate
 from tests.networks import QUICK, residual_graph
 from tests.test_train import blobs
 
@@ -89,7 +89,7 @@ def test_a_tensorrt_engine_of_another_version_or_device_is_refused(graph, tmp_pa
 
 
 def test_an_engine_that_differs_is_not_exported(graph, tmp_path, monkeypatch):
-    monkeypatch.setattr("compressor.exporting.relative_error", lambda *_: 1.0)
+    monkeypatch.setattr("compressor.pipeline.exporting.relative_error", lambda *_: 1.0)
     with pytest.raises(compressor.BackendError, match="it is not exported"):
         export_engine(from_graph(graph, "net"), "onnx-fp16", tmp_path, protocol=QUICK)
     assert list(tmp_path.iterdir()) == []

@@ -7,14 +7,14 @@ import torch.nn.functional as F
 import compressor
 from compressor import Fitness, Target
 from compressor.errors import DataError
-from compressor.evaluate import evaluate, recalibrate
-from compressor.fitness import Judge, samples
-from compressor.gradients import squared_gradients
 from compressor.methods import Magnitude, Problem
-from compressor.passes.calibration import Calibration
-from compressor.passes.compensate import Compensate
-from compressor.passes.compensation import Compensation
-from compressor.passes.trace import quiet_deepcopy
+from compressor.passes.fitting.compensate import Compensate
+from compressor.passes.fitting.settings import Compensation
+from compressor.passes.statistics.calibration import Calibration
+from compressor.passes.tracing.trace import quiet_deepcopy
+from compressor.search.fitness import Judge, samples
+from compressor.training.evaluate import evaluate, recalibrate
+from compressor.training.gradients import squared_gradients
 from tests.methods.conftest import digits, net  # noqa: F401 - fixtures
 from tests.methods.digits import pairs
 

@@ -6,7 +6,7 @@ import torch
 import compressor
 from compressor import AACP, CC, Budget, CaP, Compensation, Factorize, FineTune, Fitness, LeGR, Magnitude, Target
 from compressor.methods import METHODS
-from compressor.runtime import BACKENDS
+from compressor.runtime.backends import BACKENDS
 from tests.methods.conftest import digits, net  # noqa: F401 - fixtures
 from tests.methods.digits import Net, pairs
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from compressor import DataError, Measurement
-from compressor.measurement import median_interval
+from compressor.values.measurement import median_interval
 
 
 def test_it_survives_json():

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from compressor import AACP, CC, BudgetError, CaP, Compensation, Factorize, Fitness, LeGR
-from compressor.method_options import OPTIONS, method_of
+from compressor.cli.method_options import OPTIONS, method_of
 from compressor.methods import METHODS
 
 NOTHING = dict.fromkeys({option for options in OPTIONS.values() for option in options})

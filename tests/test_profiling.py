@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import compressor
-from compressor.profiling import Network, load_onnx, onnx_inputs, profile_network
-from compressor.report.profile_files import profile_records, write_profile
+from compressor.pipeline.profile_files import profile_records, write_profile
+from compressor.pipeline.profiling import Network, load_onnx, onnx_inputs, profile_network
 from compressor.report.profile_table import profile_table
-from compressor.runtime.staircase import measure_staircase
+from compressor.runtime.latency_model.staircase import measure_staircase
 from tests.networks import QUICK, residual_graph
 from tests.test_train import blobs
 from tools.cifar_resnet import resnet20
@@ -140,7 +140,7 @@ def test_same_engine_twice_in_a_quiet_minute_agrees():
 
 def test_the_worker_runs_alone_on_any_python(tmp_path):
     """It is copied to devices: the standard library is enough to start it and to say what is missing."""
-    from compressor.runtime.tensorrt import WORKER
+    from compressor.runtime.backends.tensorrt import WORKER
 
     copy = tmp_path / "worker.py"
     copy.write_bytes(WORKER.read_bytes())

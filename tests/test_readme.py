@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from compressor.passes.rules import EDITS, RULES
+from compressor.passes.channels.rules import EDITS, RULES
 from tests.networks import check_effective, randomize
 
 ROOT = Path(__file__).parent.parent

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from compressor.seeding import first_seen, seeded
+from compressor.data.seeding import first_seen, seeded
 
 
 def drawn():

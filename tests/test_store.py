@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from compressor import DataError
-from compressor.run import Run
+from compressor.runs.folder import Run
 from compressor.search.storage import shared_once
-from compressor.store import digest_of_tensors, load_tensors, load_weights, save_tensors, write_bytes
+from compressor.values.files import digest_of_tensors, load_tensors, load_weights, save_tensors, write_bytes
 from tests.networks import Residual
 
 

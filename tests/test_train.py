@@ -9,9 +9,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from compressor import DataError, FineTune, Progress
-from compressor.evaluate import evaluate, recalibrate
-from compressor.gradients import squared_gradients
-from compressor.train import rate_at, train
+from compressor.training.evaluate import evaluate, recalibrate
+from compressor.training.fine_tune import rate_at, train
+from compressor.training.gradients import squared_gradients
 from tests.networks import Residual
 
 

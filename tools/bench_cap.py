@@ -27,18 +27,18 @@ sys.path.insert(0, str(Path(__file__).parent))
 import cifar_resnet
 
 import compressor
-from compressor.console import ConsoleProgress
-from compressor.data import Images, load_data, load_images
-from compressor.evaluate import evaluate, recalibrate
-from compressor.loading import load_callable
+from compressor.cli.console import ConsoleProgress
+from compressor.data.images import Images, load_data, load_images
+from compressor.data.loading import load_callable
 from compressor.methods import CaP, Magnitude, Problem
 from compressor.methods.magnitude import path_by_scores
-from compressor.methods.paths import Widths, fitting
-from compressor.passes.calibration import Calibration
-from compressor.passes.compensate import Compensate
-from compressor.passes.compensation import Compensation
-from compressor.passes.losses import loss_curves
-from compressor.store import load_weights, write_bytes
+from compressor.methods.structures.paths import Widths, fitting
+from compressor.passes.fitting.compensate import Compensate
+from compressor.passes.fitting.losses import loss_curves
+from compressor.passes.fitting.settings import Compensation
+from compressor.passes.statistics.calibration import Calibration
+from compressor.training.evaluate import evaluate, recalibrate
+from compressor.values.files import load_weights, write_bytes
 
 PUBLISHED = Compensation.published()
 OWN = Compensation()

@@ -34,23 +34,23 @@ import benching
 import cifar_resnet
 
 import compressor
-from compressor.console import ConsoleProgress
-from compressor.data import load_data, load_images, unaugmented
+from compressor.cli.console import ConsoleProgress
+from compressor.data.images import load_data, load_images, unaugmented
+from compressor.data.loading import load_callable
 from compressor.errors import BudgetError
-from compressor.evaluate import evaluate
-from compressor.gradients import squared_gradients
-from compressor.loading import load_callable
 from compressor.methods import CC, Factorize, Problem, cc
-from compressor.methods.unit_plans import UnitPlans
-from compressor.methods.units import Layer, removal_path
-from compressor.passes.calibration import Calibration
-from compressor.passes.compensation import Compensation
-from compressor.passes.products import take_state
-from compressor.plan import Plan, digest_of
-from compressor.runtime.latency import Comparison, measure
-from compressor.store import load_tensors, load_weights, read_json, save_tensors, write_bytes, write_json
-from compressor.train import FineTune
-from compressor.train import train as fine_tune
+from compressor.methods.layers.plans import UnitPlans
+from compressor.methods.layers.units import Layer, removal_path
+from compressor.passes.fitting.settings import Compensation
+from compressor.passes.layers.product import take_state
+from compressor.passes.statistics.calibration import Calibration
+from compressor.runtime.measuring.measure import Comparison, measure
+from compressor.training.evaluate import evaluate
+from compressor.training.fine_tune import FineTune
+from compressor.training.fine_tune import train as fine_tune
+from compressor.training.gradients import squared_gradients
+from compressor.values.files import load_tensors, load_weights, read_json, save_tensors, write_bytes, write_json
+from compressor.values.plan import Plan, digest_of
 
 
 @dataclass(frozen=True)

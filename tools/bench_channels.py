@@ -126,7 +126,7 @@ def _peak() -> int:
 
 def _ours(model, x) -> dict:
     import compressor
-    from compressor.passes.remove_channels import RemoveChannels
+    from compressor.passes.transforms.remove_channels import RemoveChannels
 
     total = sum(p.numel() for p in model.parameters())
     times = [time.perf_counter()]

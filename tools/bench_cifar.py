@@ -19,10 +19,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 import cifar_resnet
 
 import compressor
-from compressor.console import ConsoleProgress
-from compressor.data import Images, load_data
-from compressor.run import versions
-from compressor.store import load_weights, write_json
+from compressor.cli.console import ConsoleProgress
+from compressor.data.images import Images, load_data
+from compressor.runs.folder import versions
+from compressor.values.files import load_weights, write_json
 
 CASES = (
     ("l1 global sum", compressor.Magnitude("l1", "global", "sum", compensation=None), compressor.Budget(macs=0.5)),

@@ -30,20 +30,20 @@ import bench_cc
 import benching
 
 import compressor
-from compressor.console import ConsoleProgress
-from compressor.evaluate import evaluate
+from compressor.cli.console import ConsoleProgress
 from compressor.methods import CaP, Problem
-from compressor.methods.curves import curves_of
-from compressor.passes.calibration import Calibration
-from compressor.passes.compensation import Compensation
+from compressor.methods.losses.curves import curves_of
+from compressor.methods.structures.legal import widths
 from compressor.passes.criteria import CRITERIA, Scoring
-from compressor.passes.losses import Curve
-from compressor.passes.ranking import Ranking
-from compressor.plan import Plan
-from compressor.runtime.latency import Comparison
-from compressor.runtime.model_training import train_latency_model
-from compressor.space import widths
-from compressor.store import read_json, write_bytes, write_json
+from compressor.passes.fitting.losses import Curve
+from compressor.passes.fitting.ranking import Ranking
+from compressor.passes.fitting.settings import Compensation
+from compressor.passes.statistics.calibration import Calibration
+from compressor.runtime.latency_model.training import train_latency_model
+from compressor.runtime.measuring.measure import Comparison
+from compressor.training.evaluate import evaluate
+from compressor.values.files import read_json, write_bytes, write_json
+from compressor.values.plan import Plan
 
 SPARED = 256
 

@@ -18,13 +18,13 @@ from cifar_resnet import resnet56
 from scipy.stats import spearmanr
 
 import compressor
-from compressor.console import ConsoleProgress
-from compressor.runtime import BACKENDS
-from compressor.runtime.model_training import observe, spread, train_latency_model
-from compressor.runtime.store import MeasurementStore
-from compressor.runtime.timing import Protocol
-from compressor.space import widths
-from compressor.target import option_of
+from compressor.cli.console import ConsoleProgress
+from compressor.methods.structures.legal import widths
+from compressor.runtime.backends import BACKENDS
+from compressor.runtime.latency_model.training import observe, spread, train_latency_model
+from compressor.runtime.measuring.store import MeasurementStore
+from compressor.runtime.timing.protocol import Protocol
+from compressor.values.target import option_of
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -17,13 +17,13 @@ import torchvision_ops
 from bench_latency_model import network
 
 import compressor
-from compressor.passes.remove_channels import RemoveChannels
-from compressor.plan import Structure
-from compressor.runtime.latency import check_onnx
-from compressor.runtime.lowering import Lowering
-from compressor.runtime.model_training import plan_of, spread
-from compressor.runtime.onnx_export import to_onnx
-from compressor.space import widths
+from compressor.methods.structures.legal import widths
+from compressor.passes.transforms.remove_channels import RemoveChannels
+from compressor.runtime.latency_model.training import plan_of, spread
+from compressor.runtime.measuring.measure import check_onnx
+from compressor.runtime.onnx.export import to_onnx
+from compressor.runtime.onnx.lowering import Lowering
+from compressor.values.plan import Structure
 
 RESULTS = Path(__file__).parent / "results" / "lowering.json"
 NETWORKS = {"resnet56": 32, "mobilenet_v2": 64, "resnet50": 64}

@@ -31,17 +31,17 @@ sys.path.insert(0, str(Path(__file__).parent))
 import cifar_resnet
 
 import compressor
-from compressor.fitness import Fitness
 from compressor.methods import AACP, LeGR, Problem
-from compressor.methods.genomes import NormRanking
-from compressor.methods.global_ranking import GlobalRanking
-from compressor.passes.calibration import Calibration
-from compressor.passes.compensation import Compensation
-from compressor.progress import Progress
+from compressor.methods.searching.genomes import NormRanking
+from compressor.methods.structures.global_ranking import GlobalRanking
+from compressor.methods.structures.legal import widths
+from compressor.passes.fitting.settings import Compensation
+from compressor.passes.statistics.calibration import Calibration
+from compressor.search.fitness import Fitness
 from compressor.search.storage import open_storage
 from compressor.search.study import OUTCOME
-from compressor.space import widths
-from compressor.store import write_bytes
+from compressor.values.files import write_bytes
+from compressor.values.progress import Progress
 
 _USUAL = 8  # trials that tell what a usual one takes
 _MARK = 100  # trials after which memory is looked at for the first time

@@ -34,22 +34,22 @@ import benching
 import cifar_resnet
 
 import compressor
-from compressor.console import ConsoleProgress
-from compressor.data import load_data
-from compressor.evaluate import evaluate
-from compressor.fitness import Fitness
+from compressor.cli.console import ConsoleProgress
+from compressor.data.images import load_data
 from compressor.methods import AACP, CaP, LeGR, Magnitude, Method, Problem
-from compressor.methods.searching import images_of
-from compressor.passes.calibration import Calibration
-from compressor.passes.compensation import Compensation
-from compressor.passes.products import take_state
-from compressor.plan import Plan
-from compressor.runtime.latency import Comparison, measure
+from compressor.methods.searching.trials import images_of
+from compressor.passes.fitting.settings import Compensation
+from compressor.passes.layers.product import take_state
+from compressor.passes.statistics.calibration import Calibration
+from compressor.runtime.measuring.measure import Comparison, measure
+from compressor.search.fitness import Fitness
 from compressor.search.storage import open_storage
 from compressor.search.study import OUTCOME
-from compressor.store import load_tensors, load_weights, read_json, save_tensors, write_bytes, write_json
-from compressor.train import FineTune
-from compressor.train import train as fine_tune
+from compressor.training.evaluate import evaluate
+from compressor.training.fine_tune import FineTune
+from compressor.training.fine_tune import train as fine_tune
+from compressor.values.files import load_tensors, load_weights, read_json, save_tensors, write_bytes, write_json
+from compressor.values.plan import Plan
 
 PSAE = Fitness("recalibrate", objective="accuracy")
 CLOSED = Fitness("compensate")

@@ -7,18 +7,18 @@ import torch
 from torch.fx import GraphModule
 
 import compressor
-from compressor.evaluate import recalibrate
-from compressor.passes.calibration import Calibration
-from compressor.passes.channels import ChannelGraph
-from compressor.passes.compensate import Compensate
-from compressor.passes.compensation import Compensation
-from compressor.passes.factorize_conv import FactorizeConv
-from compressor.passes.remove_channels import RemoveChannels
-from compressor.passes.trace import quiet_deepcopy
-from compressor.plan import Plan
-from compressor.runtime.latency import Comparison, measure
-from compressor.target import Target
-from compressor.trial import Trial
+from compressor.passes.channels.analyze import ChannelGraph
+from compressor.passes.fitting.compensate import Compensate
+from compressor.passes.fitting.settings import Compensation
+from compressor.passes.statistics.calibration import Calibration
+from compressor.passes.tracing.trace import quiet_deepcopy
+from compressor.passes.transforms.factorize_conv import FactorizeConv
+from compressor.passes.transforms.remove_channels import RemoveChannels
+from compressor.runtime.measuring.measure import Comparison, measure
+from compressor.training.evaluate import recalibrate
+from compressor.values.plan import Plan
+from compressor.values.target import Target
+from compressor.values.trial import Trial
 
 SESSIONS = 3  # engines built anew; the median of their ratios is reported
 

@@ -167,11 +167,11 @@ def environment():
     """Versions, device and driver."""
     import torch
 
-    from compressor.run import versions
+    from compressor.runs.folder import versions
 
     found = {**versions(), "device": "cpu", "processor": platform.processor() or platform.machine()}
     if torch.cuda.is_available():
-        from compressor.runtime.pytorch import gpu
+        from compressor.runtime.backends.pytorch import gpu
 
         found |= gpu()
         query = "name,driver_version,power.limit,clocks.max.sm,temperature.gpu,compute_mode,mig.mode.current"

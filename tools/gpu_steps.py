@@ -14,7 +14,7 @@ from pathlib import Path
 
 from gpu_networks import graph_of
 
-from compressor.progress import Progress
+from compressor.values.progress import Progress
 
 ROOT = Path(__file__).resolve().parent.parent
 SESSION = {"sample_s": 2e-3, "half_width": 0.005, "max_s": 1.0, "settle_s": 1.0}
@@ -75,21 +75,21 @@ def on_gpu(graph, arguments):
     """A copy where training and statistics run."""
     import torch
 
-    from compressor.passes.trace import moved, quiet_deepcopy
+    from compressor.passes.tracing.trace import moved, quiet_deepcopy
 
     return graph if arguments.dry else moved(quiet_deepcopy(graph), torch.device("cuda"))
 
 
 def pruned(graph, ratio):
     import compressor
-    from compressor.passes.remove_channels import RemoveChannels
+    from compressor.passes.transforms.remove_channels import RemoveChannels
 
     channels = compressor.analyze(graph)
     return RemoveChannels(channels.plan(ratio), channels)(graph).graph
 
 
 def protocol(arguments):
-    from compressor.runtime.timing import Protocol
+    from compressor.runtime.timing.protocol import Protocol
 
     return Protocol(warm_up_s=0.02, settle_s=0.1, max_samples=30, max_s=1.0) if arguments.dry else Protocol(**SESSION)
 
@@ -134,7 +134,7 @@ def conformance(arguments):
 
 def latency(arguments):
     """Base and pruned networks by batch and precision; modes of PyTorch against each other."""
-    from compressor.runtime.latency import measure
+    from compressor.runtime.measuring.measure import measure
 
     for name, graph in networks(arguments).items():
         shares = {r: pruned(graph, r) if r else graph for r in (0, 0.25, 0.5, 0.75)}
@@ -150,7 +150,7 @@ def latency(arguments):
 
 def repeat(arguments):
     """The same networks in two sessions, engines built anew: what do their medians differ by?"""
-    from compressor.runtime.latency import measure
+    from compressor.runtime.measuring.measure import measure
 
     target = target_of(arguments, 8)
     for name, graph in networks(arguments, NETWORKS[:2]).items():
@@ -160,7 +160,7 @@ def repeat(arguments):
 
 def compiled(arguments):
     """`torch.compile` beside the CUDA graph and eager mode; compiling counts."""
-    from compressor.runtime.latency import measure
+    from compressor.runtime.measuring.measure import measure
 
     for name, graph in networks(arguments, NETWORKS[:2]).items():
         target = target_of(arguments, 8, mode="compile")
@@ -174,7 +174,7 @@ def compress(arguments):
     import torch
 
     import compressor
-    from compressor.runtime.latency import measure
+    from compressor.runtime.measuring.measure import measure
 
     (name, graph), *_ = networks(arguments, NETWORKS[:1]).items()
     size = graph.meta["compressor.inputs"][0][0][-1]
@@ -210,9 +210,9 @@ def fine_tune(arguments):
     from safetensors.torch import load_file
 
     import compressor
-    from compressor.data import load_data
-    from compressor.passes.trace import quiet_deepcopy
-    from compressor.train import train
+    from compressor.data.images import load_data
+    from compressor.passes.tracing.trace import quiet_deepcopy
+    from compressor.training.fine_tune import train
 
     if arguments.data is None or not (arguments.data / "cifar10.tar.xz").exists():
         raise Skip("no --data FOLDER with cifar10.tar.xz and resnet56.safetensors")
@@ -243,7 +243,7 @@ def fine_tune(arguments):
 def staircase(arguments):
     """Right edges of one early and one late group at FP16."""
     import compressor
-    from compressor.runtime.staircase import measure_staircase
+    from compressor.runtime.latency_model.staircase import measure_staircase
 
     for name, graph in networks(arguments).items():
         channels = compressor.analyze(graph)
@@ -264,8 +264,8 @@ def latency_model(arguments):
     """Error of the latency model on engines that it has not seen, at FP16."""
     import bench_latency_model
 
-    from compressor.progress import Progress
-    from compressor.runtime.store import MeasurementStore
+    from compressor.runtime.measuring.store import MeasurementStore
+    from compressor.values.progress import Progress
 
     for name in ("resnet56",) if arguments.dry else NETWORKS:
         size, counts = (32, (8, 2)) if arguments.dry else (32 if name == "resnet56" else 224, (24, 20))
@@ -281,7 +281,7 @@ def latency_model(arguments):
 def tensorrt(arguments):
     """Real TensorRT: parity, the built engine's types, latency beside PyTorch's CUDA graph and beside plain enqueues, per layer."""
     import compressor
-    from compressor.runtime import BACKENDS
+    from compressor.runtime.backends import BACKENDS
 
     health = BACKENDS["tensorrt"]().check()
     print(health.detail)
@@ -305,12 +305,12 @@ def tensorrt(arguments):
 def engine_row(name, graph, precision, arguments):
     """One engine of TensorRT, everything about it."""
     import compressor
-    from compressor.runtime import Workload
-    from compressor.runtime.latency import built, check_parity, clocks_of, example_for
-    from compressor.runtime.precision import PARITY
-    from compressor.runtime.tensorrt import TensorRT
-    from compressor.runtime.tensorrt_engine import engine_types
-    from compressor.runtime.timing import time_together
+    from compressor.runtime.backends import Workload
+    from compressor.runtime.backends.tensorrt import TensorRT
+    from compressor.runtime.backends.tensorrt_engine import engine_types
+    from compressor.runtime.measuring.measure import built, check_parity, clocks_of, example_for
+    from compressor.runtime.onnx.precision import PARITY
+    from compressor.runtime.timing.protocol import time_together
 
     target, plain = (compressor.Target("tensorrt", batch=8, precision=precision, options={"cuda_graph": g}) for g in (True, False))
     example = example_for(graph, target)
@@ -354,9 +354,9 @@ def engine_row(name, graph, precision, arguments):
 
 def tensorrt_rtx(arguments):
     """TensorRT-RTX: does it run on this device at all?"""
-    from compressor.profiling import Network, profile_network
-    from compressor.runtime import BACKENDS
-    from compressor.target import Target
+    from compressor.pipeline.profiling import Network, profile_network
+    from compressor.runtime.backends import BACKENDS
+    from compressor.values.target import Target
 
     health = BACKENDS["tensorrt-rtx"]().check()
     if not health.works:
@@ -378,10 +378,10 @@ def compensation(arguments):
     import torch
 
     import compressor
-    from compressor.passes.calibration import Calibration
-    from compressor.passes.compensate import Compensate
-    from compressor.passes.compensation import Compensation
-    from compressor.passes.trace import quiet_deepcopy
+    from compressor.passes.fitting.compensate import Compensate
+    from compressor.passes.fitting.settings import Compensation
+    from compressor.passes.statistics.calibration import Calibration
+    from compressor.passes.tracing.trace import quiet_deepcopy
 
     (name, graph), *_ = networks(arguments).items()
     size = graph.meta["compressor.inputs"][0][0][-1]
@@ -409,9 +409,9 @@ def search(arguments):
     import torch
 
     import compressor
-    from compressor.fitness import Fitness, Judge
-    from compressor.passes.calibration import Calibration
-    from compressor.passes.trace import quiet_deepcopy
+    from compressor.passes.statistics.calibration import Calibration
+    from compressor.passes.tracing.trace import quiet_deepcopy
+    from compressor.search.fitness import Fitness, Judge
 
     (name, graph), *_ = networks(arguments).items()
     size = graph.meta["compressor.inputs"][0][0][-1]
@@ -433,10 +433,10 @@ def search(arguments):
 def factorization(arguments):
     """Which forms are faster than the layers that they stand for, at half of a layer's MACs."""
     import compressor
-    from compressor.passes.factorize_conv import factorizable, sizes_of
-    from compressor.passes.forms import FORMS
-    from compressor.passes.rank_choice import by_rate
-    from compressor.runtime.pieces import choices
+    from compressor.passes.layers.forms import FORMS
+    from compressor.passes.layers.rank_choice import by_rate
+    from compressor.passes.layers.sizes import factorizable, sizes_of
+    from compressor.runtime.latency_model.pieces import choices
 
     for name, graph in networks(arguments).items():
         channels = compressor.analyze(graph)

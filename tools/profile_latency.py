@@ -32,7 +32,7 @@ def main() -> None:
     if not (ROOT / "compressor" / "runtime" / "__init__.py").exists():
         sys.exit(f"profile_latency: {ROOT} is no clone: copy the folders compressor, passes, runtime and tools, links included")
     sys.path.insert(0, str(ROOT))
-    from compressor.cli import main as command
+    from compressor.cli.main import main as command
 
     sys.argv = ["compressor", "profile", *sys.argv[1:]]
     command()

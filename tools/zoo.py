@@ -136,8 +136,8 @@ def examine_model(entry: tuple[str, ...], row: dict[str, object], onnx: bool) ->
     import torch
 
     import compressor
-    from compressor.passes.remove_channels import RemoveChannels
-    from compressor.passes.verify import relative_error, run_masked
+    from compressor.passes.transforms.remove_channels import RemoveChannels
+    from compressor.passes.transforms.verify import relative_error, run_masked
 
     row["stage"] = "build"
     model, inputs = build(*entry)
@@ -182,7 +182,7 @@ def oracle(channels, plan, removed, inputs, original, run_masked) -> tuple[float
     """Relative error of removed against masked, and how far the plan moves the outputs; in float64 where float32 is in doubt."""
     import torch
 
-    from compressor.passes.verify import TOLERANCE, relative_error, verify_removal
+    from compressor.passes.transforms.verify import TOLERANCE, relative_error, verify_removal
 
     masked = run_masked(channels, plan, inputs)
     effect = relative_error(original, masked)
@@ -205,10 +205,10 @@ def export(row: dict[str, object], small) -> None:
     import tempfile
 
     from compressor.errors import BackendError
-    from compressor.passes.trace import example_inputs_of
-    from compressor.runtime.latency import check_onnx
-    from compressor.runtime.onnx_export import to_onnx
-    from compressor.runtime.precision import PARITY
+    from compressor.passes.tracing.trace import example_inputs_of
+    from compressor.runtime.measuring.measure import check_onnx
+    from compressor.runtime.onnx.export import to_onnx
+    from compressor.runtime.onnx.precision import PARITY
 
     with _timed(row, "onnx"):
         proto = to_onnx(small, example_inputs_of(small))
@@ -231,8 +231,8 @@ def rounding(graph) -> float:
     """Relative error of a graph in float32 against float64."""
     import torch
 
-    from compressor.passes.trace import example_inputs_of
-    from compressor.passes.verify import relative_error
+    from compressor.passes.tracing.trace import example_inputs_of
+    from compressor.passes.transforms.verify import relative_error
 
     inputs = example_inputs_of(graph)
     with torch.no_grad():
@@ -264,7 +264,7 @@ def _timed(row: dict[str, object], stage: str) -> Iterator[None]:
 
 def flat(outputs) -> list:
     """Tensors of a nested output."""
-    from compressor.passes.trace import outputs_of
+    from compressor.passes.tracing.trace import outputs_of
 
     return outputs_of(outputs)
 

@@ -7,6 +7,6 @@ import torch
 from tools import torchvision_ops
 
 torchvision_ops.declare()
-for name in ("torchvision", "timm", "torch.export", "compressor", "compressor.runtime.onnx_export"):
+for name in ("torchvision", "timm", "torch.export", "compressor", "compressor.runtime.onnx.export"):
     importlib.import_module(name)
 torch.set_num_threads(1)

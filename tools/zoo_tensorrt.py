@@ -27,7 +27,7 @@ def short_list() -> list[tuple[str, ...]]:
 def compile_all(entry) -> list[dict[str, object]]:
     """One row per variant and precision; raises BackendError where TensorRT refuses."""
     import compressor
-    from compressor.passes.remove_channels import RemoveChannels
+    from compressor.passes.transforms.remove_channels import RemoveChannels
     from tools.zoo_build import build
 
     model, inputs = build(*entry)
@@ -39,9 +39,9 @@ def compile_all(entry) -> list[dict[str, object]]:
 
 def compile_one(network, variant, graph) -> list[dict[str, object]]:
     import compressor
-    from compressor.passes.trace import DYNAMIC
-    from compressor.runtime import BACKENDS, Workload
-    from compressor.runtime.latency import example_for
+    from compressor.passes.tracing.trace import DYNAMIC
+    from compressor.runtime.backends import BACKENDS, Workload
+    from compressor.runtime.measuring.measure import example_for
 
     batch = 2 if graph.meta[DYNAMIC] else graph.meta["compressor.inputs"][0][0][0]
     rows, workload = [], None

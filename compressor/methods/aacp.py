@@ -34,22 +34,22 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 
 from compressor.errors import BudgetError
-from compressor.fitness import Fitness
-from compressor.methods.affordable import Affordable
 from compressor.methods.base import Problem
-from compressor.methods.genomes import SENSITIVITIES, LossRanking, images_for_losses, singular_values
-from compressor.methods.global_ranking import GlobalRanking, Walk, bisected
-from compressor.methods.paths import Rows, Widths, distinct, through
-from compressor.methods.searching import Quest, SearchingMethod, search
-from compressor.methods.selection import accepted, row_of, select_measured
-from compressor.methods.steps import Steps, options_of
-from compressor.methods.streams import is_stream
-from compressor.passes.compensation import Compensation
+from compressor.methods.losses.streams import is_stream
+from compressor.methods.searching.genomes import SENSITIVITIES, LossRanking, images_for_losses, singular_values
+from compressor.methods.searching.selection import accepted, row_of, select_measured
+from compressor.methods.searching.trials import Quest, SearchingMethod, search
+from compressor.methods.structures.affordable import Affordable
+from compressor.methods.structures.global_ranking import GlobalRanking, Walk, bisected
+from compressor.methods.structures.paths import Rows, Widths, distinct, through
+from compressor.methods.structures.steps import Steps, options_of
+from compressor.passes.channels.rank_axes import axes_of
 from compressor.passes.criteria import CRITERIA, Scores, Scoring
-from compressor.passes.losses import rankable
-from compressor.passes.ranked import axes_of
-from compressor.plan import Plan
+from compressor.passes.fitting.losses import rankable
+from compressor.passes.fitting.settings import Compensation
+from compressor.search.fitness import Fitness
 from compressor.search.samplers import AACPSampler
+from compressor.values.plan import Plan
 
 _NOISE = 0.2  # standard deviation of the logarithm of levels around an allocation's
 _BETWEEN = 16  # structures on the way from the whole network to the best, and from there to the narrowest

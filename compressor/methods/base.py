@@ -6,16 +6,16 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from compressor.passes.calibration import Calibration
-from compressor.passes.channels import ChannelGraph
-from compressor.passes.compensation import Compensation
-from compressor.passes.ranked import RankedChannels
-from compressor.plan import Plan, Structure
-from compressor.progress import Progress
-from compressor.runtime.latency_model import Observation
-from compressor.runtime.pieces import Choice
-from compressor.target import Target
-from compressor.trial import Trial
+from compressor.passes.channels.analyze import ChannelGraph
+from compressor.passes.channels.rank_axes import RankedChannels
+from compressor.passes.fitting.settings import Compensation
+from compressor.passes.statistics.calibration import Calibration
+from compressor.runtime.latency_model.model import Observation
+from compressor.runtime.latency_model.pieces import Choice
+from compressor.values.plan import Plan, Structure
+from compressor.values.progress import Progress
+from compressor.values.target import Target
+from compressor.values.trial import Trial
 
 
 @dataclass(frozen=True)

@@ -30,23 +30,23 @@ from typing import Literal
 import numpy as np
 
 from compressor.errors import BackendError, BudgetError, DataError
-from compressor.methods.accept import refused
-from compressor.methods.allocation import POWERS, RANK_PRICE, Policy, Weighting, decided
 from compressor.methods.base import Problem
-from compressor.methods.bottom_up import BottomUp, labelled
-from compressor.methods.curves import curves_of
-from compressor.methods.nearness import Nearness
-from compressor.methods.paths import AIM, Widths, first_within
-from compressor.methods.streams import POLICIES, is_stream
-from compressor.passes.calibration import Calibration
-from compressor.passes.compensation import Compensation
-from compressor.passes.losses import Curve, rankable
-from compressor.passes.ranked import axes_of
-from compressor.plan import Plan
-from compressor.runtime.latency_model import LatencyModel
-from compressor.runtime.model_training import train_latency_model
-from compressor.settings import check
-from compressor.space import widths
+from compressor.methods.losses.allocation import POWERS, RANK_PRICE, Policy, Weighting, decided
+from compressor.methods.losses.bottom_up import BottomUp, labelled
+from compressor.methods.losses.curves import curves_of
+from compressor.methods.losses.nearness import Nearness
+from compressor.methods.losses.streams import POLICIES, is_stream
+from compressor.methods.structures.accept import refused
+from compressor.methods.structures.legal import widths
+from compressor.methods.structures.paths import AIM, Widths, first_within
+from compressor.passes.channels.rank_axes import axes_of
+from compressor.passes.fitting.losses import Curve, rankable
+from compressor.passes.fitting.settings import Compensation
+from compressor.passes.statistics.calibration import Calibration
+from compressor.runtime.latency_model.model import LatencyModel
+from compressor.runtime.latency_model.training import train_latency_model
+from compressor.values.plan import Plan
+from compressor.values.settings import check
 
 logger = logging.getLogger(__name__)
 

@@ -33,23 +33,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compressor.data import unaugmented
+from compressor.data.images import unaugmented
 from compressor.errors import BudgetError
-from compressor.gradients import squared_gradients
-from compressor.methods.accept import refused
 from compressor.methods.base import Problem
 from compressor.methods.cap import CaP
-from compressor.methods.layer_times import LayerTimes
-from compressor.methods.levels import least_accepted
-from compressor.methods.rates import Allocation, Curves, Exponential, fitted
-from compressor.methods.unit_plans import UnitPlans
-from compressor.methods.units import Array, Layer, State, removal_path, sorted_path
-from compressor.passes.compensation import Compensation
-from compressor.passes.layer_costs import Layer as Sized
-from compressor.passes.products import Product
-from compressor.plan import Plan, digest_of
-from compressor.settings import check
-from compressor.store import digest_of_tensors
+from compressor.methods.layers.plans import UnitPlans
+from compressor.methods.layers.rates import Allocation, Curves, Exponential, fitted
+from compressor.methods.layers.times import LayerTimes
+from compressor.methods.layers.units import Array, Layer, State, removal_path, sorted_path
+from compressor.methods.structures.accept import refused
+from compressor.methods.structures.levels import least_accepted
+from compressor.passes.channels.layer_costs import Layer as Sized
+from compressor.passes.fitting.settings import Compensation
+from compressor.passes.layers.product import Product
+from compressor.training.gradients import squared_gradients
+from compressor.values.files import digest_of_tensors
+from compressor.values.plan import Plan, digest_of
+from compressor.values.settings import check
 
 _SPACES: dict[str, Literal["channels", "ranks", "channels+ranks"]] = {
     "channels": "channels",

@@ -12,18 +12,18 @@ from typing import Literal
 import numpy as np
 
 from compressor.errors import BudgetError
-from compressor.methods.accept import refused
 from compressor.methods.base import Problem
-from compressor.methods.levels import least_accepted
-from compressor.methods.unit_plans import UnitPlans
-from compressor.passes.compensation import Compensation
-from compressor.passes.factorize_conv import blocks_of, factorizable, sizes_of
-from compressor.passes.forms import FORMS, Sizes
-from compressor.passes.layer_costs import Layer
-from compressor.passes.rank_choice import by_energy, by_rate, by_vbmf, spectra
-from compressor.plan import Factorization, Plan
-from compressor.runtime.pieces import rank_edges
-from compressor.settings import check
+from compressor.methods.layers.plans import UnitPlans
+from compressor.methods.structures.accept import refused
+from compressor.methods.structures.levels import least_accepted
+from compressor.passes.channels.layer_costs import Layer
+from compressor.passes.fitting.settings import Compensation
+from compressor.passes.layers.forms import FORMS, Sizes
+from compressor.passes.layers.rank_choice import by_energy, by_rate, by_vbmf, spectra
+from compressor.passes.layers.sizes import blocks_of, factorizable, sizes_of
+from compressor.runtime.latency_model.pieces import rank_edges
+from compressor.values.plan import Factorization, Plan
+from compressor.values.settings import check
 
 
 @dataclass(frozen=True)

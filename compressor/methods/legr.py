@@ -32,21 +32,21 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 
 from compressor.errors import BudgetError
-from compressor.fitness import Fitness
-from compressor.methods.affordable import Affordable
 from compressor.methods.base import Problem
-from compressor.methods.genomes import Genome, LossRanking, NormRanking, images_for_losses
-from compressor.methods.global_ranking import GlobalRanking
-from compressor.methods.paths import Rows, Widths, fitting, through
-from compressor.methods.searching import Quest, SearchingMethod, search
-from compressor.methods.selection import accepted, row_of, select_measured
-from compressor.methods.steps import Steps, options_of
-from compressor.passes.compensation import Compensation
-from compressor.passes.groups import ChannelGroup
-from compressor.passes.ranked import RankAxis
-from compressor.plan import Plan
+from compressor.methods.searching.genomes import Genome, LossRanking, NormRanking, images_for_losses
+from compressor.methods.searching.selection import accepted, row_of, select_measured
+from compressor.methods.searching.trials import Quest, SearchingMethod, search
+from compressor.methods.structures.affordable import Affordable
+from compressor.methods.structures.global_ranking import GlobalRanking
+from compressor.methods.structures.legal import widths
+from compressor.methods.structures.paths import Rows, Widths, fitting, through
+from compressor.methods.structures.steps import Steps, options_of
+from compressor.passes.channels.groups import ChannelGroup
+from compressor.passes.channels.rank_axes import RankAxis
+from compressor.passes.fitting.settings import Compensation
+from compressor.search.fitness import Fitness
 from compressor.search.samplers import LeGRSampler
-from compressor.space import widths
+from compressor.values.plan import Plan
 
 _POPULATION = 64 / 400  # of the trials
 

@@ -23,14 +23,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.errors import BudgetError
-from compressor.gradients import mean_gradients
 from compressor.methods.base import Problem
-from compressor.methods.paths import Widths, fitting
-from compressor.passes.compensation import Compensation
+from compressor.methods.structures.legal import widths
+from compressor.methods.structures.paths import Widths, fitting
 from compressor.passes.criteria import CRITERIA, Scores, Scoring, select
-from compressor.plan import Plan
-from compressor.settings import check
-from compressor.space import widths
+from compressor.passes.fitting.settings import Compensation
+from compressor.training.gradients import mean_gradients
+from compressor.values.plan import Plan
+from compressor.values.settings import check
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from html import escape
 
 from torch import fx
 
-from compressor.passes.channels import ChannelGraph
-from compressor.passes.shapes import shapes_of
+from compressor.passes.channels.analyze import ChannelGraph
+from compressor.passes.tracing.shapes import shapes_of
 
 _WIDTH, _HEIGHT, _GAP_X, _GAP_Y = 190, 26, 16, 18
 _FROZEN = "#d0d4da"

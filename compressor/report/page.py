@@ -6,14 +6,14 @@ from html import escape
 from string import Template
 from typing import cast
 
-from compressor.measurement import CPU, Measurement
-from compressor.passes.channels import ChannelGraph
-from compressor.passes.compensation import Repair
-from compressor.passes.layer_costs import macs_by_layer
+from compressor.passes.channels.analyze import ChannelGraph
+from compressor.passes.channels.layer_costs import macs_by_layer
+from compressor.passes.fitting.settings import Repair
 from compressor.report.html import STYLE, table
 from compressor.report.plots import accuracy_against_latency, widths_per_group
-from compressor.result import Result, human
-from compressor.run import versions
+from compressor.runs.folder import versions
+from compressor.runs.result import Result, human
+from compressor.values.measurement import CPU, Measurement
 
 _PAGE = Template("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>compressor: $title</title>

@@ -7,7 +7,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from compressor.result import Result
+from compressor.runs.result import Result
 
 _BEFORE, _AFTER, _OTHER = "#b8c0cc", "#2f6fb0", "#d98032"
 

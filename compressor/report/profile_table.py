@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from compressor.runtime.records import Profiled
-from compressor.runtime.staircase import Staircase
+from compressor.runtime.latency_model.staircase import Staircase
+from compressor.runtime.measuring.records import Profiled
 
 
 def profile_table(found: Sequence[Profiled], stairs: Sequence[Staircase]) -> str:

@@ -20,23 +20,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from compressor.errors import BackendError, DataError
-from compressor.evaluate import Batches
-from compressor.fitness import Fitness, Judge, Worth
-from compressor.methods.base import Problem
-from compressor.passes.calibration import Calibration
-from compressor.passes.channels import ChannelGraph, analyze
-from compressor.passes.portable import Portable, assembled, portable
-from compressor.passes.realise import realised
-from compressor.passes.trace import quiet_deepcopy
-from compressor.plan import Plan, Structure
-from compressor.runtime.latency import Comparison
-from compressor.runtime.latency_model import Observation
-from compressor.runtime.model_training import observe
-from compressor.target import Target
-from compressor.trial import Trial
+from compressor.passes.channels.analyze import ChannelGraph, analyze
+from compressor.passes.statistics.calibration import Calibration
+from compressor.passes.tracing.portable import Portable, assembled, portable
+from compressor.passes.tracing.trace import on_cpu
+from compressor.passes.transforms.realise import realised
+from compressor.runtime.latency_model.model import Observation
+from compressor.runtime.latency_model.training import observe
+from compressor.runtime.measuring.measure import Comparison
+from compressor.search.fitness import Fitness, Judge, Worth
+from compressor.training.evaluate import Batches
+from compressor.values.plan import Plan, Structure
+from compressor.values.target import Target
+from compressor.values.trial import Trial
 
 try:
     import ray
@@ -107,10 +106,13 @@ class Cluster:
     """An executor; see the module.
 
     Args:
-        problem: With the address of the cluster.
+        address: Of the cluster.
+        graph: The network.
         fitness: How candidates are judged.
         holdout: Batches `(inputs, labels)` that they are judged on.
+        calibration: Images that they are repaired on, or None.
         train: Batches that they are trained on.
+        seed: Of the search.
         threads: CPUs of one task.
 
     Raises:
@@ -118,12 +120,14 @@ class Cluster:
         DataError: The network or its data cannot be sent.
     """
 
-    def __init__(self, problem: Problem, fitness: Fitness, holdout: Batches, train: Batches, threads: int = 1) -> None:
-        assert problem.cluster is not None
-        connect(problem.cluster)
-        calibration = problem.calibration.first(fitness.images) if problem.calibration is not None else None
-        graph = portable(quiet_deepcopy(problem.channels.graph).to("cpu"))  # workers may have no GPU
-        parcel = Parcel(graph, fitness, tuple(holdout), calibration, tuple(train), problem.seed, threads)
+    def __init__(
+        self, address: str, graph: fx.GraphModule, fitness: Fitness, holdout: Batches, calibration: Calibration | None,
+        train: Batches, seed: int, threads: int = 1,
+    ) -> None:  # fmt: skip
+        connect(address)
+        calibration = calibration.first(fitness.images) if calibration is not None else None
+        own = portable(on_cpu(graph))  # workers may have no GPU
+        parcel = Parcel(own, fitness, tuple(holdout), calibration, tuple(train), seed, threads)
         self._parcel, self._threads = _put(parcel), threads
         self._waiting: dict[int, Any] = {}
 

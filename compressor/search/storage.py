@@ -19,7 +19,7 @@ from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 
 from compressor.errors import DataError
-from compressor.plan import digest_of
+from compressor.values.plan import digest_of
 
 OWNER = "owner"
 """User attribute: which process evaluates a trial."""

@@ -18,10 +18,10 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from compressor.errors import CompressorError, DataError
-from compressor.progress import Progress, SearchState
 from compressor.search.execution import Executor
 from compressor.search.samplers import ABANDONED, Past, PopulationSampler
 from compressor.search.storage import ATTEMPTS, OWNER, beating, claim, is_own, let_go, lost_trials, open_storage, owners_of
+from compressor.values.progress import Progress, SearchState
 
 logger = logging.getLogger(__name__)
 

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compressor.errors import DataError
-from compressor.passes.groups import ChannelGroup
-from compressor.passes.labels import Slot
+from compressor.passes.channels.groups import ChannelGroup
+from compressor.passes.channels.labels import Slot
 
 if TYPE_CHECKING:
-    from compressor.passes.channels import ChannelGraph
+    from compressor.passes.channels.analyze import ChannelGraph
 
 Scores: TypeAlias = NDArray[np.float64]
 Aggregate: TypeAlias = Literal["mean", "sum", "max"]

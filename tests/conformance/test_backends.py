@@ -5,11 +5,11 @@ import pytest
 import torch
 
 import compressor
-from compressor.passes.forms import FORMS
-from compressor.runtime import BACKENDS, Workload
-from compressor.runtime.latency import check_parity, example_for, measure
-from compressor.runtime.precision import PARITY
-from compressor.runtime.timing import Protocol
+from compressor.passes.layers.forms import FORMS
+from compressor.runtime.backends import BACKENDS, Workload
+from compressor.runtime.measuring.measure import check_parity, example_for, measure
+from compressor.runtime.onnx.precision import PARITY
+from compressor.runtime.timing.protocol import Protocol
 from tests.networks import Residual, factorized, randomize
 
 QUICK = Protocol(warm_up_s=0.02, settle_s=0.2, min_samples=30, max_samples=40, max_s=5.0)

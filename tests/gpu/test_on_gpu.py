@@ -4,13 +4,13 @@ import pytest
 import torch
 
 import compressor
-from compressor.passes.base import full_float32
-from compressor.passes.calibration import Calibration
-from compressor.passes.compensate import Compensate
-from compressor.passes.compensation import Compensation
-from compressor.passes.trace import DYNAMIC
-from compressor.passes.verify import verify_removal
-from compressor.runtime.latency import export_checked
+from compressor.passes.fitting.compensate import Compensate
+from compressor.passes.fitting.settings import Compensation
+from compressor.passes.statistics.calibration import Calibration
+from compressor.passes.tracing.modes import full_float32
+from compressor.passes.tracing.trace import DYNAMIC
+from compressor.passes.transforms.verify import verify_removal
+from compressor.runtime.measuring.measure import export_checked
 from tests.networks import Residual, randomize
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is visible to PyTorch")

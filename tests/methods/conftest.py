@@ -7,8 +7,8 @@ from sklearn.datasets import load_digits
 import compressor
 from compressor import FineTune, Target
 from compressor.methods import Problem
-from compressor.passes.calibration import Calibration
-from compressor.train import train
+from compressor.passes.statistics.calibration import Calibration
+from compressor.training.fine_tune import train
 from tests.methods.digits import Net, pairs
 
 

@@ -11,12 +11,12 @@ import compressor
 from compressor import BudgetError, Target
 from compressor.methods import Problem
 from compressor.methods.aacp import _Vectors
-from compressor.methods.affordable import Affordable
-from compressor.methods.curves import curves_of
-from compressor.methods.global_ranking import GlobalRanking
-from compressor.methods.paths import give_back, steepest
-from compressor.methods.steps import options_of
-from compressor.passes.losses import rankable
+from compressor.methods.losses.curves import curves_of
+from compressor.methods.structures.affordable import Affordable
+from compressor.methods.structures.global_ranking import GlobalRanking
+from compressor.methods.structures.paths import give_back, steepest
+from compressor.methods.structures.steps import options_of
+from compressor.passes.fitting.losses import rankable
 from compressor.search.study import OUTCOME, STRUCTURE
 from tests.methods.searches import SMALL, TARGET, aacp, study_of
 

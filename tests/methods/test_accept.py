@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from compressor import Target
-from compressor.methods.accept import judged, refused
-from compressor.plan import Factorization, Plan
+from compressor.methods.structures.accept import judged, refused
+from compressor.values.plan import Factorization, Plan
 
 STAIRS = Target("fake", options={"step": 16, "noise": 0.001})
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from compressor import BudgetError
-from compressor.methods.affordable import Affordable
-from compressor.methods.steps import options_of
-from compressor.passes.losses import rankable
+from compressor.methods.structures.affordable import Affordable
+from compressor.methods.structures.steps import options_of
+from compressor.passes.fitting.losses import rankable
 from tests.methods.searches import TARGET, aacp, legr
 
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from compressor import BudgetError
-from compressor.methods.allocation import SAVED, Policy, Weighting, decided
-from compressor.methods.curves import curves_of
-from compressor.methods.streams import is_stream
-from compressor.passes.compensation import Compensation
+from compressor.methods.losses.allocation import SAVED, Policy, Weighting, decided
+from compressor.methods.losses.curves import curves_of
+from compressor.methods.losses.streams import is_stream
+from compressor.passes.fitting.settings import Compensation
 
 SMALL = Compensation(images=200, positions=8)
 

@@ -10,16 +10,16 @@ from torch import nn
 import compressor
 from compressor import Budget, CaP, Compensation, Target
 from compressor.errors import BudgetError, DataError
-from compressor.evaluate import evaluate
 from compressor.methods import Problem
-from compressor.methods.bottom_up import BottomUp, Holdout, _State
-from compressor.methods.paths import steepest
-from compressor.methods.streams import is_stream
-from compressor.passes.calibration import Calibration
-from compressor.passes.compensate import Compensate
-from compressor.passes.losses import loss_curves, rankable
-from compressor.progress import Progress
-from compressor.runtime.model_training import observe
+from compressor.methods.losses.bottom_up import BottomUp, Holdout, _State
+from compressor.methods.losses.streams import is_stream
+from compressor.methods.structures.paths import steepest
+from compressor.passes.fitting.compensate import Compensate
+from compressor.passes.fitting.losses import loss_curves, rankable
+from compressor.passes.statistics.calibration import Calibration
+from compressor.runtime.latency_model.training import observe
+from compressor.training.evaluate import evaluate
+from compressor.values.progress import Progress
 from tests.methods.digits import Net, pairs
 
 SMALL = Compensation(images=300, positions=16)

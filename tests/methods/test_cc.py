@@ -12,24 +12,24 @@ from torch import nn
 import compressor
 from compressor import CC, Budget, BudgetError, CaP, Compensation, FineTune, Target
 from compressor.errors import DataError
-from compressor.gradients import squared_gradients
 from compressor.methods import Problem
-from compressor.methods.layer_times import LayerTimes
-from compressor.methods.streams import is_stream
-from compressor.methods.unit_plans import UnitPlans
-from compressor.methods.units import Layer, State
-from compressor.passes.calibration import Calibration
-from compressor.passes.compensate import Compensate
-from compressor.passes.factorize_conv import FactorizeConv
-from compressor.passes.layer_costs import macs_by_layer
-from compressor.passes.losses import rankable
-from compressor.passes.realise import realised
-from compressor.passes.remove_channels import RemoveChannels
-from compressor.passes.verify import verify_removal
-from compressor.plan import Factorization, Plan
-from compressor.runtime.latency import Comparison
-from compressor.runtime.pieces import Variant, choices, piece, variants_of
-from compressor.trial import Trial
+from compressor.methods.layers.plans import UnitPlans
+from compressor.methods.layers.times import LayerTimes
+from compressor.methods.layers.units import Layer, State
+from compressor.methods.losses.streams import is_stream
+from compressor.passes.channels.layer_costs import macs_by_layer
+from compressor.passes.fitting.compensate import Compensate
+from compressor.passes.fitting.losses import rankable
+from compressor.passes.statistics.calibration import Calibration
+from compressor.passes.transforms.factorize_conv import FactorizeConv
+from compressor.passes.transforms.realise import realised
+from compressor.passes.transforms.remove_channels import RemoveChannels
+from compressor.passes.transforms.verify import verify_removal
+from compressor.runtime.latency_model.pieces import Variant, choices, piece, variants_of
+from compressor.runtime.measuring.measure import Comparison
+from compressor.training.gradients import squared_gradients
+from compressor.values.plan import Factorization, Plan
+from compressor.values.trial import Trial
 from tests.methods.digits import pairs
 
 SMALL = Compensation(images=200, positions=8)

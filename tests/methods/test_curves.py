@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import compressor
-from compressor.methods.curves import curves_of
-from compressor.passes.compensation import Compensation
-from compressor.passes.ranked import axes_of
+from compressor.methods.losses.curves import curves_of
+from compressor.passes.channels.rank_axes import axes_of
+from compressor.passes.fitting.settings import Compensation
 
 SMALL = Compensation(images=200, positions=8)
 

@@ -11,12 +11,12 @@ from torch import nn
 import compressor
 from compressor import BudgetError, Factorize, Target
 from compressor.methods import Problem
-from compressor.methods.paths import AIM
-from compressor.passes.forms import FORMS
-from compressor.passes.realise import realised
-from compressor.plan import Factorization, Plan
-from compressor.runtime.latency import Comparison
-from compressor.runtime.pieces import rank_edges
+from compressor.methods.structures.paths import AIM
+from compressor.passes.layers.forms import FORMS
+from compressor.passes.transforms.realise import realised
+from compressor.runtime.latency_model.pieces import rank_edges
+from compressor.runtime.measuring.measure import Comparison
+from compressor.values.plan import Factorization, Plan
 from tests.methods.test_cc import measured, share_of
 
 

@@ -8,11 +8,11 @@ import compressor
 from compressor import Budget, Target
 from compressor.errors import BudgetError
 from compressor.methods import LeGR, Problem
-from compressor.methods.genomes import NormRanking
-from compressor.methods.global_ranking import GlobalRanking
-from compressor.methods.paths import Widths
+from compressor.methods.searching.genomes import NormRanking
+from compressor.methods.structures.global_ranking import GlobalRanking
+from compressor.methods.structures.legal import widths
+from compressor.methods.structures.paths import Widths
 from compressor.passes.criteria import select
-from compressor.space import widths
 from tests.methods.digits import Net
 from tests.networks import randomize
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from compressor import Target
-from compressor.methods.affordable import Affordable
-from compressor.methods.curves import curves_of
-from compressor.methods.genomes import LossRanking
-from compressor.methods.global_ranking import GlobalRanking
-from compressor.methods.paths import steepest
-from compressor.methods.steps import options_of
-from compressor.space import widths
+from compressor.methods.losses.curves import curves_of
+from compressor.methods.searching.genomes import LossRanking
+from compressor.methods.structures.affordable import Affordable
+from compressor.methods.structures.global_ranking import GlobalRanking
+from compressor.methods.structures.legal import widths
+from compressor.methods.structures.paths import steepest
+from compressor.methods.structures.steps import options_of
 from tests.methods.searches import SMALL, TARGET, legr, macs_of
 
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 
 from compressor import BudgetError
-from compressor.methods.levels import least_within
-from compressor.passes.realise import realised
-from compressor.plan import Plan
-from compressor.runtime.latency import Comparison
-from compressor.trial import Trial
+from compressor.methods.structures.levels import least_within
+from compressor.passes.transforms.realise import realised
+from compressor.runtime.measuring.measure import Comparison
+from compressor.values.plan import Plan
+from compressor.values.trial import Trial
 
 
 def narrowed(problem, level):

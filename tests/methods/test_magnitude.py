@@ -8,13 +8,13 @@ import torch
 
 import compressor
 from compressor import Budget, BudgetError, Magnitude, Target
-from compressor.measurement import Measurement
 from compressor.methods import Problem
 from compressor.methods.magnitude import path_by_scores
-from compressor.methods.paths import Widths, fitting
+from compressor.methods.structures.legal import widths
+from compressor.methods.structures.paths import Widths, fitting
 from compressor.passes.criteria import CRITERIA
-from compressor.space import widths
-from compressor.trial import Trial
+from compressor.values.measurement import Measurement
+from compressor.values.trial import Trial
 from tests.networks import Residual, randomize
 
 X = (torch.randn(2, 3, 8, 8),)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from compressor.errors import BackendError
-from compressor.methods.paths import AIM, Widths, fitting
+from compressor.methods.structures.paths import AIM, Widths, fitting
 
 
 def path_of(problem, steps=40):

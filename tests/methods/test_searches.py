@@ -18,11 +18,11 @@ import compressor
 from compressor import AACP, Budget, BudgetError, Compensation, FineTune, Fitness, LeGR
 from compressor.errors import BackendError, DataError
 from compressor.methods import METHODS
-from compressor.methods.affordable import Affordable
-from compressor.methods.streams import is_stream
+from compressor.methods.losses.streams import is_stream
+from compressor.methods.structures.affordable import Affordable
+from compressor.methods.structures.legal import widths
 from compressor.search.storage import claim
 from compressor.search.study import OUTCOME, Search
-from compressor.space import widths
 from tests.methods.digits import pairs
 from tests.methods.searches import TARGET, aacp, legr, study_of
 
@@ -186,7 +186,7 @@ def test_a_run_interrupted_while_it_searches_ends_with_the_same_plan_in_the_same
     class Killed(BaseException):
         pass
 
-    from compressor.fitness import Judge
+    from compressor.search.fitness import Judge
 
     judged, original = [], Judge.__call__
 

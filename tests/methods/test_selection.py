@@ -10,11 +10,11 @@ import pytest
 
 from compressor import Target
 from compressor.errors import BackendError
-from compressor.methods.accept import refused
-from compressor.methods.affordable import Affordable
-from compressor.methods.paths import Widths
-from compressor.methods.selection import row_of, select_measured
-from compressor.methods.steps import options_of
+from compressor.methods.searching.selection import row_of, select_measured
+from compressor.methods.structures.accept import refused
+from compressor.methods.structures.affordable import Affordable
+from compressor.methods.structures.paths import Widths
+from compressor.methods.structures.steps import options_of
 from compressor.search.study import STRUCTURE
 from tests.methods.searches import TARGET, aacp, legr, study_of
 

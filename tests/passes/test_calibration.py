@@ -6,7 +6,7 @@ from torch import nn
 
 import compressor
 from compressor.errors import DataError
-from compressor.passes.calibration import Calibration
+from compressor.passes.statistics.calibration import Calibration
 
 GRAPH = compressor.trace(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)), (torch.zeros(1, 3, 8, 8),))
 

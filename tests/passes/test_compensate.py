@@ -9,17 +9,17 @@ from torch import nn
 
 import compressor
 from compressor.errors import DataError
-from compressor.passes.calibration import Calibration
-from compressor.passes.compensate import Compensate
-from compressor.passes.compensation import Compensation
-from compressor.passes.fitting import jobs_of
-from compressor.passes.original import Remembered
-from compressor.passes.prefix import Prefix, Shelf
-from compressor.passes.readers import beyond_repair, readers_of
-from compressor.passes.statistics import collect
-from compressor.passes.trace import outputs_of
-from compressor.plan import Plan
-from compressor.store import digest_of_tensors
+from compressor.passes.channels.readers import beyond_repair, readers_of
+from compressor.passes.fitting.compensate import Compensate
+from compressor.passes.fitting.fit import jobs_of
+from compressor.passes.fitting.settings import Compensation
+from compressor.passes.statistics.calibration import Calibration
+from compressor.passes.statistics.collect import collect
+from compressor.passes.statistics.original import Remembered
+from compressor.passes.statistics.prefix import Prefix, Shelf
+from compressor.passes.tracing.trace import outputs_of
+from compressor.values.files import digest_of_tensors
+from compressor.values.plan import Plan
 from tests.networks import Residual, randomize
 from tests.networks import first_output as outputs
 from tests.networks import output_error as error

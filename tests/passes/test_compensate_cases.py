@@ -6,14 +6,14 @@ from torch import nn
 
 import compressor
 from compressor.errors import PassError
-from compressor.passes.calibration import Calibration
-from compressor.passes.compensate import Compensate
-from compressor.passes.compensation import Compensation
-from compressor.passes.factorize_conv import FactorizeConv
-from compressor.passes.prefix import Prefix, Shelf
-from compressor.passes.readers import beyond_repair, readers_of
-from compressor.passes.trace import outputs_of
-from compressor.plan import Factorization, Plan
+from compressor.passes.channels.readers import beyond_repair, readers_of
+from compressor.passes.fitting.compensate import Compensate
+from compressor.passes.fitting.settings import Compensation
+from compressor.passes.statistics.calibration import Calibration
+from compressor.passes.statistics.prefix import Prefix, Shelf
+from compressor.passes.tracing.trace import outputs_of
+from compressor.passes.transforms.factorize_conv import FactorizeConv
+from compressor.values.plan import Factorization, Plan
 from tests.networks import Residual, randomize
 from tests.networks import first_output as outputs
 from tests.networks import output_error as error

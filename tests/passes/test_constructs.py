@@ -9,8 +9,8 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import compressor
-from compressor.runtime.latency import check_onnx
-from compressor.runtime.precision import PARITY
+from compressor.runtime.measuring.measure import check_onnx
+from compressor.runtime.onnx.precision import PARITY
 from tests.constructs import NETS
 from tests.networks import Net, cbr, check_effective, conv, end, head, randomize
 

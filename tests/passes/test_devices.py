@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import compressor
-from compressor.passes.base import full_float32
-from compressor.passes.trace import moved, on_cpu, quiet_deepcopy
+from compressor.passes.tracing.modes import full_float32
+from compressor.passes.tracing.trace import moved, on_cpu, quiet_deepcopy
 
 
 class Zeros(nn.Module):

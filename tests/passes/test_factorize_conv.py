@@ -6,11 +6,12 @@ from torch import nn
 
 import compressor
 from compressor.errors import PassError, PlanError
-from compressor.passes.factorize_conv import FactorizeConv, factorizable, sizes_of
-from compressor.passes.forms import FORMS
-from compressor.passes.realise import realised
-from compressor.passes.verify import verify_removal
-from compressor.plan import Factorization, Plan, Structure
+from compressor.passes.layers.forms import FORMS
+from compressor.passes.layers.sizes import factorizable, sizes_of
+from compressor.passes.transforms.factorize_conv import FactorizeConv
+from compressor.passes.transforms.realise import realised
+from compressor.passes.transforms.verify import verify_removal
+from compressor.values.plan import Factorization, Plan, Structure
 
 LAYERS = {
     "plain": (nn.Conv2d(6, 8, 3, padding=1), (6, 9, 9)),

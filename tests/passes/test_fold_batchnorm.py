@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import compressor
-from compressor.passes.fold_batchnorm import FoldBatchNorm, folded_state
+from compressor.passes.transforms.fold_batchnorm import FoldBatchNorm, folded_state
 from tests.networks import Residual, randomize
 
 CASES = {

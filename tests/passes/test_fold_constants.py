@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import compressor
-from compressor.passes.fold_constants import FoldConstants, fold_constants, silenced
-from compressor.passes.trace import outputs_of
-from compressor.passes.verify import relative_error
+from compressor.passes.tracing.trace import outputs_of
+from compressor.passes.transforms.fold_constants import FoldConstants, fold_constants, silenced
+from compressor.passes.transforms.verify import relative_error
 from tests.networks import Net, conv, head, randomize
 
 X = (torch.randn(2, 3, 8, 8),)

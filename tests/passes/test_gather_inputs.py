@@ -7,11 +7,11 @@ from torch import nn
 import compressor
 from compressor import Plan
 from compressor.errors import PlanError
-from compressor.passes.calibration import Calibration
-from compressor.passes.compensate import Compensate
-from compressor.passes.compensation import Compensation
-from compressor.passes.trace import outputs_of
-from compressor.passes.verify import verify_removal
+from compressor.passes.fitting.compensate import Compensate
+from compressor.passes.fitting.settings import Compensation
+from compressor.passes.statistics.calibration import Calibration
+from compressor.passes.tracing.trace import outputs_of
+from compressor.passes.transforms.verify import verify_removal
 from tests.networks import Residual, randomize
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from compressor.passes.moments import Moments
+from compressor.passes.statistics.moments import Moments
 
 
 def test_moments_in_parts_are_those_of_the_whole():

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import compressor
-from compressor.passes.calibration import Calibration
-from compressor.passes.prefix import Prefix, Shelf
-from compressor.passes.trace import outputs_of
+from compressor.passes.statistics.calibration import Calibration
+from compressor.passes.statistics.prefix import Prefix, Shelf
+from compressor.passes.tracing.trace import outputs_of
 from tests.networks import Residual, randomize
 
 X = torch.randn(12, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from compressor.passes.products import Product, sample
+from compressor.passes.layers.product import Product, sample
 
 CASES = {
     "conv2d": (nn.Conv2d(4, 6, 3), (2, 4, 7, 8)),

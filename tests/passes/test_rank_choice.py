@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from compressor.passes.forms import FORMS, Sizes, compose
-from compressor.passes.rank_choice import by_energy, by_rate, by_vbmf, spectra, vbmf_rank
+from compressor.passes.layers.forms import FORMS, Sizes, compose
+from compressor.passes.layers.rank_choice import by_energy, by_rate, by_vbmf, spectra, vbmf_rank
 
 SIZES = Sizes(12, 10, (3, 3))
 

@@ -5,14 +5,14 @@ import pytest
 import torch
 
 import compressor
-from compressor.passes.calibration import Calibration
-from compressor.passes.compensate import Compensate
-from compressor.passes.compensation import Compensation
-from compressor.passes.factorize_conv import FactorizeConv
-from compressor.passes.forms import FORMS, Sizes, compose
-from compressor.passes.rank_reduction import energies, reduced
-from compressor.passes.realise import realised
-from compressor.plan import Factorization, Plan
+from compressor.passes.fitting.compensate import Compensate
+from compressor.passes.fitting.rank_reduction import energies, reduced
+from compressor.passes.fitting.settings import Compensation
+from compressor.passes.layers.forms import FORMS, Sizes, compose
+from compressor.passes.statistics.calibration import Calibration
+from compressor.passes.transforms.factorize_conv import FactorizeConv
+from compressor.passes.transforms.realise import realised
+from compressor.values.plan import Factorization, Plan
 from tests.passes.test_factorize_conv import factors, residual
 
 SIZES = Sizes(10, 4, (3, 3))

@@ -8,17 +8,17 @@ import torch
 
 import compressor
 from compressor import AACP, BudgetError, Compensation, Fitness, LeGR, Target
-from compressor.methods.genomes import singular_values
-from compressor.passes.calibration import Calibration
-from compressor.passes.compensation import Compensation as Settings
-from compressor.passes.rank_losses import rank_curves
-from compressor.passes.ranked import RankAxis, RankedChannels, axes_of
-from compressor.passes.realise import realised
-from compressor.runtime.blocks import blocks_of, widths_in
-from compressor.runtime.latency_model import LatencyModel
-from compressor.runtime.model_training import observe, plan_of, spread
-from compressor.runtime.store import MeasurementStore
-from compressor.space import widths
+from compressor.methods.searching.genomes import singular_values
+from compressor.methods.structures.legal import widths
+from compressor.passes.channels.rank_axes import RankAxis, RankedChannels, axes_of
+from compressor.passes.fitting.rank_losses import rank_curves
+from compressor.passes.fitting.settings import Compensation as Settings
+from compressor.passes.statistics.calibration import Calibration
+from compressor.passes.transforms.realise import realised
+from compressor.runtime.latency_model.blocks import blocks_of, widths_in
+from compressor.runtime.latency_model.model import LatencyModel
+from compressor.runtime.latency_model.training import observe, plan_of, spread
+from compressor.runtime.measuring.store import MeasurementStore
 from tests.methods.conftest import digits, net, problem  # noqa: F401 - fixtures
 from tests.methods.test_cc import share_of
 from tests.passes.test_factorize_conv import residual

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from compressor.passes.moments import Moments
-from compressor.passes.ranking import Reading, rank
-from compressor.passes.regression import Facts, solve
+from compressor.passes.fitting.ranking import Reading, rank
+from compressor.passes.fitting.regression import Facts, solve
+from compressor.passes.statistics.moments import Moments
 
 
 def layer(seed, units=6, kernel=3, outputs=4, samples=300, extra=0):

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compressor.passes.moments import Moments
-from compressor.passes.regression import Facts, error_of, solve
+from compressor.passes.fitting.regression import Facts, error_of, solve
+from compressor.passes.statistics.moments import Moments
 
 
 def data(seed=0, samples=400, features=8, targets=3):

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import compressor
-from compressor.passes.base import Sequential
-from compressor.passes.channels import analyze
-from compressor.passes.remove_channels import RemoveChannels
+from compressor.passes.channels.analyze import analyze
+from compressor.passes.transforms.base import Sequential
+from compressor.passes.transforms.remove_channels import RemoveChannels
 from tests.networks import Residual, randomize
 
 X = (torch.randn(2, 3, 8, 8),)

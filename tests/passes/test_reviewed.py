@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import compressor
-from compressor.passes.fold_constants import fold_constants, silenced
-from compressor.passes.trace import outputs_of
-from compressor.passes.verify import relative_error, verify_removal
+from compressor.passes.tracing.trace import outputs_of
+from compressor.passes.transforms.fold_constants import fold_constants, silenced
+from compressor.passes.transforms.verify import relative_error, verify_removal
 from tests.networks import Net, check_effective, randomize, with_buffer
 
 X2 = (2, 3, 8, 8)

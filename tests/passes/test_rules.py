@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import compressor
-from compressor.passes.labels import Value
-from compressor.passes.rules import EDITS, RULES, edit, rule
+from compressor.passes.channels.labels import Value
+from compressor.passes.channels.rules import EDITS, RULES, edit, rule
 from tests.networks import Net, check, check_effective, conv, end, head, randomize
 
 X2 = (2, 3, 8, 8)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import compressor
-from compressor.passes.rules import RULES
-from compressor.passes.verify import relative_error, verify_removal
+from compressor.passes.channels.rules import RULES
+from compressor.passes.transforms.verify import relative_error, verify_removal
 from tests.networks import Residual, randomize
 
 X = (torch.randn(2, 3, 8, 8),)

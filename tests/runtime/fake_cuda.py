@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from compressor.runtime.tensorrt import INTERPRETER
+from compressor.runtime.backends.tensorrt import INTERPRETER
 
 FAKE = Path(__file__).parent / "fake_tensorrt"
 

@@ -6,14 +6,14 @@ import torch
 from scipy.stats import spearmanr
 
 import compressor
-from compressor.passes.ranked import RankedChannels
-from compressor.runtime.blocks import blocks_of, times_by_block, widths_in
-from compressor.runtime.latency import built
-from compressor.runtime.latency_model import LatencyModel, Observation
-from compressor.runtime.model_training import observe, plan_of, spread, train_latency_model
-from compressor.runtime.store import MeasurementStore
-from compressor.runtime.timing import Protocol
-from compressor.space import widths
+from compressor.methods.structures.legal import widths
+from compressor.passes.channels.rank_axes import RankedChannels
+from compressor.runtime.latency_model.blocks import blocks_of, times_by_block, widths_in
+from compressor.runtime.latency_model.model import LatencyModel, Observation
+from compressor.runtime.latency_model.training import observe, plan_of, spread, train_latency_model
+from compressor.runtime.measuring.measure import built
+from compressor.runtime.measuring.store import MeasurementStore
+from compressor.runtime.timing.protocol import Protocol
 from tools.cifar_resnet import resnet20
 
 QUICK = Protocol(warm_up_s=0.02, settle_s=0.1, min_samples=30, max_samples=200, max_s=2.0)
@@ -58,7 +58,7 @@ def test_engines_in_the_store_are_not_built_again(channels, tmp_path, monkeypatc
     def refuse(*arguments, **keywords):
         raise AssertionError("an engine was built")
 
-    monkeypatch.setattr("compressor.runtime.latency.built", refuse)
+    monkeypatch.setattr("compressor.runtime.measuring.measure.built", refuse)
     again = train_latency_model(channels, options(channels, 8), target, engines=8, protocol=QUICK, store=store)
     assert again.observations == first.observations
 
@@ -90,7 +90,7 @@ def test_without_layer_times_whole_engines_are_enough(channels):
 
 
 def test_widths_of_blocks_are_those_of_the_narrowed_network(channels):
-    from compressor.passes.remove_channels import RemoveChannels
+    from compressor.passes.transforms.remove_channels import RemoveChannels
 
     rows = spread(options(channels, 4), 5, seed=5)
     for row, structure in zip(rows, structures(channels, rows), strict=True):

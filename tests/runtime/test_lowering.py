@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 import compressor
-from compressor.passes.remove_channels import RemoveChannels
-from compressor.runtime.latency import check_onnx
-from compressor.runtime.lowering import Lowering
+from compressor.passes.transforms.remove_channels import RemoveChannels
+from compressor.runtime.measuring.measure import check_onnx
+from compressor.runtime.onnx.lowering import Lowering
 from tests.networks import randomize
 
 

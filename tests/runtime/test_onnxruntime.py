@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import compressor
-from compressor.runtime import Workload
-from compressor.runtime.onnx_export import to_onnx
-from compressor.runtime.onnxruntime import OnnxRuntime, OnnxRuntimeEngine
+from compressor.runtime.backends import Workload
+from compressor.runtime.backends.onnxruntime import OnnxRuntime, OnnxRuntimeEngine
+from compressor.runtime.onnx.export import to_onnx
 from tests.networks import Residual, randomize
 
 X = (torch.randn(1, 3, 8, 8),)
@@ -64,7 +64,7 @@ def test_export_writes_a_checked_file(graph, tmp_path):
 def test_an_export_that_differs_leaves_the_old_file(graph, tmp_path, monkeypatch):
     path = compressor.export(graph, tmp_path / "net.onnx")
     before = path.read_bytes()
-    monkeypatch.setattr("compressor.runtime.latency.relative_error", lambda *_: 1.0)  # nothing passes
+    monkeypatch.setattr("compressor.runtime.measuring.measure.relative_error", lambda *_: 1.0)  # nothing passes
     with torch.no_grad():
         graph.get_parameter("fc.weight").mul_(2)
     with pytest.raises(compressor.BackendError, match="differ from PyTorch's"):

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import compressor
-from compressor.runtime import BACKENDS, Workload
-from compressor.runtime.latency import check_parity, example_for
-from compressor.runtime.precision import PARITY
+from compressor.runtime.backends import BACKENDS, Workload
+from compressor.runtime.measuring.measure import check_parity, example_for
+from compressor.runtime.onnx.precision import PARITY
 from tests.networks import Residual, randomize
 
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 import compressor
-from compressor.measurement import contest
-from compressor.runtime import BACKENDS, Workload
-from compressor.runtime.latency import example_for, measure
+from compressor.runtime.backends import BACKENDS, Workload
+from compressor.runtime.measuring.measure import example_for, measure
+from compressor.values.measurement import contest
 from tools.cifar_resnet import resnet56
 
 loadgen = pytest.importorskip("mlperf_loadgen", reason="mlcommons-loadgen is not installed")

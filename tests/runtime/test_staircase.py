@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import compressor
-from compressor.runtime.staircase import measure_staircase
-from compressor.space import widths
+from compressor.methods.structures.legal import widths
+from compressor.runtime.latency_model.staircase import measure_staircase
 
 
 class Chain(nn.Module):

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from compressor.measurement import Measurement
-from compressor.runtime.store import _TABLE, SCHEMA, MeasurementStore
+from compressor.runtime.measuring.store import _TABLE, SCHEMA, MeasurementStore
+from compressor.values.measurement import Measurement
 
 TARGET = {"backend": "fake", "driver": "1", "options": {"mode": "a"}}
 
@@ -71,8 +71,8 @@ def test_a_file_that_cannot_be_used_is_set_aside_with_a_message(store, damage, c
 WRITER = """
 import sys
 from pathlib import Path
-from compressor.measurement import Measurement
-from compressor.runtime.store import _TABLE, SCHEMA, MeasurementStore
+from compressor.values.measurement import Measurement
+from compressor.runtime.measuring.store import _TABLE, SCHEMA, MeasurementStore
 store = MeasurementStore(Path(sys.argv[1]))
 for k in range(25):
     store.put(f"{sys.argv[2]}-{k}", Measurement((1.0,), 0, "ok", {}, "s"), "p")

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 import compressor
-from compressor.passes.factorize_conv import sizes_of
-from compressor.passes.forms import FORMS
-from compressor.runtime import BACKENDS, Workload
-from compressor.runtime.latency import check_parity, example_for
-from compressor.runtime.onnxruntime import OnnxRuntimeEngine
-from compressor.runtime.tensorrt import TensorRT, TensorRTRTX
-from compressor.runtime.tensorrt_engine import check_types, engine_types
-from compressor.runtime.worker_process import WorkerProcess
+from compressor.passes.layers.forms import FORMS
+from compressor.passes.layers.sizes import sizes_of
+from compressor.runtime.backends import BACKENDS, Workload
+from compressor.runtime.backends.onnxruntime import OnnxRuntimeEngine
+from compressor.runtime.backends.tensorrt import TensorRT, TensorRTRTX
+from compressor.runtime.backends.tensorrt_engine import check_types, engine_types
+from compressor.runtime.backends.worker_process import WorkerProcess
+from compressor.runtime.measuring.measure import check_parity, example_for
 from tests.networks import Residual, factorized, randomize
 
 pytest.importorskip("tensorrt_rtx", reason="the package tensorrt-rtx is not installed")

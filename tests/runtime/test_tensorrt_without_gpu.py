@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch import nn
 
 import compressor
-from compressor.runtime import Workload
-from compressor.runtime.latency import check_parity, example_for, measure
-from compressor.runtime.precision import PARITY
-from compressor.runtime.tensorrt import TensorRT, _greeting
-from compressor.runtime.tensorrt_engine import engine_types
-from compressor.runtime.timing import Protocol
+from compressor.runtime.backends import Workload
+from compressor.runtime.backends.tensorrt import TensorRT, _greeting
+from compressor.runtime.backends.tensorrt_engine import engine_types
+from compressor.runtime.measuring.measure import check_parity, example_for, measure
+from compressor.runtime.onnx.precision import PARITY
+from compressor.runtime.timing.protocol import Protocol
 from tests.networks import Residual, randomize
 from tests.runtime.fake_cuda import environment
 

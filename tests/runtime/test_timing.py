@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from compressor import DataError
-from compressor.measurement import contest
-from compressor.runtime.clocks import Reading
-from compressor.runtime.timing import Protocol, Sample, process_timer, time_together
+from compressor.runtime.timing.clocks import Reading
+from compressor.runtime.timing.protocol import Protocol, Sample, process_timer, time_together
+from compressor.values.measurement import contest
 
 TARGET = {"backend": "synthetic"}
 
@@ -151,7 +151,7 @@ def test_sessions_of_two_processes_come_one_after_the_other(tmp_path, monkeypatc
     monkeypatch.setenv("COMPRESSOR_CACHE", str(tmp_path))
     script = """
 import sys, time
-from compressor.runtime.timing import Protocol, process_timer, time_together
+from compressor.runtime.timing.protocol import Protocol, process_timer, time_together
 seen = []
 def run():
     seen.append(time.time())

@@ -16,11 +16,11 @@ import compressor
 from compressor import AACP, Compensation, Fitness, Target
 from compressor.errors import BackendError
 from compressor.methods import Problem
-from compressor.passes.calibration import Calibration
-from compressor.passes.portable import assembled, portable
-from compressor.plan import Structure
+from compressor.passes.statistics.calibration import Calibration
+from compressor.passes.tracing.portable import assembled, portable
 from compressor.search.samplers import ABANDONED
 from compressor.search.study import OUTCOME
+from compressor.values.plan import Structure
 from tests.methods.conftest import digits, net  # noqa: F401 - fixtures
 from tests.methods.digits import pairs
 

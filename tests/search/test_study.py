@@ -15,12 +15,12 @@ from optuna.distributions import IntDistribution
 from optuna.trial import TrialState
 
 from compressor.errors import BackendError, DataError
-from compressor.progress import Progress
 from compressor.search.execution import Here
 from compressor.search.samplers import ABANDONED, RIVALS, AACPSampler, LeGRSampler
 from compressor.search.samplers.aacp import MEMBER
 from compressor.search.storage import lost_trials
 from compressor.search.study import FAILURE, OUTCOME, STRUCTURE, Job, Search
+from compressor.values.progress import Progress
 
 ROOT = Path(__file__).parents[2]
 SPACE = {f"width:{k}": IntDistribution(1, 16) for k in range(4)}

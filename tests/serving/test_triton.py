@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import compressor
-from compressor.exporting import export_engine, from_graph
-from compressor.runtime.serving import Serving, safe_name, validate_model, validate_repository, write_repository
+from compressor.pipeline.exporting import export_engine, from_graph
+from compressor.runtime.engines.triton import Serving, safe_name, validate_model, validate_repository, write_repository
 from tests.networks import QUICK, Residual, randomize, residual_graph
 
 pytest.importorskip("tritonclient.grpc", reason="tritonclient is not installed")

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 import compressor
-from compressor.gradients import mean_gradients
 from compressor.passes.criteria import CRITERIA, Scoring, select
+from compressor.training.gradients import mean_gradients
 from tests.networks import Residual, randomize
 
 X = (torch.randn(2, 3, 8, 8),)

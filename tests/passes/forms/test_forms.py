@@ -7,7 +7,7 @@ import pytest
 import tensorly
 from tensorly.decomposition import parafac, partial_tucker, tensor_train
 
-from compressor.passes.forms import FORMS, Sizes, compose
+from compressor.passes.layers.forms import FORMS, Sizes, compose
 
 SHAPES = {
     "2d": (8, 6, 3, 3),

@@ -1,0 +1,285 @@
+"""What the methods that search have in common: a study over parameters that stand for plans, judged on a hold-out."""
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial, TrialState
+
+from compressor.errors import BackendError, BudgetError, DataError
+from compressor.methods.base import Problem
+from compressor.methods.searching.selection import row_of
+from compressor.methods.structures.affordable import Affordable
+from compressor.methods.structures.paths import Rows, Widths
+from compressor.passes.fitting.settings import Compensation
+from compressor.passes.tracing.trace import DYNAMIC
+from compressor.search.execution import Executor, Here
+from compressor.search.fitness import Fitness, Judge, Worth, samples
+from compressor.search.samplers import RIVALS, SAMPLERS, AACPSampler, LeGRSampler
+from compressor.search.storage import claim, is_gone, is_mine
+from compressor.search.study import OUTCOME, Job, Search
+from compressor.training.evaluate import Batches
+from compressor.values.files import digest_of_tensors
+from compressor.values.plan import Plan, digest_of
+from compressor.values.settings import check
+
+logger = logging.getLogger(__name__)
+
+_RANGES = {
+    "trials": (1, math.inf), "parallel": (1, math.inf), "engines": (6, math.inf), "leaders": (1, math.inf), "probes": (1, math.inf),
+}  # fmt: skip
+_LEADER = "leader:"  # user attributes of a study: what was measured after so many trials
+_MEASURING = "measuring:"  # and by whom it is being measured
+
+
+@dataclass(frozen=True)
+class SearchingMethod:
+    """Base of methods that search: how candidates are proposed, judged and measured.
+
+    Attributes:
+        trials: How many candidates are judged, those of the first population among them.
+        fitness: How they are judged.
+        sampler: Who proposes them: `legr`, `aacp`, or one of Optuna's: `tpe`, `cmaes`, `nsgaii`, `random`.
+        parallel: How many are under way at once. The search depends on this number, not on where they run.
+        engines: Engines that the latency model begins with, where the budget is a latency.
+        leaders: After so many trials the best is built and measured, and the latency model learns from it.
+        space: What is searched: `channels`, or `channels+ranks`, where layers may become sequences as well (truncated SVD).
+        accept: Whether sequences of the result have to be faster on the target; `None`: where the budget is a latency.
+        distinct: Whether a candidate is drawn anew where it stands for a network that was judged before, by `legr` and
+            `aacp`; other samplers propose as they do. Not as published.
+        probes: Images that the sensitivities of groups are measured on, where channels are ranked by loss.
+        compensation: How the network is repaired in the end.
+
+    Raises:
+        BudgetError: A setting is out of range.
+    """
+
+    trials: int = 400
+    fitness: Fitness = field(default_factory=lambda: Fitness("compensate"))
+    sampler: str = "random"
+    parallel: int = 1
+    engines: int = 24
+    leaders: int = 20
+    space: Literal["channels", "channels+ranks"] = "channels"
+    accept: bool | None = None
+    distinct: bool = True
+    probes: int = 256
+    compensation: Compensation | None = field(default_factory=Compensation)
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        check(self, BudgetError, _RANGES, {"sampler": SAMPLERS})
+
+    @property
+    def name(self) -> str:
+        """As the command knows it."""
+        return type(self).__name__.lower()
+
+    def spaced(self, problem: Problem) -> Problem:
+        """The problem with the axes that are searched."""
+        return problem if self.space == "channels" else problem.with_ranks()
+
+    @property
+    def deciding(self) -> dict[str, object]:
+        """The settings that decide what a trial is worth, as plain data."""
+        return {key: value for key, value in self.to_dict().items() if key not in ("parallel", "accept")}
+
+    @property
+    def reduces_ranks(self) -> bool:
+        """See `Method`."""
+        return self.space != "channels"
+
+    def to_dict(self) -> dict[str, object]:
+        """The settings as plain data."""
+        return {"name": self.name, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class Quest:
+    """One search.
+
+    Attributes:
+        space: Parameter name -> distribution.
+        own: The method's own sampler, by its name; the others are there for every space.
+        row: From parameters and the index of a trial, the structure (groups,) that they stand for.
+        widths: From parameters, the plans of structures.
+    """
+
+    space: Mapping[str, BaseDistribution]
+    own: Mapping[str, Callable[[], BaseSampler]]
+    row: Callable[[Mapping[str, Any], int], Rows]
+    widths: Callable[[Mapping[str, Any]], Widths]
+
+
+def search(problem: Problem, method: SearchingMethod, quest: Quest, affordable: Affordable) -> list[FrozenTrial]:
+    """Do the trials that are not done yet; all good ones, best first.
+
+    Raises:
+        DataError: Data that the fitness needs are not there.
+    """
+    if not quest.space:
+        raise BudgetError(f"{method.name}: no group of this network has more than one legal width")
+
+    def decode(params: Mapping[str, Any], index: int) -> dict[str, Any]:
+        row = quest.row(params, index)
+        return {"widths": row.tolist(), "digest": digest_of(dict(quest.widths(params).plan(row).kept))}
+
+    def task(params: Mapping[str, Any], structure: Mapping[str, Any]) -> Plan:
+        return quest.widths(params).plan(np.array(structure["widths"], dtype=np.int64))
+
+    def value(worth: Worth) -> tuple[float, dict[str, Any]]:
+        return worth.loss if method.fitness.objective == "loss" else worth.accuracy, asdict(worth)
+
+    def sampler(index: int) -> BaseSampler:
+        if method.sampler in quest.own:
+            return quest.own[method.sampler]()
+        if method.sampler == "legr":
+            return LeGRSampler(problem.seed, generations=method.trials, lag=method.parallel, space=quest.space)
+        if method.sampler == "aacp":
+            return AACPSampler(problem.seed, lag=method.parallel, space=quest.space)
+        return RIVALS[method.sampler]((problem.seed * 1_000_003 + index) % 2**32)
+
+    budget = ", ".join(f"{name} {limit:.3g}" for name, limit in problem.limits.items())
+    graph = problem.channels.graph
+    holdout, train = samples(method.fitness, problem.validate, problem.train, problem.seed, not graph.meta[DYNAMIC])
+    question = digest_of([
+        problem.channels.digest, digest_of_tensors(graph.state_dict()), method.deciding, dict(problem.limits),
+        problem.target.to_dict(), problem.seed, {name: str(d) for name, d in quest.space.items()},
+    ])  # fmt: skip
+    digest = digest_of([question, _digest(problem, holdout, train)])
+    job = Job(
+        name=f"{method.name}-{digest[:12]}",
+        digest=digest,
+        question=question,
+        space=quest.space,
+        sampler=sampler,
+        direction=method.fitness.direction,
+        trials=method.trials,
+        parallel=method.parallel,
+        decode=decode,
+        task=task,
+        value=value,
+        budget=budget,
+        unit="loss" if method.fitness.objective == "loss" else "accuracy %",
+        distinct=method.distinct,
+    )
+    problem.progress.stage(f"{method.name}: {method.trials} candidates, proposed by {method.sampler}")
+    with executor_of(problem, method, holdout, train) as executor:
+        running = Search(job, executor, problem.storage, problem.progress, problem.alone)
+        leaders = _Leaders(running, method, affordable)
+        running.after = leaders
+        found = running.run()
+        leaders.catch_up()  # with those that other processes have measured since the last trial of this one
+    if not found:
+        raise DataError(f"{method.name}: not one of {method.trials} candidates could be judged; the study holds the reasons")
+    within = affordable.within(np.stack([row_of(trial) for trial in found]))
+    return [t for t, good in zip(found, within, strict=True) if good] or found  # by the model as it is in the end
+
+
+class _Leaders:
+    """Builds and measures the best candidate from time to time, and lets the latency model know."""
+
+    def __init__(self, running: Search[Plan, Worth], method: SearchingMethod, affordable: Affordable) -> None:
+        self._running, self._method, self._affordable = running, method, affordable
+        self._learnt: set[str] = set()
+
+    def catch_up(self) -> dict[str, Any]:
+        """Learn what the study holds; its attributes."""
+        attributes = self._running.study.user_attrs
+        known = {name for name in attributes if name.startswith(_LEADER)}
+        for name in sorted(known - self._learnt, key=lambda name: int(name.removeprefix(_LEADER))):
+            self._learn(name, attributes[name])
+        return attributes
+
+    def __call__(self, finished: int) -> None:
+        if self._affordable.model is None:
+            return
+        study, attributes = self._running.study, self.catch_up()
+        known = [name for name in attributes if name.startswith(_LEADER)]
+        due = finished // self._method.leaders * self._method.leaders
+        if not due or f"{_LEADER}{due}" in attributes or self._taken(attributes.get(f"{_MEASURING}{due}")):
+            return
+        study.set_user_attr(f"{_MEASURING}{due}", claim())
+        measured = [[attributes[name].get("widths"), attributes[name].get("ranks", {})] for name in known]
+        record = self._measured(due, measured)
+        study.set_user_attr(f"{_LEADER}{due}", record)
+        self._learn(f"{_LEADER}{due}", record)
+
+    def _taken(self, who: Mapping[str, Any] | None) -> bool:
+        """Whether another process is measuring it, which would be slower beside us: what it finds is learnt when it is done."""
+        return not (who is None or self._affordable.problem.alone or is_mine(who) or is_gone(who))
+
+    def _learn(self, name: str, record: Mapping[str, object]) -> None:
+        self._learnt.add(name)
+        if "median_ms" in record:
+            self._affordable.learn(record)
+
+    def _measured(self, due: int, known: Sequence[object]) -> dict[str, object]:
+        """The best of the first so many trials that is within the limits by the model as it is, and was not measured before."""
+        sign = -1 if self._method.fitness.objective == "accuracy" else 1
+        good = [t for t in self._running.finished()[:due] if t.state == TrialState.COMPLETE]
+        good.sort(key=lambda t: (sign * float(t.value or 0.0), t.number))
+        rows = [row_of(trial) for trial in good]
+        if not rows:
+            return {}
+        within = self._affordable.within(np.stack(rows))
+        for k in sorted(range(len(rows)), key=lambda k: not within[k]):
+            structure = self._affordable.problem.channels.structure_of(rows[k])
+            own: dict[str, object] = {"widths": dict(structure.widths), "ranks": dict(structure.ranks)}
+            if list(own.values()) not in known:
+                break
+        else:
+            return {}
+        try:
+            return self._affordable.measured(structure) or {**own, "failure": "its engine cannot be built"}
+        except BackendError as error:
+            logger.warning("a leader cannot be measured: %s", error)
+            return {**own, "failure": str(error)}
+
+
+def executor_of(problem: Problem, method: SearchingMethod, holdout: Batches, train: Batches) -> "_Closing":
+    """Where a problem's candidates are judged."""
+    if problem.cluster is None:
+        judge = Judge(problem.channels, method.fitness, holdout, problem.calibration, train, problem.seed)
+        return _Closing(Here(judge), lambda: None)
+    from compressor.search.cluster import Cluster  # needs the package `ray`
+
+    if method.parallel == 1:
+        problem.progress.stage("parallel=1: the cluster judges one candidate at a time; parallel= says how many")
+    graph, seed = problem.channels.graph, problem.seed
+    cluster = Cluster(problem.cluster, graph, method.fitness, holdout, problem.calibration, train, seed)
+    return _Closing(cluster, cluster.close)
+
+
+def _digest(problem: Problem, holdout: Batches, train: Batches) -> str:
+    """Of the images and labels that candidates are judged, repaired and trained on."""
+    both = (("", holdout), ("t", train))
+    parts = {f"{of}{kind}{k}": t for of, own in both for k, pair in enumerate(own) for kind, t in zip("xy", pair, strict=True)}
+    if problem.calibration is not None:
+        parts |= {f"c{k}.{n}": x for k, batch in enumerate(problem.calibration.batches) for n, x in enumerate(batch)}
+    return digest_of_tensors(parts)
+
+
+class _Closing:
+    """An executor as a context manager."""
+
+    def __init__(self, executor: Executor[Plan, Worth], close: Callable[[], None]) -> None:
+        self._executor, self._close = executor, close
+
+    def __enter__(self) -> Executor[Plan, Worth]:
+        """The executor."""
+        return self._executor
+
+    def __exit__(self, *exc: object) -> None:
+        """Let go of what it holds."""
+        self._close()
+
+
+def images_of(trials: list[FrozenTrial]) -> int:
+    """How many images went through a network for some trials."""
+    return sum(int(t.user_attrs[OUTCOME]["images"]) for t in trials)

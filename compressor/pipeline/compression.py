@@ -1,0 +1,272 @@
+"""The main job, step by step: each step is recorded in the run's folder and never done twice."""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from compressor.data.seeding import first_seen, seeded
+from compressor.errors import BudgetError, DataError
+from compressor.methods import Method, Problem
+from compressor.methods.base import plans_of
+from compressor.passes.channels.analyze import ChannelGraph, analyze
+from compressor.passes.channels.readers import biases_added
+from compressor.passes.fitting.settings import Compensation
+from compressor.passes.statistics.calibration import Calibration
+from compressor.passes.tracing.trace import INPUTS, outputs_of, trace
+from compressor.passes.transforms.realise import realised
+from compressor.pipeline.member import Given, Member, choices_of
+from compressor.report import write_report
+from compressor.runs.folder import Run
+from compressor.runs.result import Result
+from compressor.runtime.latency_model.model import Observation
+from compressor.runtime.latency_model.pieces import Choice
+from compressor.runtime.measuring.measure import Comparison, measure
+from compressor.training.evaluate import Batches, device_of
+from compressor.training.fine_tune import FineTune
+from compressor.values.budget import Budget, absolute
+from compressor.values.files import digest_of_tensors, write_bytes, write_json
+from compressor.values.measurement import Measurement
+from compressor.values.plan import Plan, Structure, digest_of
+from compressor.values.progress import Progress
+from compressor.values.target import Target
+from compressor.values.trial import Trial
+
+logger = logging.getLogger(__name__)
+
+
+class Compression:
+    """One call of `compress`; see there for the arguments."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Sequence[Tensor],
+        *,
+        train: Batches | None,
+        validate: Batches | None,
+        test: Batches | None,
+        calibrate: Iterable[object] | None,
+        budget: Budget | None,
+        target: Target,
+        method: Method,
+        finetune: FineTune,
+        out: Path,
+        seed: int,
+        progress: Progress,
+        storage: str | None = None,
+        cluster: str | None = None,
+    ) -> None:
+        if budget is None and getattr(method, "floor", None) is None:
+            raise BudgetError("nothing says how far to go: pass budget=…, or a method with a floor such as CaP(floor=0.92)")
+        self._budgets: tuple[Budget | None, ...] = budget.members if budget else (None,)
+        self._storage, self._cluster, self._calibrate = storage, cluster, calibrate
+        progress.stage("trace and analyze")
+        self._original = trace(model, example_inputs).eval()
+        self._channels: ChannelGraph = analyze(self._original)
+        if not self._channels.free and not method.reduces_ranks:
+            reasons = "; ".join(f"{g.name}: {g.frozen}" for g in self._channels.groups[:5])
+            raise BudgetError(f"nothing in this model can be removed ({reasons or 'it has no conv and no linear layer'})")
+        config = {
+            "model": self._channels.digest,
+            "weights": digest_of_tensors(self._original.state_dict()),
+            "inputs": [[list(shape), dtype] for shape, dtype in self._original.meta[INPUTS]],
+            "budget": budget.to_dict() if budget else {},
+            "target": target.to_dict(),
+            "method": method.to_dict(),
+            "finetune": finetune.to_dict(),
+            "seed": seed,
+        }
+        images = self._calibration(train if calibrate is None else calibrate, method, seed)
+        labelled = validate is not None
+        if validate is None:
+            validate, images = self._agreement(images)
+        self._run = Run(out, config)
+        self._given = Given(
+            self._original, self._channels, self._run, train, validate, labelled, test, images, target, method, finetune, seed,
+            progress,
+        )  # fmt: skip
+
+    def _calibration(self, batches: Iterable[object] | None, method: Method, seed: int) -> Calibration | None:
+        """The images of the statistics: read once, in the order that the seed gives."""
+        if batches is None:
+            return None
+        asked = [(method.compensation or Compensation()).images, getattr(getattr(method, "fitness", None), "images", 0)]
+        with seeded(seed, batches):
+            return Calibration.read(batches, self._original, max(asked))
+
+    def _agreement(self, images: Calibration | None) -> tuple[Batches, Calibration]:
+        """A fifth of the calibration images, labelled by the original, and the others."""
+        if images is None:
+            raise DataError("there are no images: pass validate=… (with labels), or calibrate=… (without)")
+        share = max(images.images // 5, 1)
+        held, device = images.first(share), device_of(self._original)
+        with torch.no_grad():
+            outputs = [outputs_of(self._original(*[x.to(device) for x in batch]))[0] for batch in held.batches]
+        labelled = [(batch[0], output.argmax(1).cpu()) for batch, output in zip(held.batches, outputs, strict=True)]
+        return labelled, images.after(share)
+
+    def run(self) -> Result:
+        """Do what is not done yet."""
+        with self._run:
+            return self._result()
+
+    def _result(self) -> Result:
+        run = self._run
+        self._check_data()
+        original = self._given.accuracy("accuracy: original", self._original)
+        results = []
+        for k, (plan, budget) in enumerate(zip(self._plans(), self._budgets, strict=True)):
+            results.append(Member(self._given, k, plan, budget).result(original))
+            write_json(run.member(k) / "result.json", results[-1].to_dict())
+        tightest = min(results, key=lambda result: result.steps[-1].macs)
+        result = replace(tightest, path=run.path, members=tuple(results))
+        self._given.progress.stage("report")
+        write_json(run.path / "result.json", result.to_dict())
+        trials = [path.read_text(encoding="utf-8") for path in sorted((run.path / "trials").glob("*.json"))]
+        write_bytes(run.path / "report.html", write_report(result, self._channels, trials).encode())
+        run.link_member(results.index(tightest))
+        return result
+
+    def _check_data(self) -> None:
+        """Refuse a folder whose finished steps are of other data.
+
+        Raises:
+            DataError: The first batch of some loader is another than when the run began, though it is the same at each reading.
+        """
+        given = self._given
+        loaders = {"train": given.train, "validate": given.validate if given.labelled else None, "calibrate": self._calibrate}
+
+        def seen() -> dict[str, object]:
+            return {name: first_seen(loader, given.seed) for name, loader in loaders.items() if loader is not None}
+
+        now = seen()
+        known = self._run.once("data", lambda: now)
+        changed = [name for name in loaders if known.get(name) != now.get(name)]
+        if changed and seen() == now:
+            said = f"the first batch of {' and of '.join(changed)} is another"
+            raise DataError(
+                f"{self._run.path} holds a run on other data ({said}; a loader whose order changes from process to process looks "
+                "like that, too); choose another output folder, or remove this one"
+            )
+        if changed:
+            logger.warning("the images of %s are others at each reading: finished steps are taken as they are", ", ".join(changed))
+
+    def _plans(self) -> list[Plan]:
+        """One plan for every budget; all of them are there, or none."""
+        given, files = self._given, [self._run.member(k) / "plan.json" for k in range(len(self._budgets))]
+        if all(file.exists() for file in files):
+            return [Plan.load(file) for file in files]
+        given.progress.stage(f"search: {given.method.name}")
+        with seeded(given.seed, given.train, given.validate), self._gauge() as gauge:
+            choices: list[dict[str, Choice]] = [{} for _ in self._budgets]
+            try:
+                plans = plans_of(given.method, [self._problem(gauge, *each) for each in zip(self._budgets, choices, strict=True)])
+            except BudgetError as error:
+                self._run.give_up(str(error))
+                raise
+        for k, found in enumerate(choices):
+            self._run.finish(choices_of(k), {layer: asdict(choice) for layer, choice in found.items()})
+        for file, plan in zip(files, plans, strict=True):
+            write_bytes(file, plan.to_json().encode())
+        return plans
+
+    def _once(self, name: str, work: Callable[[], dict[str, object]]) -> dict[str, object]:
+        """Keeps what was measured: in the run's folder, or where all who share the storage find it."""
+        if self._storage is None:
+            return self._run.once(name, work)
+        from compressor.search.storage import shared_once
+
+        given = self._given
+        digest = digest_of(
+            [self._channels.digest, digest_of_tensors(self._original.state_dict()), given.target.to_dict(), given.seed]
+        )
+        return shared_once(self._storage, f"compressor-facts-{digest[:12]}", name, work)
+
+    def _problem(self, gauge: "_Gauge", budget: Budget | None, choices: dict[str, Choice]) -> Problem:
+        given = self._given
+
+        def compared(found: Sequence[Choice]) -> None:
+            choices.update({choice.layer: choice for choice in found})
+
+        limits = budget.limits({**given.full_costs, "latency": 1.0}) if budget else {}
+        if given.method.compensation is not None and given.images is not None:  # it may need room for biases
+            added = biases_added(self._channels)
+            if added and limits.keys() & {"params", "memory"}:
+                given.progress.stage(f"room for {added:,} biases that compensation may add is kept within the budget")
+            for name, size in (("params", 1), ("memory", next(self._original.parameters()).element_size())):
+                if name in limits:
+                    limits[name] -= added * size
+        latency = budget.bounds.get("latency") if budget else None
+        if isinstance(latency, str):  # absolute: as a fraction of what the original takes here and now
+            original = self._once(
+                "original latency",
+                lambda: measure({"original": self._original}, given.target, given.seed)["original"].to_dict(),
+            )
+            limits["latency"] = absolute("latency", latency) / Measurement.from_dict(original).median_ms
+        return Problem(
+            channels=self._channels,
+            limits=limits,
+            target=given.target,
+            measure=partial(self._trial, gauge),
+            train=given.train,
+            seed=given.seed,
+            validate=given.validate,
+            calibration=given.images,
+            progress=given.progress,
+            storage=self._storage or f"sqlite:///{self._run.path / 'study.db'}",
+            alone=self._storage is None,  # who works in the folder of a run holds its lock
+            cluster=self._cluster,
+            observe=gauge.observe,
+            once=self._once,
+            compared=compared,
+        )
+
+    @contextmanager
+    def _gauge(self) -> Iterator["_Gauge"]:
+        """What measures candidates: this process, or the node of the cluster that holds the target device."""
+        given = self._given
+        asked = any(budget is not None and "latency" in budget.bounds for budget in self._budgets)
+        if self._cluster is not None:
+            from compressor.search import cluster  # needs the package `ray`
+
+            cluster.connect(self._cluster)  # that there is none is told before anything is computed
+            if asked and cluster.has_device(self._cluster):
+                device = cluster.RemoteDevice(self._cluster, self._channels, given.target, given.seed)
+                yield _Gauge(device.trial, device.fingerprint(), device.observe)
+                return
+            if asked:
+                given.progress.stage("no node of the cluster holds the target device: latency is measured here")
+        with Comparison(self._original, given.target, given.seed) as comparison:
+
+            def trial(plan: Plan) -> Trial:
+                found, original = comparison.measure(realised(plan, self._channels))
+                return Trial(self._channels.structure(plan), found, original)
+
+            yield _Gauge(trial, given.target.fingerprint(), None)
+
+    def _trial(self, gauge: "_Gauge", plan: Plan) -> Trial:
+        structure = self._channels.structure(plan)
+        trial = self._run.trial(structure, gauge.fingerprint, lambda: gauge.trial(plan))
+        self._given.progress.stage(f"search: measured a candidate at {trial.ratio:.3f} of the original's latency")
+        return trial
+
+
+@dataclass(frozen=True)
+class _Gauge:
+    """Measures candidates.
+
+    Attributes:
+        trial: The network of a plan beside the original.
+        fingerprint: Of the target, where it measures.
+        observe: Structures, for a latency model; None for the usual way in this process.
+    """
+
+    trial: Callable[[Plan], Trial]
+    fingerprint: Mapping[str, object]
+    observe: Callable[[Sequence[Structure], float | None], list[Observation]] | None

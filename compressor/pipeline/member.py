@@ -1,0 +1,283 @@
+"""One network of a family: from its plan to a finished, exported and measured result, step by step, none done twice."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import fx, nn
+
+from compressor.methods import Method
+from compressor.passes.channels.analyze import ChannelGraph
+from compressor.passes.fitting.compensate import Compensate
+from compressor.passes.fitting.settings import Repair
+from compressor.passes.layers.product import take_state
+from compressor.passes.statistics.calibration import Calibration
+from compressor.passes.tracing.trace import DYNAMIC, example_inputs_of, on_cpu
+from compressor.passes.transforms.factorize_conv import FactorizeConv
+from compressor.passes.transforms.remove_channels import RemoveChannels
+from compressor.passes.transforms.verify import verify_removal
+from compressor.runs.folder import Run
+from compressor.runs.result import Result, Step
+from compressor.runtime.latency_model.pieces import Choice
+from compressor.runtime.measuring.measure import export_checked, measure
+from compressor.training.evaluate import Batches, evaluate, norms_of, recalibrate
+from compressor.training.fine_tune import FineTune
+from compressor.training.fine_tune import train as fine_tune
+from compressor.values.budget import Budget
+from compressor.values.files import load_tensors, replacing, save_tensors, write_json
+from compressor.values.measurement import Measurement
+from compressor.values.plan import Plan
+from compressor.values.progress import Progress
+from compressor.values.target import Target
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the networks of a family have in common; see `compress`.
+
+    Attributes:
+        original: The traced original, in eval mode.
+        channels: Its analysis.
+        run: The folder.
+        train: Or None.
+        validate: What accuracies are of.
+        labelled: Whether they are against labels.
+        test: Or None.
+        images: For statistics; or None.
+        target: Where it is to be fast.
+        method: How the plans were made.
+        finetune: Settings.
+        seed: Of everything random.
+        progress: Where to say what is being done.
+    """
+
+    original: fx.GraphModule
+    channels: ChannelGraph
+    run: Run
+    train: Batches | None
+    validate: Batches
+    labelled: bool
+    test: Batches | None
+    images: Calibration | None
+    target: Target
+    method: Method
+    finetune: FineTune
+    seed: int
+    progress: Progress
+
+    @property
+    def full_costs(self) -> dict[str, float]:
+        """Costs of the original."""
+        costs = self.channels.costs_of(self.channels.full)
+        return {"macs": float(costs.macs[0]), "params": float(costs.params[0]), "memory": float(costs.memory_bytes[0])}
+
+    def accuracy(self, step: str, graph: nn.Module, data: Batches | None = None) -> float:
+        """Top-1 in percent, recorded under the name of a step."""
+
+        def work() -> dict[str, object]:
+            self.progress.stage(step)
+            found = evaluate(graph, self.validate if data is None else data, self.progress)
+            return {"percent": found.percent, "count": found.count}
+
+        return cast(float, self.run.once(step, work)["percent"])
+
+
+class Member:
+    """One network of a family.
+
+    Args:
+        given: What all have in common.
+        index: Its number.
+        plan: What stays.
+        budget: What it may cost; None where the method has a floor.
+    """
+
+    def __init__(self, given: Given, index: int, plan: Plan, budget: Budget | None) -> None:
+        self._given, self._index, self._plan, self._budget = given, index, plan, budget
+        self._folder = given.run.member(index)
+
+    def _step(self, name: str) -> str:
+        """What a step of this member is recorded as."""
+        return name if self._index == 0 else f"{name} (member {self._index})"
+
+    def _accuracy(self, name: str, graph: nn.Module) -> float:
+        return self._given.accuracy(self._step(f"accuracy: {name}"), graph)
+
+    def result(self, original_accuracy: float) -> Result:
+        """Do what is not done yet."""
+        given, plan = self._given, self._plan
+        accuracies = {"original": original_accuracy}
+        given.progress.stage(self._step("remove channels and check removed = masked"))
+        graph = RemoveChannels(plan, given.channels)(given.original).graph
+        checked = verify_removal(given.channels, plan, graph)
+        accuracies["channels removed"] = self._accuracy("channels removed", graph)
+        graph = self._repaired(graph, accuracies)
+        if given.train is not None:
+            graph = self._trained(graph, given.train, accuracies)
+        graph.eval()
+        if not self._finished().exists():
+            save_tensors(self._finished(), graph.state_dict())
+        (self._folder / "compensated.safetensors").unlink(missing_ok=True)
+        self._export(graph)
+        original, compressed = self._measure(graph)
+        return Result(
+            graph=graph,
+            plan=plan,
+            steps=self._steps(accuracies, graph),
+            original=original,
+            compressed=compressed,
+            budget=self._found(original, compressed, graph),
+            test=self._tested(graph),
+            error=checked.relative_error,
+            lossy=checked.lossy,
+            frozen={g.name: g.frozen for g in given.channels.groups if g.frozen is not None},
+            widths=self._widths(),
+            repairs=self._repairs(),
+            choices=self._choices(),
+            path=self._folder,
+            labelled=given.labelled,
+        )
+
+    def _repaired(self, graph: fx.GraphModule, accuracies: dict[str, float]) -> fx.GraphModule:
+        """Compensate, factorize, recalibrate: whichever of them there is to do."""
+        given, run, factors = self._given, self._given.run, self._plan.factors
+        settings, images = given.method.compensation, given.images
+        to_fit = images is not None and (settings is not None or bool(norms_of(graph)))
+        if not to_fit and not factors:
+            return graph
+        file = self._folder / "compensated.safetensors"
+        if run.done(self._step("compensated")) is None or not (file.exists() or self._finished().exists()):
+            repairs: tuple[Repair, ...] = ()
+            if settings is not None and images is not None:
+                given.progress.stage(self._step("compensate"))
+                found = Compensate(given.channels, self._plan, images, settings, given.seed).run(graph)
+                graph, repairs = found.graph, found.repairs
+            graph = FactorizeConv(factors)(graph).graph
+            if images is not None and norms_of(graph) and (settings is None or settings.recalibrate):
+                given.progress.stage(self._step("recalibrate batch norms"))
+                pairs = [(batch[0], batch[0]) for batch in images.batches]
+                recalibrate(graph, pairs, len(pairs), given.progress)
+            save_tensors(file, graph.state_dict())
+            run.finish(self._step("compensated"), {"layers": [asdict(repair) for repair in repairs]})
+        else:
+            graph = FactorizeConv(factors, weights=False)(graph).graph
+            take_state(graph, load_tensors(file if file.exists() else self._finished()))
+        name = "factorized" if not to_fit else "norms recalibrated" if settings is None else "compensated"
+        accuracies[name] = self._accuracy(name, graph)
+        return graph
+
+    def _repairs(self) -> tuple[Repair, ...]:
+        layers = cast(list[dict[str, Any]], (self._given.run.done(self._step("compensated")) or {}).get("layers", []))
+        return tuple(Repair(**layer) for layer in layers)
+
+    def _choices(self) -> tuple[Choice, ...]:
+        found = self._given.run.done(choices_of(self._index)) or {}
+        return tuple(Choice(**cast(dict[str, Any], choice)) for choice in found.values())
+
+    def _finished(self) -> Path:
+        return self._folder / "weights.safetensors"
+
+    def _trained(self, graph: fx.GraphModule, train: Batches, accuracies: dict[str, float]) -> fx.GraphModule:
+        given = self._given
+        if not given.finetune.epochs:
+            return graph
+        finished = self._finished()
+        earlier, before = list(accuracies.items())[-1]
+        state = {name: tensor.clone() for name, tensor in graph.state_dict().items()}
+        if finished.exists():
+            take_state(graph, load_tensors(finished))
+        else:
+            given.progress.stage(self._step("fine-tune"))
+            teacher = given.original if given.finetune.distillation else None
+            checkpoint = self._folder / "checkpoint.safetensors"
+            fine_tune(graph, train, given.finetune, teacher, checkpoint, given.seed, given.progress)
+            save_tensors(finished, graph.state_dict())
+            checkpoint.unlink(missing_ok=True)
+        accuracies["fine-tuned"] = self._accuracy("fine-tuned", graph)
+        if accuracies["fine-tuned"] < before:  # a short fine-tune at a high rate undoes some of a good compensation
+            accuracies[f"{earlier}, kept"] = before
+            take_state(graph, state)
+            save_tensors(finished, state)
+        return graph
+
+    def _export(self, graph: fx.GraphModule) -> None:
+        run, name = self._given.run, self._step("exported")
+        if run.done(name) is None:
+            self._given.progress.stage(self._step("export ONNX and check it against PyTorch"))
+            error = export_checked(graph, self._folder / "model.onnx")
+            save_program(graph, self._folder / "program.pt2")
+            run.finish(name, {"onnx_relative_error": error})
+
+    def _measure(self, graph: fx.GraphModule) -> tuple[Measurement, Measurement]:
+        given = self._given
+
+        def work() -> dict[str, object]:
+            given.progress.stage(self._step("measure original and result together"))
+            found = measure({"original": given.original, "compressed": graph}, given.target, given.seed + 1)
+            return {name: value.to_dict() for name, value in found.items()}
+
+        found = given.run.once(self._step("measured"), work)
+        original, compressed = (Measurement.from_dict(cast(Mapping[str, object], found[k])) for k in ("original", "compressed"))
+        data = {"schema_version": 1, "original": original.to_dict(), "compressed": compressed.to_dict()}
+        write_json(self._folder / "measurement.json", {**data, "ratio": compressed.ratio_to(original)})
+        return original, compressed
+
+    def _tested(self, graph: fx.GraphModule) -> tuple[float, float] | None:
+        given = self._given
+        if given.test is None:
+            return None
+        before = given.accuracy("accuracy: test, original", given.original, given.test)
+        return before, given.accuracy(self._step("accuracy: test, result"), graph, given.test)
+
+    def _steps(self, accuracies: Mapping[str, float], graph: nn.Module) -> tuple[Step, ...]:
+        channels, structure = self._given.channels, self._given.channels.structure(self._plan)
+        removed = channels.costs_of(replace(structure, ranks=()))
+        known = {"original": channels.costs_of(channels.full), "channels removed": removed}
+        after, steps = channels.costs_of(structure), []
+        for name, accuracy in accuracies.items():
+            found = known.get(name, after)
+            more, more_bytes = (0, 0) if name in known else self._added(graph)
+            steps.append(
+                Step(name, accuracy, int(found.macs[0]), int(found.params[0]) + more, int(found.memory_bytes[0]) + more_bytes)
+            )
+        return tuple(steps)
+
+    def _added(self, graph: nn.Module) -> tuple[int, int]:
+        """Parameters and bytes of the biases that compensation gave to layers without one and without a norm behind them."""
+        costs = self._given.channels.costs_of(self._given.channels.structure(self._plan))
+        parameters = list(graph.parameters())
+        more = sum(p.numel() for p in parameters) - int(costs.params[0])
+        return more, more * parameters[0].element_size()
+
+    def _found(self, original: Measurement, compressed: Measurement, graph: nn.Module) -> dict[str, tuple[float, float]]:
+        limits = self._budget.limits({**self._given.full_costs, "latency": original.median_ms}) if self._budget else {}
+        costs = self._given.channels.costs_of(self._given.channels.structure(self._plan))
+        found = {
+            "latency": compressed.median_ms,
+            "macs": float(costs.macs[0]),
+            "params": float(costs.params[0]) + self._added(graph)[0],
+            "memory": float(costs.memory_bytes[0]) + self._added(graph)[1],
+        }
+        return {name: (found[name], limit) for name, limit in limits.items()}
+
+    def _widths(self) -> dict[str, tuple[int, int]]:
+        after = dict(self._given.channels.structure(self._plan).widths)
+        return {g.name: (g.size, after[g.name]) for g in self._given.channels.groups}
+
+
+def choices_of(index: int) -> str:
+    """What the step is recorded as that holds what was measured of a member's factorized layers beside the plain ones."""
+    return f"layers measured beside the plain ones (member {index})"
+
+
+def save_program(graph: fx.GraphModule, path: Path) -> None:
+    """Write a graph as an exported program (`.pt2`), whole or not at all."""
+    example = example_inputs_of(graph, 2 if graph.meta[DYNAMIC] else None)
+    shapes = ({0: torch.export.Dim("batch", min=1, max=1 << 20)},) * len(example) if graph.meta[DYNAMIC] else None
+    with replacing(path) as temporary, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(on_cpu(graph), example, dynamic_shapes=shapes, strict=False)
+        torch.export.save(program, temporary)

@@ -1,0 +1,196 @@
+"""`Result`: what `compress` hands back."""
+
+import io
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from torch import fx
+
+from compressor.passes.fitting.settings import Repair
+from compressor.runtime.latency_model.pieces import Choice
+from compressor.values.measurement import Measurement
+from compressor.values.plan import Plan
+
+
+@dataclass(frozen=True)
+class Step:
+    """The network after one step.
+
+    Attributes:
+        name: `original`, `channels removed`, `compensated`, `norms recalibrated` or `factorized`, `fine-tuned`. Layers are
+            factorized behind `channels removed`, whatever the step after it is called. Where fine-tuning lost accuracy, the
+            network before it is the result: the last step is then `compensated, kept`.
+        accuracy: Top-1 in percent on the validation data.
+        macs: Multiply-accumulates for one sample.
+        params: Elements of all parameters.
+        memory_bytes: Bytes of parameters and buffers.
+    """
+
+    name: str
+    accuracy: float
+    macs: int
+    params: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outcome of a compression.
+
+    Attributes:
+        graph: The compressed network, in eval mode; trainable.
+        plan: What was kept.
+        steps: The network before and after each step.
+        original: Measured latency of the original.
+        compressed: Measured latency of the compressed network, same session.
+        budget: Per bound: `(found, limit)`; latency in ms, memory in bytes.
+        test: Top-1 in percent of the original and of the result on the test data, where given.
+        error: Relative difference between removing and masking, before any training.
+        lossy: Ops over pruned channels for which the two differ by nature.
+        frozen: Group name -> why it was left alone.
+        widths: Group name -> (before, after).
+        repairs: What compensation did to each layer.
+        choices: What was measured of layers that were to be factorized, or to read through a gather, beside the plain ones;
+            those that were not faster are plain in the result.
+        labelled: Whether accuracies are against labels; without any they are agreements with the original.
+        path: Its folder: the run's, or that of a member of a family.
+        members: Where the budget was a list, the networks for all of its values, in its order; this is the smallest of them.
+    """
+
+    graph: fx.GraphModule
+    plan: Plan
+    steps: tuple[Step, ...]
+    original: Measurement
+    compressed: Measurement
+    budget: dict[str, tuple[float, float]]
+    test: tuple[float, float] | None
+    error: float
+    lossy: tuple[str, ...]
+    frozen: dict[str, str]
+    widths: dict[str, tuple[int, int]]
+    repairs: tuple[Repair, ...]
+    path: Path
+    labelled: bool = True
+    members: tuple["Result", ...] = ()
+    choices: tuple[Choice, ...] = ()
+
+    @property
+    def latency_ratio(self) -> float:
+        """Measured latency over the original's."""
+        return self.compressed.ratio_to(self.original)
+
+    @property
+    def met(self) -> bool:
+        """Whether every bound of the budget holds."""
+        return all(found <= limit for found, limit in self.budget.values())
+
+    def latency_of(self, step: Step) -> Measurement | None:
+        """Measured latency of the network at a step; None where that structure was not measured.
+
+        It depends on the structure alone.
+        """
+        if step is self.steps[0]:
+            return self.original
+        return None if self.plan.factors and step.name == "channels removed" else self.compressed
+
+    def summary(self) -> str:
+        """A table: accuracy, latency with its interval, MACs and parameters, before and after each step."""
+        target = self.compressed.target
+        title = f"{target['backend']}, batch {target['batch']}, {target.get('device', 'no device')}"
+        table = Table(title=title, title_justify="left")
+        for name in (
+            "step",
+            "accuracy %" if self.labelled else "agreement %",
+            "latency ms [95 %]",
+            "of original",
+            "MACs",
+            "params",
+            "memory",
+        ):
+            table.add_column(name, justify="left" if name == "step" else "right", no_wrap=True)
+        for step in self.steps:
+            latency = self.latency_of(step)
+            table.add_row(
+                step.name,
+                f"{step.accuracy:.2f}",
+                *self._latency_cells(latency),
+                human(step.macs),
+                human(step.params),
+                human(step.memory_bytes, "B"),
+            )
+        console = Console(width=130, record=True, force_terminal=False, file=io.StringIO())
+        console.print(table)
+        lines = [line.rstrip() for line in console.export_text().splitlines()]
+        for name, (found, limit) in self.budget.items():
+            word = "met" if found <= limit else "MISSED"
+            lines.append(f"budget {name}: {_value(name, found)} of at most {_value(name, limit)} ({word})")
+        if self.test is not None:
+            lines.append(f"test data: {self.test[0]:.2f} % before, {self.test[1]:.2f} % after")
+        if self.plan.factors:
+            forms = ", ".join(sorted({one.form for one in self.plan.factors}))
+            lines.append(f"{len(self.plan.factors)} layers factorized ({forms})")
+        slow = [choice.layer for choice in self.choices if not choice.kept]
+        if slow:
+            lines.append(f"{len(slow)} of {len(self.choices)} measured layers are not faster so and stay plain: {', '.join(slow)}")
+        partly = [f"{choice.layer} ({choice.kept[0]})" for choice in self.choices if choice.kept and not choice.faster]
+        if partly:
+            lines.append(f"{len(partly)} are faster with one of two changes alone: {', '.join(partly)}")
+        if len(self.members) > 1:
+            lines += ["", "the family, the smallest of which this is:", *self._family()]
+        lines.append(
+            f"removed = masked within {self.error:.1e}" + (f"; lossy by nature: {', '.join(self.lossy)}" if self.lossy else "")
+        )
+        return "\n".join(lines)
+
+    def _latency_cells(self, latency: Measurement | None) -> tuple[str, str]:
+        if latency is None:
+            return "-", "-"
+        low, high = latency.interval_ms
+        status = "" if latency.status == "ok" else f" {latency.status}"
+        return f"{latency.median_ms:.3f} [{low:.3f}, {high:.3f}]{status}", f"{latency.ratio_to(self.original):.2f}"
+
+    def _family(self) -> list[str]:
+        lines = []
+        for k, member in enumerate(self.members):
+            last, first = member.steps[-1], member.steps[0]
+            asked = ", ".join(f"{name} {_value(name, limit)}" for name, (_, limit) in member.budget.items())
+            word = "met" if member.met else "MISSED"
+            numbers = f"latency {member.latency_ratio:.3f}, MACs {last.macs / first.macs:.3f}, {last.accuracy:.2f} %"
+            lines.append(f"  front/{k}: at most {asked} ({word}): {numbers}")
+        return lines
+
+    def to_dict(self) -> dict[str, object]:
+        """The numbers as plain data (raw samples are in measurement.json)."""
+        return {
+            "steps": [asdict(step) for step in self.steps],
+            "latency_ms": {
+                "original": self.original.median_ms,
+                "compressed": self.compressed.median_ms,
+                "ratio": self.latency_ratio,
+                "status": [self.original.status, self.compressed.status],
+            },
+            "budget": {name: {"found": found, "limit": limit} for name, (found, limit) in self.budget.items()},
+            "met": self.met,
+            "test": list(self.test) if self.test is not None else None,
+            "removed_masked_error": self.error,
+            "lossy": list(self.lossy),
+            "frozen": self.frozen,
+            "repairs": [asdict(repair) for repair in self.repairs],
+            "choices": [asdict(choice) for choice in self.choices],
+            "widths": {name: list(pair) for name, pair in self.widths.items()},
+            "factors": {one.layer: {"form": one.form, "ranks": list(one.ranks)} for one in self.plan.factors},
+        }
+
+
+def human(value: float, unit: str = "") -> str:
+    """Three significant digits with a decimal prefix: 125486080 -> `125M`."""
+    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= factor:
+            return f"{value / factor:.3g}{prefix}{unit}" if value / factor < 999.5 else f"{value / factor:.0f}{prefix}{unit}"
+    return f"{value:.0f}{unit}"
+
+
+def _value(name: str, value: float) -> str:
+    return f"{value:.3f} ms" if name == "latency" else human(value, "B" if name == "memory" else "")

@@ -1,0 +1,148 @@
+"""Engines for a latency model: which structures to build, and building them, each one only once."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compressor.errors import BackendError
+from compressor.passes.channels.analyze import ChannelGraph
+from compressor.passes.transforms.realise import realised
+from compressor.runtime.latency_model.blocks import blocks_of, times_by_block
+from compressor.runtime.latency_model.model import LatencyModel, Observation
+from compressor.runtime.measuring.measure import Comparison
+from compressor.runtime.measuring.store import MeasurementStore
+from compressor.runtime.timing.protocol import PROTOCOL, Protocol
+from compressor.values.plan import Factorization, Plan, Structure
+from compressor.values.progress import Progress
+from compressor.values.target import Target
+
+logger = logging.getLogger(__name__)
+
+
+def train_latency_model(
+    channels: ChannelGraph,
+    widths: Sequence[Sequence[int]],
+    target: Target,
+    engines: int = 40,
+    seed: int = 0,
+    protocol: Protocol | None = None,
+    store: MeasurementStore | None = None,
+    progress: Progress | None = None,
+    observed: Callable[[Sequence[Structure], float | None], list[Observation]] | None = None,
+) -> LatencyModel:
+    """Build and measure engines, and fit a latency model to them.
+
+    Args:
+        channels: The analysis of the network.
+        widths: For every group the widths that may be asked for, ascending (`methods.structures.legal.widths`, or the right edges
+            of its staircase).
+        target: Where.
+        engines: How many engines; those already in the store are not built again.
+        seed: Of the choice.
+        protocol: Of the timing.
+        store: Where measurements are kept; the user's cache by default.
+        progress: Where to say how far it is.
+        observed: Builds and measures in place of `observe`, elsewhere.
+
+    Raises:
+        BackendError: Too few engines can be built.
+    """
+    rows = spread(widths, engines, seed)
+    structures = [channels.structure_of(row) for row in rows]
+    if observed is not None:
+        return LatencyModel(channels, observed(structures, None))
+    return LatencyModel(channels, list(observe(channels, structures, target, protocol, store, progress)))
+
+
+def spread(widths: Sequence[Sequence[int]], count: int, seed: int = 0) -> NDArray[np.int64]:
+    """Structures that cover every width of every group evenly (a Latin hypercube), the whole and the least network among them.
+
+    Returns:
+        (count, groups).
+    """
+    random = np.random.default_rng(seed)
+    columns = []
+    for options in widths:
+        strata = (np.arange(count - 2) + random.random(count - 2)) / max(count - 2, 1)
+        random.shuffle(strata)
+        middle = [options[int(s * len(options))] for s in strata]
+        columns.append([options[-1], options[0], *middle])
+    return np.array(columns, dtype=np.int64).T
+
+
+def observe(
+    channels: ChannelGraph,
+    structures: Sequence[Structure],
+    target: Target,
+    protocol: Protocol | None = None,
+    store: MeasurementStore | None = None,
+    progress: Progress | None = None,
+    anchor_ms: float | None = None,
+) -> Iterator[Observation]:
+    """Build and measure structures, one after the other, beside the original network.
+
+    Latencies are the ratio to the original in the same session, times one latency of the original, so that a machine
+    that is slower for a minute (or a day) does not look like a slower network.
+
+    Args:
+        channels: The analysis of the network.
+        structures: What to build.
+        target: Where.
+        protocol: Of the timing.
+        store: Where measurements are kept; the user's cache by default.
+        progress: Where to say how far it is.
+        anchor_ms: The original's latency that ratios are multiplied by; that of the first session by default. To compare with a
+            model, its own (`LatencyModel.reference_ms`).
+    """
+    kept = MeasurementStore() if store is None else store
+    fingerprint, blocks = target.fingerprint(), blocks_of(channels)
+    anchor = anchor_ms
+    with Comparison(channels.graph, target, protocol=protocol) as comparison:
+        for k, structure in enumerate(structures):
+            built = f"{channels.digest}:{structure.digest}"
+            known = kept.get(built, fingerprint, PROTOCOL)
+            if known is None:
+                graph = realised(plan_of(channels, structure), channels)
+                try:
+                    found, reference, layers = comparison.examine(graph)
+                except BackendError as error:
+                    logger.warning("structure %s is left out: %s", structure.digest[:12], error)
+                    continue
+                times, rest = times_by_block(blocks, layers)
+                extra: dict[str, object] = {"reference_ms": reference.median_ms, "blocks_ms": times, "rest_ms": rest}
+                kept.put(built, found, PROTOCOL, extra)
+                known = found, extra
+            found, extra = known
+            reference_ms = _number(extra["reference_ms"])
+            anchor = anchor or reference_ms
+            if progress:
+                progress.tick(k + 1, len(structures), f"engines: {found.median_ms / reference_ms:.3f} of the original's latency")
+            yield _observation(structure, found.median_ms / reference_ms, anchor, extra)
+
+
+def _observation(structure: Structure, ratio: float, reference_ms: float, extra: dict[str, object]) -> Observation:
+    """Layers are timed in a session of their own: their sum is scaled to the whole, which carries the finer number."""
+    median_ms = ratio * reference_ms
+    times = extra["blocks_ms"]
+    assert isinstance(times, dict)
+    total = sum(times.values()) + _number(extra["rest_ms"])
+    scale = median_ms / total if total else 0.0
+    return Observation(structure, median_ms, reference_ms, tuple((name, value * scale) for name, value in times.items()))
+
+
+def _number(value: object) -> float:
+    assert isinstance(value, int | float)
+    return float(value)
+
+
+def plan_of(channels: ChannelGraph, structure: Structure) -> Plan:
+    """A plan with the widths of a structure; *which* channels stay does not matter for a latency."""
+    widths = dict(structure.widths)
+    kept = {}
+    for group in channels.free:
+        width = widths.get(group.name, group.size)
+        if width < group.size:
+            kept[group.name] = [unit for cell in group.cells for unit in cell[: group.quota(cell, width)]]
+    return Plan.keep(kept, channels.digest, factors=Factorization.of_axes(structure.ranks))
