@@ -7,6 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, fx, nn
 
+from compressor.data.batches import Batches
 from compressor.errors import DataError, PlanError
 from compressor.methods import Magnitude, Method
 from compressor.passes.channels.analyze import ChannelGraph, analyze
@@ -17,7 +18,6 @@ from compressor.passes.transforms.realise import realisation
 from compressor.pipeline.compression import Compression
 from compressor.runs.result import Result
 from compressor.runtime.measuring.measure import export_checked, measure
-from compressor.training.evaluate import Batches
 from compressor.training.fine_tune import FineTune
 from compressor.values.budget import Budget
 from compressor.values.files import load_tensors, read_json

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from compressor.passes.channels.rules import EDITS, RULES
+from compressor.passes.labels.rules import EDITS, RULES
 from tests.networks import check_effective, randomize
 
 ROOT = Path(__file__).parent.parent
@@ -21,7 +21,7 @@ def test_there_is_something_to_run():
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
 def test_python_blocks_run(number, tmp_path, monkeypatch, capsys):
     from tests.networks import Residual
-    from tests.test_train import blobs
+    from tests.training.test_fine_tune import blobs
 
     monkeypatch.chdir(tmp_path)
     x, y = blobs(64).tensors

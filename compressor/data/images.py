@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from compressor.data.batches import Batches
 from compressor.data.loading import called
 from compressor.errors import DataError
-from compressor.training.evaluate import Batches
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm"})

@@ -41,9 +41,9 @@ from compressor.methods.structures.global_ranking import GlobalRanking
 from compressor.methods.structures.legal import widths
 from compressor.methods.structures.paths import Rows, Widths, fitting, through
 from compressor.methods.structures.steps import Steps, options_of
-from compressor.passes.channels.groups import ChannelGroup
 from compressor.passes.channels.rank_axes import RankAxis
 from compressor.passes.fitting.settings import Compensation
+from compressor.passes.labels.groups import ChannelGroup
 from compressor.search.fitness import Fitness
 from compressor.search.samplers import LeGRSampler
 from compressor.values.plan import Plan

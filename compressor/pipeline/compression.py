@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from compressor.data.batches import Batches
 from compressor.data.seeding import first_seen, seeded
 from compressor.errors import BudgetError, DataError
 from compressor.methods import Method, Problem
@@ -27,7 +28,7 @@ from compressor.runs.result import Result
 from compressor.runtime.latency_model.model import Observation
 from compressor.runtime.latency_model.pieces import Choice
 from compressor.runtime.measuring.measure import Comparison, measure
-from compressor.training.evaluate import Batches, device_of
+from compressor.training.evaluate import device_of
 from compressor.training.fine_tune import FineTune
 from compressor.values.budget import Budget, absolute
 from compressor.values.files import digest_of_tensors, write_bytes, write_json

@@ -11,6 +11,7 @@ import onnx
 import torch
 from torch import Tensor, fx
 
+from compressor.data.batches import Batches
 from compressor.errors import BackendError, DataError
 from compressor.passes.channels.analyze import digest_of_graph
 from compressor.passes.tracing.trace import example_inputs_of, outputs_of
@@ -26,7 +27,6 @@ from compressor.runtime.measuring.measure import clocks_of, sentinel_timer
 from compressor.runtime.onnx.export import to_onnx
 from compressor.runtime.onnx.precision import PARITY, converted
 from compressor.runtime.timing.protocol import Protocol, time_together
-from compressor.training.evaluate import Batches
 from compressor.values.files import digest_of_tensors, replacing, write_bytes
 from compressor.values.measurement import Measurement
 from compressor.values.progress import Progress

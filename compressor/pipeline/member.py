@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import fx, nn
 
+from compressor.data.batches import Batches
 from compressor.methods import Method
 from compressor.passes.channels.analyze import ChannelGraph
 from compressor.passes.fitting.compensate import Compensate
@@ -23,7 +24,7 @@ from compressor.runs.folder import Run
 from compressor.runs.result import Result, Step
 from compressor.runtime.latency_model.pieces import Choice
 from compressor.runtime.measuring.measure import export_checked, measure
-from compressor.training.evaluate import Batches, evaluate, norms_of, recalibrate
+from compressor.training.evaluate import evaluate, norms_of, recalibrate
 from compressor.training.fine_tune import FineTune
 from compressor.training.fine_tune import train as fine_tune
 from compressor.values.budget import Budget

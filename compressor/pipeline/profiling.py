@@ -13,6 +13,7 @@ import onnx
 import torch
 from torch import Tensor, fx
 
+from compressor.data.batches import Batches, pair_of
 from compressor.errors import BackendError, DataError
 from compressor.passes.channels.analyze import digest_of_graph
 from compressor.passes.tracing.trace import INPUTS
@@ -26,7 +27,7 @@ from compressor.runtime.measuring.store import MeasurementStore
 from compressor.runtime.onnx.lowering import Lowering
 from compressor.runtime.onnx.precision import PARITY
 from compressor.runtime.timing.protocol import PROTOCOL, Protocol, time_together
-from compressor.training.evaluate import Accuracy, Batches, pair_of
+from compressor.training.evaluate import Accuracy
 from compressor.values.measurement import Measurement
 from compressor.values.plan import digest_of
 from compressor.values.progress import Progress

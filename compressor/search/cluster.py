@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from compressor.data.batches import Batches
 from compressor.errors import BackendError, DataError
 from compressor.passes.channels.analyze import ChannelGraph, analyze
 from compressor.passes.statistics.calibration import Calibration
@@ -32,7 +33,6 @@ from compressor.runtime.latency_model.model import Observation
 from compressor.runtime.latency_model.training import observe
 from compressor.runtime.measuring.measure import Comparison
 from compressor.search.fitness import Fitness, Judge, Worth
-from compressor.training.evaluate import Batches
 from compressor.values.plan import Plan, Structure
 from compressor.values.target import Target
 from compressor.values.trial import Trial

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
+from compressor.data.batches import Batches, pair_of
 from compressor.data.seeding import seeded
 from compressor.errors import DataError
 from compressor.passes.channels.analyze import ChannelGraph
@@ -29,7 +30,7 @@ from compressor.passes.tracing.modes import eval_mode
 from compressor.passes.tracing.trace import DYNAMIC, quiet_deepcopy
 from compressor.passes.transforms.factorize_conv import FactorizeConv
 from compressor.passes.transforms.remove_channels import RemoveChannels
-from compressor.training.evaluate import Batches, check_labels, device_of, pair_of, recalibrate
+from compressor.training.evaluate import check_labels, device_of, recalibrate
 from compressor.values.plan import Plan
 from compressor.values.settings import check
 

@@ -1,18 +1,15 @@
 """Accuracy of a classifier, and recalibration of its batch norms."""
 
-from collections.abc import Iterable, Sized
 from dataclasses import dataclass
 from itertools import islice
-from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from compressor.data.batches import Batches, batch_count, pair_of
 from compressor.errors import DataError
 from compressor.passes.tracing.modes import eval_mode
 from compressor.values.progress import Progress
-
-Batches: TypeAlias = Iterable[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -31,11 +28,6 @@ class Accuracy:
     def percent(self) -> float:
         """In percent."""
         return 100.0 * self.correct / self.count
-
-
-def batch_count(batches: Batches) -> int | None:
-    """How many batches there are, where that can be told."""
-    return len(batches) if isinstance(batches, Sized) else None
 
 
 def evaluate(model: nn.Module, batches: Batches, progress: Progress | None = None) -> Accuracy:
@@ -127,14 +119,3 @@ def norms_of(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
 def device_of(model: nn.Module) -> torch.device:
     """Where the parameters lie; the CPU for a model without any."""
     return next((p.device for p in model.parameters()), torch.device("cpu"))
-
-
-def pair_of(batch: object, index: int) -> tuple[Tensor, Tensor]:
-    """A batch as `(inputs, labels)`.
-
-    Raises:
-        DataError: It is something else.
-    """
-    if isinstance(batch, list | tuple) and len(batch) == 2 and isinstance(batch[0], Tensor) and isinstance(batch[1], Tensor):
-        return batch[0], batch[1]
-    raise DataError(f"batch {index} must be a pair (inputs, labels) of tensors, found {type(batch).__name__}")

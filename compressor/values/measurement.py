@@ -188,7 +188,7 @@ def median_interval(times: NDArray[np.floating]) -> tuple[float, float]:
 
     The number of samples below the true median is binomial(n, 1/2), so the k-th smallest and k-th largest
     enclose it with at least 95 % probability, for the largest k with P(fewer than k below) <= 2.5 %. (The
-    percentile bootstrap covers only 93 to 94 % at 30 to 200 samples: `tests/test_measurement.py`.)
+    percentile bootstrap covers only 93 to 94 % at 30 to 200 samples: `tests/values/test_measurement.py`.)
     """
     ordered = np.sort(times)
     k = _interval_rank(len(ordered))

@@ -1,4 +1,4 @@
-"""Which channels live and die together: labels, the rule of every op (`rules/`), groups, readers, and what a structure costs.
+"""The channels of a network, analysed: what may go, who reads it, and what a structure costs, widths and ranks alike.
 
-Imports `tracing`, `layers` and `criteria`.
+Imports `tracing`, `layers`, `labels` and `criteria`.
 """

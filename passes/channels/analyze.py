@@ -12,10 +12,11 @@ from torch import fx
 
 from compressor.errors import PlanError
 from compressor.passes.channels.costs import CostModel, Costs
-from compressor.passes.channels.groups import ChannelGroup, Grouping, make_groups
-from compressor.passes.channels.labels import IntArray
 from compressor.passes.channels.layer_costs import added
-from compressor.passes.channels.walk import Walk, walk
+from compressor.passes.criteria import CRITERIA, Scoring, select
+from compressor.passes.labels.groups import ChannelGroup, Grouping, make_groups
+from compressor.passes.labels.labeler import IntArray
+from compressor.passes.labels.walk import Walk, walk
 from compressor.passes.tracing.shapes import shapes_of
 from compressor.values.plan import Plan, Structure, digest_of
 
@@ -235,8 +236,6 @@ class ChannelGraph:
         Raises:
             PlanError: `ratio` is not between 0 and 1.
         """
-        from compressor.passes.criteria import CRITERIA, Scoring, select  # they score the groups of this file
-
         if not 0 <= ratio <= 1:
             raise PlanError(f"ratio must be between 0 and 1, found {ratio}")
         criterion = CRITERIA["l1"]() if seed is None else CRITERIA["random"](seed=seed)

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import fx
 
-from compressor.passes.channels.groups import Grouping, live_counts
-from compressor.passes.channels.labels import IntArray, Labeler
+from compressor.passes.labels.groups import Grouping, live_counts
+from compressor.passes.labels.labeler import IntArray, Labeler
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from torch import fx
 
 from compressor.passes.channels.analyze import ChannelGraph
 from compressor.passes.channels.costs import CostModel, Costs
-from compressor.passes.channels.groups import ChannelGroup, Grouping
-from compressor.passes.channels.labels import IntArray, Labeler
 from compressor.passes.channels.layer_costs import Layer
+from compressor.passes.labels.groups import ChannelGroup, Grouping
+from compressor.passes.labels.labeler import IntArray, Labeler
 from compressor.passes.layers.forms import FORMS, Sizes
 from compressor.passes.layers.product import Product, is_product
 from compressor.passes.layers.sizes import factorizable, sizes_of

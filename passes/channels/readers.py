@@ -18,8 +18,8 @@ from torch import Tensor, fx, nn
 
 from compressor.errors import PlanError
 from compressor.passes.channels.analyze import ChannelGraph
-from compressor.passes.channels.groups import ChannelGroup
-from compressor.passes.channels.labels import IntArray
+from compressor.passes.labels.groups import ChannelGroup
+from compressor.passes.labels.labeler import IntArray
 from compressor.passes.layers.norms import foldable, scale_and_shift
 from compressor.passes.layers.product import Product, is_product
 from compressor.passes.tracing.shapes import shapes_of

@@ -1,4 +1,7 @@
-"""Importance of channels: one criterion per file, one line each in `CRITERIA`."""
+"""Importance of channels: one criterion per file, one line each in `CRITERIA`.
+
+Imports `labels`.
+"""
 
 from typing import Any
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compressor.errors import DataError
-from compressor.passes.channels.groups import ChannelGroup
-from compressor.passes.channels.labels import Slot
+from compressor.passes.labels.groups import ChannelGroup
+from compressor.passes.labels.labeler import Slot
 
 if TYPE_CHECKING:
     from compressor.passes.channels.analyze import ChannelGraph

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from compressor.passes.channels.groups import ChannelGroup
-from compressor.passes.channels.labels import Slot
 from compressor.passes.criteria.base import FilterCriterion, Scoring
+from compressor.passes.labels.groups import ChannelGroup
+from compressor.passes.labels.labeler import Slot
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compressor.passes.channels.labels import Slot
 from compressor.passes.criteria.base import FilterCriterion, Scoring
+from compressor.passes.labels.labeler import Slot
 
 
 @dataclass(frozen=True)

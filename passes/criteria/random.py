@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compressor.passes.channels.groups import ChannelGroup
 from compressor.passes.criteria.base import Scores, Scoring
+from compressor.passes.labels.groups import ChannelGroup
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from compressor.passes.channels.analyze import ChannelGraph
-from compressor.passes.channels.groups import ChannelGroup
 from compressor.passes.channels.readers import Reader, affine, beyond_repair, columns_of, readers_of
 from compressor.passes.criteria import select
 from compressor.passes.fitting.fit import fit_on_statistics, jobs_of
 from compressor.passes.fitting.ranking import Ranking, Reading, rank
 from compressor.passes.fitting.settings import Compensation
+from compressor.passes.labels.groups import ChannelGroup
 from compressor.passes.layers.product import Product
 from compressor.passes.statistics.calibration import Calibration
 from compressor.passes.statistics.collect import Statistics, collect, matrix_bytes

@@ -257,7 +257,7 @@ def _model_line(error: BaseException) -> str:
         trace_back = trace_back.tb_next
     stated = re.findall(r'File "([^"]+)", line (\d+)', str(error))
     frames += [(file, int(line)) for file, line in stated]
-    own = [(f, n) for f, n in frames if "/torch/" not in f and not f.endswith("passes/trace.py") and not f.startswith("<")]
+    own = [(f, n) for f, n in frames if "/torch/" not in f and not f.endswith("passes/tracing/trace.py") and not f.startswith("<")]
     return f" at {own[-1][0]}:{own[-1][1]}" if own else ""
 
 

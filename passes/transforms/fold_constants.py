@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from compressor.passes.channels.analyze import ChannelGraph
-from compressor.passes.channels.labels import IntArray, Value
-from compressor.passes.channels.rules import key_of
+from compressor.passes.labels.labeler import IntArray, Value
+from compressor.passes.labels.rules import key_of
 from compressor.passes.tracing.trace import example_inputs_of, quiet_deepcopy
 from compressor.passes.transforms.base import PassResult
 from compressor.passes.transforms.verify import READERS

@@ -17,9 +17,9 @@ from torch import Tensor, fx, nn
 
 from compressor.errors import PassError
 from compressor.passes.channels.analyze import ChannelGraph, analyze
-from compressor.passes.channels.labels import IntArray, Slot
 from compressor.passes.channels.readers import inputs_read, kept_channels, readers_of
-from compressor.passes.channels.rules import EDITS, Change, key_of
+from compressor.passes.labels.labeler import IntArray, Slot
+from compressor.passes.labels.rules import EDITS, Change, key_of
 from compressor.passes.tracing.shapes import VALUE
 from compressor.passes.transforms.base import PassResult
 from compressor.passes.transforms.fit_modules import fit

@@ -20,8 +20,8 @@ from torch import Tensor, fx, nn
 
 from compressor.errors import PassError
 from compressor.passes.channels.analyze import ChannelGraph
-from compressor.passes.channels.labels import IntArray, Value
 from compressor.passes.channels.readers import inputs_read
+from compressor.passes.labels.labeler import IntArray, Value
 from compressor.passes.layers.product import Product
 from compressor.passes.tracing.modes import full_float32
 from compressor.passes.tracing.trace import BATCH, DYNAMIC, example_inputs_of, outputs_of

@@ -22,7 +22,7 @@ from torch import fx, nn
 
 from compressor.errors import BackendError
 from compressor.passes.channels.analyze import ChannelGraph
-from compressor.passes.channels.groups import ChannelGroup
+from compressor.passes.labels.groups import ChannelGroup
 from compressor.passes.tracing.shapes import shapes_of
 from compressor.passes.tracing.trace import trace
 from compressor.runtime.measuring.measure import built, clocks_of

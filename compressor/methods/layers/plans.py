@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from compressor.methods.layers.units import State
 from compressor.passes.channels.analyze import ChannelGraph
-from compressor.passes.channels.groups import ChannelGroup
 from compressor.passes.channels.layer_costs import Layer
 from compressor.passes.channels.readers import Reader, readers_of
 from compressor.passes.criteria import CRITERIA, Scoring
 from compressor.passes.fitting.losses import rankable
+from compressor.passes.labels.groups import ChannelGroup
 from compressor.passes.layers.forms import FORMS
 from compressor.passes.layers.product import Conv, Product
 from compressor.values.plan import Factorization, Plan

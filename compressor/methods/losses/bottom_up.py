@@ -23,11 +23,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from compressor.data.batches import pair_of
 from compressor.errors import DataError
 from compressor.methods.base import Problem
 from compressor.methods.structures.legal import widths
 from compressor.passes.channels.analyze import ChannelGraph
-from compressor.passes.channels.groups import ChannelGroup
 from compressor.passes.channels.readers import Reader, affine, columns_of, kept_channels, norm_of
 from compressor.passes.criteria import select
 from compressor.passes.fitting.fit import Job, Samples, chosen, jobs_of, solve_on_statistics, write
@@ -35,13 +35,13 @@ from compressor.passes.fitting.losses import rankable, readings_of, statistics_b
 from compressor.passes.fitting.ranking import Ranking, Reading, rank
 from compressor.passes.fitting.regression import Facts, pooled, solve_held_out
 from compressor.passes.fitting.settings import Compensation
+from compressor.passes.labels.groups import ChannelGroup
 from compressor.passes.layers.product import Product
 from compressor.passes.statistics.calibration import Calibration
 from compressor.passes.statistics.collect import Statistics, parts_of
 from compressor.passes.statistics.original import Original
 from compressor.passes.statistics.prefix import Prefix, Shelf
 from compressor.passes.tracing.trace import outputs_of, quiet_deepcopy
-from compressor.training.evaluate import pair_of
 from compressor.values.plan import Plan
 
 logger = logging.getLogger(__name__)

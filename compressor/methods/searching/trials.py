@@ -11,6 +11,7 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
+from compressor.data.batches import Batches
 from compressor.errors import BackendError, BudgetError, DataError
 from compressor.methods.base import Problem
 from compressor.methods.searching.selection import row_of
@@ -23,7 +24,6 @@ from compressor.search.fitness import Fitness, Judge, Worth, samples
 from compressor.search.samplers import RIVALS, SAMPLERS, AACPSampler, LeGRSampler
 from compressor.search.storage import claim, is_gone, is_mine
 from compressor.search.study import OUTCOME, Job, Search
-from compressor.training.evaluate import Batches
 from compressor.values.files import digest_of_tensors
 from compressor.values.plan import Plan, digest_of
 from compressor.values.settings import check

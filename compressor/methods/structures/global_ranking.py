@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from compressor.errors import BudgetError
 from compressor.methods.structures.paths import Rows, Within, give_back
-from compressor.passes.channels.groups import ChannelGroup
 from compressor.passes.criteria import Scores
+from compressor.passes.labels.groups import ChannelGroup
 
 _AT_ONCE = 24  # structures whose costs are asked together
 

@@ -4,8 +4,8 @@ import itertools
 import math
 from collections.abc import Sequence
 
-from compressor.passes.channels.groups import ChannelGroup
 from compressor.passes.channels.rank_axes import RankAxis
+from compressor.passes.labels.groups import ChannelGroup
 
 
 def widths(group: ChannelGroup, align: int, edges: Sequence[int] | None = None) -> tuple[int, ...]:

@@ -9,8 +9,8 @@ from torch import nn
 from compressor.errors import BackendError, BudgetError
 from compressor.methods.base import Problem
 from compressor.methods.structures.legal import widths
-from compressor.passes.channels.groups import ChannelGroup
 from compressor.passes.channels.rank_axes import RankAxis
+from compressor.passes.labels.groups import ChannelGroup
 from compressor.passes.tracing.shapes import shapes_of
 from compressor.runtime.latency_model.pieces import rank_edges
 from compressor.runtime.latency_model.staircase import measure_staircase, piece_of
