@@ -29,10 +29,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 import cifar_resnet
+from compressor.methods.searching.genomes import NormRanking
 
 import compressor
 from compressor.methods import AACP, LeGR, Problem
-from compressor.methods.searching.genomes import NormRanking
 from compressor.methods.structures.global_ranking import GlobalRanking
 from compressor.methods.structures.legal import widths
 from compressor.passes.fitting.settings import Compensation

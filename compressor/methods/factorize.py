@@ -85,7 +85,7 @@ class Factorize:
             plan, slow = least_accepted(problem, partial(ranks.plan, plain), " by factorization alone: as far as it goes", slower)
             if not slow:
                 return plan
-            plain |= slow.sequences
+            plain |= slow
 
 
 class _Ranks:
@@ -94,7 +94,7 @@ class _Ranks:
     def __init__(self, problem: Problem, method: Factorize) -> None:
         self._problem, self._method, self._form = problem, method, FORMS[method.form]
         graph = problem.channels.graph
-        reasons = UnitPlans(problem.channels, gathers=False).layers
+        reasons = UnitPlans(problem.channels).layers
         able = factorizable(graph, self._form)
         self._layers: dict[str, tuple[Sizes, list[np.ndarray]]] = {}
         for name, reason in reasons.items():

@@ -44,16 +44,14 @@ def mean_gradients(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]] | 
 
 
 def squared_gradients(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], images: int, fisher: bool, progress: Progress | None = None
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], images: int, progress: Progress | None = None
 ) -> dict[str, Tensor]:
-    """Squared gradient of the cross-entropy for every element of every parameter, in eval mode.
+    """Square of the mean gradient of the cross-entropy for every element of every parameter, in eval mode.
 
     Args:
         model: The model; left as it was.
         batches: `(inputs, labels)`.
         images: How many images are read at most.
-        fisher: The mean of the squared gradients of the batches, instead of the square of their mean: at a trained optimum the
-            mean is near zero and mostly noise.
         progress: Where to say how far it is.
 
     Raises:
@@ -63,13 +61,13 @@ def squared_gradients(
     seen = 0
     for count, gradients in _batch_by_batch(model, batches, images):
         for name, gradient in gradients.items():
-            totals[name] += count * (gradient.double().square() if fisher else gradient.double())
+            totals[name] += count * gradient.double()
         seen += count
         if progress:
             progress.tick(seen, images, "gradients")
     if not seen:
         raise DataError("there are no labelled images for gradients: pass train=… (or validate=…)")
-    return {name: total / seen if fisher else (total / seen).square() for name, total in totals.items()}
+    return {name: (total / seen).square() for name, total in totals.items()}
 
 
 def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -7,7 +7,7 @@ the network's outputs: the divergence per unit of loss is the group's *sensitivi
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -43,12 +43,10 @@ class Curve:
     Attributes:
         ranking: Order and loss.
         sensitivity: `divergence` of the outputs per unit of loss; 1 where nothing was probed.
-        by_reader: Node of each reader -> ranking for that reader alone.
     """
 
     ranking: Ranking
     sensitivity: float = 1.0
-    by_reader: Mapping[str, Ranking] = field(default_factory=dict)
 
 
 def rankable(channels: ChannelGraph) -> tuple[dict[str, list[Reader]], dict[str, str]]:
@@ -98,11 +96,8 @@ def loss_curves(
     curves = {}
     for name, statistics in statistics_by_group(channels, readers, calibration, settings, seed):
         group = by_name[name]
-        readings = {reader.node: list(readings_of(channels, group, [reader], statistics, norms)) for reader in readers[name]}
-        ranking = rank([reading for own in readings.values() for reading in own], group.size)
-        sensitivity = probe(group, ranking, statistics) if probe else 1.0
-        alone = {node: rank(own, group.size) for node, own in readings.items()} if len(readings) > 1 else {}
-        curves[name] = Curve(ranking, sensitivity, alone)
+        ranking = rank(list(readings_of(channels, group, readers[name], statistics, norms)), group.size)
+        curves[name] = Curve(ranking, probe(group, ranking, statistics) if probe else 1.0)
     return curves
 
 

@@ -5,14 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from compressor.methods.losses.bottom_up import BottomUp, Holdout, _State
+from compressor.methods.losses.streams import is_stream
 from torch import nn
 
 import compressor
 from compressor import Budget, CaP, Compensation, Target
 from compressor.errors import BudgetError, DataError
 from compressor.methods import Problem
-from compressor.methods.losses.bottom_up import BottomUp, Holdout, _State
-from compressor.methods.losses.streams import is_stream
 from compressor.methods.structures.paths import steepest
 from compressor.passes.fitting.compensate import Compensate
 from compressor.passes.fitting.losses import loss_curves, rankable

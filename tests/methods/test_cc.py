@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from compressor.methods.layers.times import LayerTimes
+from compressor.methods.losses.streams import is_stream
 from torch import nn
 
 import compressor
@@ -14,9 +16,7 @@ from compressor import CC, Budget, BudgetError, CaP, Compensation, FineTune, Tar
 from compressor.errors import DataError
 from compressor.methods import Problem
 from compressor.methods.layers.plans import UnitPlans
-from compressor.methods.layers.times import LayerTimes
 from compressor.methods.layers.units import Layer, State
-from compressor.methods.losses.streams import is_stream
 from compressor.passes.channels.layer_costs import macs_by_layer
 from compressor.passes.fitting.compensate import Compensate
 from compressor.passes.fitting.losses import rankable

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from compressor.methods.searching.genomes import LossRanking
 
 from compressor import Target
 from compressor.methods.losses.curves import curves_of
-from compressor.methods.searching.genomes import LossRanking
 from compressor.methods.structures.affordable import Affordable
 from compressor.methods.structures.global_ranking import GlobalRanking
 from compressor.methods.structures.legal import widths

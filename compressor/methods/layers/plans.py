@@ -1,10 +1,10 @@
 """From what becomes of each layer's units to a plan: producers are narrowed where all who read a channel do without it.
 
 every reader of a channel drops it   the channel is removed, with what produces it
-some readers drop it                 they read the others through a gather, where gathers are allowed
+some readers drop it                 they read the others through a gather
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -27,12 +27,11 @@ class UnitPlans:
 
     Args:
         channels: Its analysis.
-        gathers: Whether layers may read a part of a stream.
         align: Ranks and what stays of a group are multiples of this where they are larger.
     """
 
-    def __init__(self, channels: ChannelGraph, gathers: bool, align: int = 1) -> None:
-        self._channels, self._gathers, self._align = channels, gathers, align
+    def __init__(self, channels: ChannelGraph, align: int = 1) -> None:
+        self._channels, self._align = channels, align
         self._scoring = Scoring(channels)
         self._readers = {reader.layer: reader for reader in readers_of(channels).values()}
         self._groups = {name: own for name, own in rankable(channels)[0].items() if self._plain(name)}
@@ -51,32 +50,20 @@ class UnitPlans:
                 found[name] = "it is the first layer" if number == 0 else None
         return found
 
-    def removable(self, layer: str, gathers: bool | None = None) -> NDArray[np.bool_]:
-        """Mask over a layer's input channels: those that may go.
-
-        Args:
-            layer: Its name.
-            gathers: Whether it may read a part of what others read whole; as for all layers by default.
-        """
+    def removable(self, layer: str) -> NDArray[np.bool_]:
+        """Mask over a layer's input channels: those that may go."""
         reader = self._readers[layer]
         product = Product(self._channels.graph.get_submodule(layer))
         if reader.inputs is None:
             return np.zeros(product.inputs, dtype=bool)
         owner = self._channels.grouping.group_of[reader.inputs]
         allowed = np.zeros(product.inputs, dtype=bool)
-        for name, readers in self._groups.items():
-            index = self._index(name)
-            if (self._gathers if gathers is None else gathers) or [own.layer for own in readers] == [layer]:
-                allowed |= owner == index
+        for name in self._groups:
+            allowed |= owner == self._index(name)
         return allowed
 
-    def plan(self, states: Mapping[str, State], ungathered: Collection[str] = ()) -> Plan:
-        """The plan in which every layer is in its state, as far as narrowing and gathers allow.
-
-        Args:
-            states: Layer -> its state.
-            ungathered: Layers that read all that stays, gathers allowed or not.
-        """
+    def plan(self, states: Mapping[str, State]) -> Plan:
+        """The plan in which every layer (by name) is in its state."""
         channels = self._channels
         kept: dict[str, list[int]] = {}
         masks, wanted = ([np.ones(group.size, dtype=bool) for group in channels.groups] for _ in range(2))
@@ -89,8 +76,7 @@ class UnitPlans:
             masks[self._index(name)] = enough = self._enough(needed, group)
             if not enough.all():
                 kept[name] = np.flatnonzero(enough).tolist()
-        reads = self._reads(states, masks, wanted) if self._gathers else {}
-        reads = {layer: own for layer, own in reads.items() if layer not in ungathered}
+        reads = self._reads(states, masks, wanted)
         widths = Plan.keep(kept, channels.digest, reads)
         return Plan.keep(kept, channels.digest, reads, self._factors(states, widths, masks))
 

@@ -1,18 +1,15 @@
-"""How far each layer is compressed: CC's global compression rate optimization, and the same on the curves themselves.
+"""How far each layer is compressed: CC's global compression rate optimization.
 
-As published, the loss of a layer at rate c (the share of its MACs that is saved) is fitted by p1 exp(p2 c), and
+The loss of a layer at rate c (the share of its MACs that is saved) is fitted by p1 exp(p2 c), and
 
     minimise sum F_l p1_l exp(p2_l c_l)   subject to   sum F_l c_l = what is to be saved
     =>  c_l = ln(x / (p1_l p2_l)) / p2_l,  clipped to [0, 0.95]
 
 where F_l are the layer's MACs and x the Lagrange multiplier. The released code looks for x by a million steps of gradient descent;
 here a budget of any kind is met by bisection, on the costs of the network that really comes out.
-
-With `Curves` there is no fit: each layer takes the state with the least loss + cost / x.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +20,6 @@ Array = NDArray[np.float64]
 
 _LEAST = 1e-10  # added to losses before their logarithm is taken, as published
 _LEAST_SLOPE = 1e-3
-
-
-class Allocation(Protocol):
-    """From how hard to compress to what becomes of each layer."""
-
-    def __call__(self, level: float) -> dict[str, State]:
-        """States at a level from 0 (nothing is compressed) to 1 (as far as can be)."""
 
 
 def fitted(path: Sequence[State]) -> tuple[float, float]:
@@ -77,35 +67,4 @@ class Exponential:
         for (name, path), rate in zip(self._paths.items(), self.rates(level), strict=True):
             goal = (1 - rate) * path[0].elements
             found[name] = next((state for state in path if state.elements <= goal * (1 + 1e-12)), path[-1])
-        return found
-
-
-class Curves:
-    """The same problem on the losses of the states themselves.
-
-    Args:
-        paths: Layer -> its states, from the whole one down.
-        costs: Layer -> cost of each of them.
-    """
-
-    def __init__(self, paths: Mapping[str, Sequence[State]], costs: Mapping[str, Sequence[float]]) -> None:
-        self._paths = paths
-        self._losses = {name: np.maximum.accumulate([state.loss for state in path]) for name, path in paths.items()}
-        self._costs = {name: np.asarray(own, dtype=np.float64) for name, own in costs.items()}
-        slopes: list[float] = []
-        for name, losses in self._losses.items():
-            saved = self._costs[name][0] - self._costs[name]
-            good = (saved > 0) & (losses > 0)
-            slopes += (losses[good] / saved[good]).tolist()
-        self._low = float(np.log(min(slopes))) - 3 if slopes else 0.0
-        self._high = float(np.log(max(slopes))) + 3 if slopes else 1.0
-
-    def __call__(self, level: float) -> dict[str, State]:
-        """The state of each layer with the least loss + price * cost; at level 0 all are whole."""
-        if level <= 0:
-            return {name: path[0] for name, path in self._paths.items()}
-        price = float(np.exp(self._low + level * (self._high - self._low)))
-        found = {}
-        for name, path in self._paths.items():
-            found[name] = path[int(np.argmin(self._losses[name] + price * self._costs[name]))]
         return found

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from compressor.errors import DataError
 from compressor.methods.base import Problem
 from compressor.passes.channels.rank_axes import axes_of
 from compressor.passes.fitting.losses import Curve, loss_curves
@@ -16,9 +17,18 @@ from compressor.values.files import digest_of_tensors
 from compressor.values.plan import digest_of
 
 
-def curves_of(
-    problem: Problem, images: Calibration, settings: Compensation, probes: int, groups: bool = True, by_reader: bool = False
-) -> dict[str, Curve]:
+def images_for_losses(problem: Problem) -> Calibration:
+    """The images that losses take their statistics from.
+
+    Raises:
+        DataError: There are none.
+    """
+    if problem.calibration is None:
+        raise DataError("channels are ranked by their loss on images (no labels): pass calibrate=… or train=…")
+    return problem.calibration
+
+
+def curves_of(problem: Problem, images: Calibration, settings: Compensation, probes: int, groups: bool = True) -> dict[str, Curve]:
     """By the name of each group and axis.
 
     Args:
@@ -27,7 +37,6 @@ def curves_of(
         settings: Of compensation: images, positions, ridge and memory.
         probes: Images that sensitivities are measured on; 0 for none.
         groups: Whether those of groups are wanted, and not only those of ranks.
-        by_reader: Whether the rankings for each reader alone are wanted, too.
 
     Raises:
         DataError: The features are not finite.
@@ -35,43 +44,39 @@ def curves_of(
     channels, axes = problem.channels, axes_of(problem.channels)
     seen = digest_of_tensors({f"{k}.{n}": x for k, batch in enumerate(images.batches) for n, x in enumerate(batch)})
     weights = digest_of_tensors(channels.graph.state_dict())
-    key = digest_of([channels.digest, weights, settings.to_dict(), probes, problem.seed, seen, by_reader])[:12]
-
-    def of_groups() -> dict[str, object]:
-        return _plain(loss_curves(channels, images, settings, probes, problem.seed), by_reader)
-
-    def of_ranks() -> dict[str, object]:
-        return _plain(rank_curves(channels, axes, images, settings, probes, problem.seed), False)
-
+    key = digest_of([channels.digest, weights, settings.to_dict(), probes, problem.seed, seen])[:12]
     found: dict[str, Curve] = {}
     if groups:
         problem.progress.stage("statistics, ranking and sensitivity of every group")
-        found = _curves(problem.once(f"loss curves of all groups {key}", of_groups))
+        found = _curves(
+            problem.once(
+                f"loss curves of all groups {key}",
+                lambda: _plain(loss_curves(channels, images, settings, probes, problem.seed)),
+            )
+        )
     if axes:
         problem.progress.stage("losses of the ranks of every layer")
-        found |= _curves(problem.once(f"loss curves of all ranks {key}", of_ranks))
+        found |= _curves(
+            problem.once(
+                f"loss curves of all ranks {key}",
+                lambda: _plain(rank_curves(channels, axes, images, settings, probes, problem.seed)),
+            )
+        )
     return found
 
 
-def _plain(curves: Mapping[str, Curve], by_reader: bool) -> dict[str, object]:
-    found = {}
-    for name, curve in curves.items():
-        alone = {node: _listed(own) for node, own in curve.by_reader.items()} if by_reader else {}
-        found[name] = {"sensitivity": curve.sensitivity, "ranking": _listed(curve.ranking), "by_reader": alone}
-    return {"curves": found}
-
-
-def _listed(ranking: Ranking) -> list[list[float]]:
-    return [ranking.order.tolist(), ranking.loss.tolist()]
+def _plain(curves: Mapping[str, Curve]) -> dict[str, object]:
+    return {
+        "curves": {
+            name: {"sensitivity": own.sensitivity, "ranking": [own.ranking.order.tolist(), own.ranking.loss.tolist()]}
+            for name, own in curves.items()
+        }
+    }
 
 
 def _curves(record: Mapping[str, Any]) -> dict[str, Curve]:
     found = {}
     for name, own in record["curves"].items():
-        by_reader = {node: _ranking(*listed) for node, listed in own["by_reader"].items()}
-        found[name] = Curve(_ranking(*own["ranking"]), own["sensitivity"], by_reader)
+        order, loss = own["ranking"]
+        found[name] = Curve(Ranking(np.array(order, dtype=np.int64), np.array(loss, dtype=np.float64)), own["sensitivity"])
     return found
-
-
-def _ranking(order: list[int], loss: list[float]) -> Ranking:
-    return Ranking(np.array(order, dtype=np.int64), np.array(loss, dtype=np.float64))

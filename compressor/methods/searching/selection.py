@@ -77,7 +77,7 @@ def accepted(affordable: Affordable, plan: Plan, space: Widths, path: Rows, fill
         BudgetError: Without them no structure of the path meets the budget.
     """
     groups = space.problem.channels.groups
-    while slow := refused(space.problem, plan, accept).sequences:  # every round, at least one layer more is left plain
+    while slow := refused(space.problem, plan, accept):  # every round, at least one layer more is left plain
         plain = [isinstance(group, RankAxis) and group.layer in slow for group in groups]
         path = distinct(np.where(plain, [group.size for group in groups], path))
         plan = fitting(space, path, affordable.price, fill)

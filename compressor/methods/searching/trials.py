@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from optuna.distributions import BaseDistribution
@@ -21,7 +21,7 @@ from compressor.passes.fitting.settings import Compensation
 from compressor.passes.tracing.trace import DYNAMIC
 from compressor.search.execution import Executor, Here
 from compressor.search.fitness import Fitness, Judge, Worth, samples
-from compressor.search.samplers import RIVALS, SAMPLERS, AACPSampler, LeGRSampler
+from compressor.search.samplers import RIVALS
 from compressor.search.storage import claim, is_gone, is_mine
 from compressor.search.study import OUTCOME, Job, Search
 from compressor.values.files import digest_of_tensors
@@ -44,14 +44,12 @@ class SearchingMethod:
     Attributes:
         trials: How many candidates are judged, those of the first population among them.
         fitness: How they are judged.
-        sampler: Who proposes them: `legr`, `aacp`, or one of Optuna's: `tpe`, `cmaes`, `nsgaii`, `random`.
+        sampler: Who proposes them: the method's own (its name), or one of Optuna's: `tpe`, `cmaes`, `nsgaii`, `random`.
         parallel: How many are under way at once. The search depends on this number, not on where they run.
         engines: Engines that the latency model begins with, where the budget is a latency.
         leaders: After so many trials the best is built and measured, and the latency model learns from it.
         space: What is searched: `channels`, or `channels+ranks`, where layers may become sequences as well (truncated SVD).
         accept: Whether sequences of the result have to be faster on the target; `None`: where the budget is a latency.
-        distinct: Whether a candidate is drawn anew where it stands for a network that was judged before, by `legr` and
-            `aacp`; other samplers propose as they do. Not as published.
         probes: Images that the sensitivities of groups are measured on, where channels are ranked by loss.
         compensation: How the network is repaired in the end.
 
@@ -67,13 +65,15 @@ class SearchingMethod:
     leaders: int = 20
     space: Literal["channels", "channels+ranks"] = "channels"
     accept: bool | None = None
-    distinct: bool = True
     probes: int = 256
     compensation: Compensation | None = field(default_factory=Compensation)
 
+    distinct: ClassVar[bool] = False
+    """Whether a candidate is drawn anew where it stands for a network that was judged before. Not as published."""
+
     def __post_init__(self) -> None:
         """Check the settings."""
-        check(self, BudgetError, _RANGES, {"sampler": SAMPLERS})
+        check(self, BudgetError, _RANGES, {"sampler": (self.name, *RIVALS)})
 
     @property
     def name(self) -> str:
@@ -105,13 +105,13 @@ class Quest:
 
     Attributes:
         space: Parameter name -> distribution.
-        own: The method's own sampler, by its name; the others are there for every space.
+        own: The method's own sampler; Optuna's are there for every space.
         row: From parameters and the index of a trial, the structure (groups,) that they stand for.
         widths: From parameters, the plans of structures.
     """
 
     space: Mapping[str, BaseDistribution]
-    own: Mapping[str, Callable[[], BaseSampler]]
+    own: BaseSampler
     row: Callable[[Mapping[str, Any], int], Rows]
     widths: Callable[[Mapping[str, Any]], Widths]
 
@@ -136,12 +136,8 @@ def search(problem: Problem, method: SearchingMethod, quest: Quest, affordable: 
         return worth.loss if method.fitness.objective == "loss" else worth.accuracy, asdict(worth)
 
     def sampler(index: int) -> BaseSampler:
-        if method.sampler in quest.own:
-            return quest.own[method.sampler]()
-        if method.sampler == "legr":
-            return LeGRSampler(problem.seed, generations=method.trials, lag=method.parallel, space=quest.space)
-        if method.sampler == "aacp":
-            return AACPSampler(problem.seed, lag=method.parallel, space=quest.space)
+        if method.sampler == method.name:
+            return quest.own
         return RIVALS[method.sampler]((problem.seed * 1_000_003 + index) % 2**32)
 
     budget = ", ".join(f"{name} {limit:.3g}" for name, limit in problem.limits.items())

@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 from compressor.errors import BudgetError
 from compressor.methods.base import Problem
-from compressor.methods.structures.accept import Refused
 from compressor.methods.structures.paths import AIM
 from compressor.values.plan import Plan
 
@@ -50,9 +49,9 @@ def least_within(problem: Problem, plan_at: Callable[[float], Plan], how: str) -
 
 
 def least_accepted(
-    problem: Problem, plan_at: Callable[[float], Plan], how: str, refused: Callable[[Plan], Refused]
-) -> tuple[Plan, Refused]:
-    """The plan of `least_within`, and what of it is refused; it is final where nothing is.
+    problem: Problem, plan_at: Callable[[float], Plan], how: str, refused: Callable[[Plan], frozenset[str]]
+) -> tuple[Plan, frozenset[str]]:
+    """The plan of `least_within`, and the layers of it that are refused; it is final where none is.
 
     Where not even level 1 meets a latency, its plan: what slows that down may be what keeps the latency from being met.
 
@@ -60,7 +59,7 @@ def least_accepted(
         problem: See `least_within`.
         plan_at: See there.
         how: See there.
-        refused: What of a plan should not be done.
+        refused: Which layers of a plan should be left plain.
 
     Raises:
         BudgetError: Not even level 1 meets the budget, and nothing of it is refused.
@@ -69,7 +68,7 @@ def least_accepted(
         plan = least_within(problem, plan_at, how)
     except BudgetError:
         plan = plan_at(1.0)
-        slow = refused(plan) if "latency" in problem.limits else Refused()
+        slow = refused(plan) if "latency" in problem.limits else frozenset()
         if not slow:
             raise
         return plan, slow

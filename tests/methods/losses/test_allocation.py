@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from compressor.methods.losses.streams import is_stream
 
 from compressor import BudgetError
 from compressor.methods.losses.allocation import SAVED, Policy, Weighting, decided
 from compressor.methods.losses.curves import curves_of
-from compressor.methods.losses.streams import is_stream
 from compressor.passes.fitting.settings import Compensation
 
 SMALL = Compensation(images=200, positions=8)

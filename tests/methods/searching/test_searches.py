@@ -12,13 +12,13 @@ import numpy as np
 import optuna
 import pytest
 import torch
+from compressor.methods.losses.streams import is_stream
 from torch.utils.data import DataLoader, TensorDataset
 
 import compressor
 from compressor import AACP, Budget, BudgetError, Compensation, FineTune, Fitness, LeGR
 from compressor.errors import BackendError, DataError
 from compressor.methods import METHODS
-from compressor.methods.losses.streams import is_stream
 from compressor.methods.structures.affordable import Affordable
 from compressor.methods.structures.legal import widths
 from compressor.search.storage import claim

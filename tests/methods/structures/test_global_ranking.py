@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from compressor.methods.searching.genomes import NormRanking
 
 import compressor
 from compressor import Budget, Target
 from compressor.errors import BudgetError
 from compressor.methods import LeGR, Problem
-from compressor.methods.searching.genomes import NormRanking
 from compressor.methods.structures.global_ranking import GlobalRanking
 from compressor.methods.structures.legal import widths
 from compressor.methods.structures.paths import Widths

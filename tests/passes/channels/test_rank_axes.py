@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from compressor.methods.searching.genomes import singular_values
 
 import compressor
 from compressor import AACP, BudgetError, Compensation, Fitness, LeGR, Target
-from compressor.methods.searching.genomes import singular_values
 from compressor.methods.structures.legal import widths
 from compressor.passes.channels.rank_axes import RankAxis, RankedChannels, axes_of
 from compressor.passes.fitting.rank_losses import rank_curves

@@ -1,25 +1,23 @@
-"""What LeGR's parameters stand for: scores of all channels, scaled and shifted layer by layer."""
+"""`LossRanking`: channels by what they lose for what they save, scaled and shifted by group: LeGR's genome, AACP's order."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from optuna.distributions import FloatDistribution
 
-from compressor.errors import DataError
 from compressor.methods.base import Problem
-from compressor.methods.losses.allocation import RANK_PRICE
-from compressor.methods.losses.curves import curves_of
+from compressor.methods.losses.allocation import RANK_PRICES
+from compressor.methods.losses.curves import curves_of, images_for_losses
 from compressor.methods.structures.paths import Price, steepest
 from compressor.passes.channels.analyze import ChannelGraph
 from compressor.passes.channels.rank_axes import RankAxis, axes_of
-from compressor.passes.criteria import Scores, Scoring, select
+from compressor.passes.criteria import Scores, select
 from compressor.passes.fitting.losses import Curve
 from compressor.passes.fitting.settings import Compensation
 from compressor.passes.layers.product import Product
-from compressor.passes.statistics.calibration import Calibration
 
 SENSITIVITIES = (0.5, 0.0, 1.0)
 """Powers of a group's sensitivity in its losses: CaP's weightings, `mixed` first. Which is best depends on the budget."""
@@ -43,57 +41,6 @@ class Genome(Protocol):
 
     def scores(self, params: Mapping[str, Any]) -> dict[str, Scores]:
         """Group name -> score per unit."""
-
-
-class NormRanking:
-    """alpha ||theta||^2 + kappa for every filter, kappa in standard deviations of the layer's squared norms.
-
-    Args:
-        problem: The network.
-        aggregate: Of the scores of tied filters.
-    """
-
-    def __init__(self, problem: Problem, aggregate: Literal["sum", "mean"]) -> None:
-        scoring = Scoring(problem.channels)
-        self._mean = aggregate == "mean"
-        self._sizes: dict[str, int] = {}
-        self._layers: list[tuple[str, str, NDArray[np.float64], NDArray[np.int64], float]] = []
-        for group in problem.channels.free:
-            for slot in scoring.filters(group):
-                here, units = scoring.units(group, slot)
-                norms = scoring.rows(slot).double().square().sum(1).cpu().numpy()
-                deviation = float(norms.std())  # of the whole layer: padded shortcuts spread its filters over several groups
-                self._layers.append((group.name, slot.name.removesuffix(".weight"), norms[here], units, deviation))
-                self._sizes[group.name] = group.size
-        for name, values in singular_values(problem.channels).items():
-            squares = values**2
-            self._layers.append((name, name, squares, np.arange(len(values)), float(squares.std())))
-            self._sizes[name] = len(values)
-        self.groups = frozenset(self._sizes)
-
-    @property
-    def space(self) -> dict[str, FloatDistribution]:
-        """One unit of a sampler (an eighth of the range) is a factor of e, and a standard deviation."""
-        found = {}
-        for _, layer, *_ in self._layers:
-            found[f"scale:{layer}"] = FloatDistribution(float(np.exp(-4)), float(np.exp(4)), log=True)
-            found[f"shift:{layer}"] = FloatDistribution(-4.0, 4.0)
-        return found
-
-    @property
-    def start(self) -> list[dict[str, float]]:
-        """None beside the unchanged norms."""
-        return []
-
-    def scores(self, params: Mapping[str, Any]) -> dict[str, Scores]:
-        """See `Genome`."""
-        sums = {name: np.zeros(size) for name, size in self._sizes.items()}
-        counts = {name: np.zeros(size) for name, size in self._sizes.items()}
-        for group, layer, norms, units, deviation in self._layers:
-            own = params[f"scale:{layer}"] * norms + params[f"shift:{layer}"] * deviation
-            sums[group] += np.bincount(units, own, self._sizes[group])
-            counts[group] += np.bincount(units, minlength=self._sizes[group])
-        return {name: own / np.maximum(counts[name], 1) if self._mean else own for name, own in sums.items()}
 
 
 class LossRanking:
@@ -140,7 +87,7 @@ class LossRanking:
         losses = {}
         for k in legal:
             curve = curves[groups[k].name]
-            dearer = RANK_PRICE if isinstance(groups[k], RankAxis) else 1.0
+            dearer = RANK_PRICES[0] if isinstance(groups[k], RankAxis) else 1.0
             losses[k] = dearer * curve.ranking.loss[legal[k]] * _sensitivity(curve) ** power
         path = steepest([g.size for g in channels.groups], legal, losses, price)
         costs = price(path)
@@ -191,17 +138,6 @@ class LossRanking:
 
 def _sensitivity(curve: Curve) -> float:
     return max(curve.sensitivity, 1e-12)
-
-
-def images_for_losses(problem: Problem) -> Calibration:
-    """The images that a ranking by loss takes its statistics from.
-
-    Raises:
-        DataError: There are none.
-    """
-    if problem.calibration is None:
-        raise DataError("a ranking by loss needs images for its statistics (no labels): pass calibrate=… or train=…")
-    return problem.calibration
 
 
 def singular_values(channels: ChannelGraph) -> dict[str, Scores]:

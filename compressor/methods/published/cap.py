@@ -1,0 +1,144 @@
+"""CaP: pruning with compensation, as published (Xie et al., arXiv 2108.13728; released code `ZhouyangXie/compensation`).
+
+**Compensation.** A layer y = W x + b that goes on reading only the inputs S gets, in closed form, the least E||y - W' x_S - b'||²:
+
+    W' = W Σ_{:,S} Σ_SS⁻¹          b' = b + W μ - W' μ_S          (`passes/fitting/regression.py`)
+
+and each output is scaled to the variance that it had.
+
+**Ranking.** Channels are selected one after the other, each the one that lowers what is left of that error most; what was selected
+last goes first (`passes/fitting/ranking.py`).
+
+**Binary structural search with step constraint.** Statistics and rankings are those of the whole network. Layers are decided
+in forward order; the accuracy that is tolerated falls by one step per layer, from the original's to the lowest tolerated:
+
+    step = (accuracy - floor) / n;   tolerated = accuracy
+    for each layer:   tolerated -= step;   low, high = 0, most
+        K times:      middle = (low + high) / 2;   mask the tail of the ranking, compensate
+                      low = middle if accuracy of the whole network >= tolerated else high = middle
+        keep `low`, compensated
+
+Where this differs: channels of tied filters are ranked together, over all their readers; what is masked here is then really
+removed; accuracies are those of a hold-out of the training data (there, of the test set); K, `most` and the floor are not given
+in the released code. A budget is met by bisecting the floor.
+"""
+
+from dataclasses import asdict, dataclass, field
+
+from compressor.errors import BudgetError, DataError
+from compressor.methods.base import Problem
+from compressor.methods.losses.masked import Holdout, Masked
+from compressor.methods.structures.legal import widths
+from compressor.methods.structures.meeting import closest, meets
+from compressor.methods.structures.paths import AIM
+from compressor.passes.fitting.losses import rankable
+from compressor.passes.fitting.settings import Compensation
+from compressor.passes.statistics.prefix import Prefix, Shelf
+from compressor.values.plan import Plan
+from compressor.values.settings import check
+
+_FLOORS = 6  # bisection steps for the floor that a budget asks for
+
+
+@dataclass(frozen=True)
+class PublishedCaP:
+    """The binary structural search.
+
+    Attributes:
+        floor: Lowest tolerated share of right answers on the hold-out, 0 to 1; None: the highest by which the budget is met.
+        steps: Bisection steps per group (K).
+        most: The largest share of a group that goes.
+        holdout: Images of the hold-out that are looked at.
+        compensation: How layers are repaired.
+
+    Raises:
+        BudgetError: A setting is out of range.
+    """
+
+    floor: float | None = None
+    steps: int = 5
+    most: float = 0.9
+    holdout: int = 1000
+    compensation: Compensation = field(default_factory=Compensation.published)
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        check(self, BudgetError, {"floor": (1e-9, 1), "steps": (1, 20), "most": (0, 1), "holdout": (1, 1e9)})
+
+    @property
+    def name(self) -> str:
+        """As the command knows it."""
+        return "cap"
+
+    @property
+    def reduces_ranks(self) -> bool:
+        """See `Method`."""
+        return False
+
+    def to_dict(self) -> dict[str, object]:
+        """The settings as plain data."""
+        return {"name": self.name, "published": True, **asdict(self)}
+
+    def plan(self, problem: Problem) -> Plan:
+        """Decide what stays.
+
+        Raises:
+            DataError: There are no calibration images, or no labelled hold-out.
+            BudgetError: The budget or the floor cannot be met; the closest that can is said.
+        """
+        if problem.calibration is None:
+            raise DataError("CaP needs images for its statistics (no labels): pass calibrate=… or train=…")
+        holdout = Holdout.of(problem.channels, problem.validate, self.holdout)
+        accuracy = holdout.share_right(Prefix(problem.channels.graph, holdout.images, Shelf()))
+        if self.floor is None:
+            return self._highest_floor(problem, holdout, accuracy)
+        if accuracy < self.floor:
+            raise BudgetError(f"CaP(floor={self.floor}): the original itself is right on {accuracy:.3f} of the hold-out")
+        plan = self.search(problem, holdout, accuracy, self.floor)
+        if not meets(problem, plan):
+            raise BudgetError(f"the budget cannot be met with {self.floor} as the lowest accuracy; {closest(problem, plan)}")
+        return plan
+
+    def search(self, problem: Problem, holdout: Holdout, accuracy: float, floor: float) -> Plan:
+        """The binary structural search with step constraint."""
+        assert problem.calibration is not None
+        lossy = {group.name for group in problem.channels.groups if group.lossy}  # masked there is not removed
+        names = [name for name in rankable(problem.channels)[0] if name not in lossy]
+        network = Masked(problem.channels, names, problem.calibration, holdout, self.compensation, problem.seed)
+        tolerated, step = accuracy, (accuracy - floor) / max(len(names), 1)
+        for name in network.order:
+            tolerated -= step
+            width = self._decide(problem, network, name, tolerated)
+            size = network.group(name).size
+            problem.progress.stage(f"{name} keeps {width} of {size} (accuracy at least {100 * tolerated:.2f} %)")
+        return network.plan
+
+    def _decide(self, problem: Problem, network: Masked, name: str, tolerated: float) -> int:
+        """Bisect the width of one group; returns it."""
+        group, ranking = network.group(name), network.ranking(name)
+        legal = [w for w in widths(group, problem.target.align) if w >= group.size * (1 - self.most)]
+        low, high = 0.0, self.most
+        best, tried = group.size, {group.size: True}
+        for _ in range(self.steps):
+            middle = 0.5 * (low + high)
+            width = min((w for w in legal if w >= group.size * (1 - middle)), default=group.size)
+            if width not in tried:
+                network.mask(name, ranking, width)
+                tried[width] = network.accuracy(name) >= tolerated
+            low, high = (middle, high) if tried[width] else (low, middle)
+            best = min(best, width) if tried[width] else best
+        network.mask(name, ranking, best)
+        network.done(name)
+        return best
+
+    def _highest_floor(self, problem: Problem, holdout: Holdout, accuracy: float) -> Plan:
+        """The plan of the highest floor whose network meets the budget."""
+        low, high = 0.0, accuracy
+        best = self.search(problem, holdout, accuracy, low)
+        if not meets(problem, best):
+            raise BudgetError(f"the budget cannot be met by removing at most {self.most} of each group; {closest(problem, best)}")
+        for _ in range(_FLOORS):
+            middle = 0.5 * (low + high)
+            plan = self.search(problem, holdout, accuracy, middle)
+            low, high, best = (middle, high, plan) if meets(problem, plan, AIM) else (low, middle, best)
+        return best

@@ -1,0 +1,217 @@
+"""LeGR: one learnt global ranking of all channels, as published (Chin et al., CVPR 2020; released code `cmu-enyac/LeGR`).
+
+**The ranking.** The importance of filter i of layer l(i), comparable across layers, is
+
+    I_i = α_l(i) ||Θ_i||² + κ_l(i)                                                        (`NormRanking`)
+
+and the filters with the lowest go, whichever layer they are of, until MACs < ζ (`GlobalRanking`, the walk). Filters that are
+tied, by an addition or a depthwise layer, have one importance, the sum of theirs. At most 1 - s of a group goes, and two of its
+channels stay.
+
+**Learning α and κ** by regularised evolution at the tightest budget (`search/samplers/legr.py`), σ_l the standard deviation of
+{||Θ_i||²} in layer l:
+
+    for i in 0 … E-1:                                               E = 400 evaluations
+        i < P-1:     α_l = exp(N(0, σ)),  κ_l = N(0, σ_l)           P = 64, σ = 1
+        i = P-1:     α = 1, κ = 0                                   the identity
+        otherwise:   parent = best of S drawn from the latest P     S = 16
+                     in u L layers drawn anew (u = 0.1):            α_l *= exp(N(0, σ step)),  κ_l += N(0, σ_l)
+                                                                    step = max(1 - i / 1.25 E, 0.2)
+        fitness(i) = mean cross-entropy of the network pruned to ζ, after τ steps of training
+
+**Every other budget** is met by walking the learnt ranking less far: one search, a family of networks.
+
+Where this differs from the released code: a quota holds for a group, not for a layer (there, an exhausted layer's shortcut ends
+misaligned); candidates are judged on images held out of the training data; budgets are of any cost.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna.distributions import FloatDistribution
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial
+
+from compressor.errors import BudgetError
+from compressor.methods.base import Problem
+from compressor.methods.searching.loss_ranking import Genome, singular_values
+from compressor.methods.searching.selection import accepted, row_of, select_measured
+from compressor.methods.searching.trials import Quest, SearchingMethod, search
+from compressor.methods.structures.affordable import Affordable
+from compressor.methods.structures.global_ranking import GlobalRanking
+from compressor.methods.structures.legal import widths
+from compressor.methods.structures.paths import Rows, Widths, fitting, through
+from compressor.methods.structures.steps import Steps, options_of
+from compressor.passes.channels.rank_axes import RankAxis
+from compressor.passes.criteria import Scores, Scoring
+from compressor.passes.fitting.settings import Compensation
+from compressor.passes.labels.groups import ChannelGroup
+from compressor.search.fitness import Fitness
+from compressor.search.samplers import LeGRSampler
+from compressor.values.plan import Plan
+
+_SAMPLES = 1 / 4  # S / P
+_QUOTA = 0.1  # s: the share of a group that stays
+
+
+@dataclass(frozen=True)
+class PublishedLeGR(SearchingMethod):
+    """Learn a global ranking by norms, and prune by it to one or several budgets.
+
+    Attributes, besides those of `SearchingMethod`:
+        population: P.
+
+    Raises:
+        BudgetError: A setting is out of range.
+    """
+
+    fitness: Fitness = field(default_factory=lambda: Fitness("none"))
+    sampler: str = "legr"
+    compensation: Compensation | None = None
+    population: int | None = 64
+
+    fills: ClassVar[bool] = False
+    """Whether notches that the budget still allows where the walk stops are undone, the latest first."""
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        super().__post_init__()
+        try:
+            self._sampler(0, {})
+        except ValueError as error:
+            raise BudgetError(str(error)) from error
+
+    @property
+    def name(self) -> str:
+        """As the command knows it."""
+        return "legr"
+
+    def plan(self, problem: Problem) -> Plan:
+        """Decide what stays.
+
+        Raises:
+            BudgetError: The budget cannot be met.
+            DataError: Data are missing.
+        """
+        return self.plans([problem])[0]
+
+    def plans(self, problems: Sequence[Problem]) -> list[Plan]:
+        """One search, at the tightest budget, and the plans of all budgets by its ranking.
+
+        Args:
+            problems: The same but for their limits.
+
+        Raises:
+            BudgetError: A budget cannot be met.
+            DataError: Data are missing.
+        """
+        problems = [self.spaced(problem) for problem in problems]
+        tightest = min(problems, key=lambda p: sorted(p.limits.items()))
+        self.check(tightest)
+        groups = tightest.channels.groups
+        legal = [self._above_quota(g, own, tightest.target.align) for g, own in zip(groups, self.widths(tightest), strict=True)]
+        affordable = Affordable(tightest, legal, self.engines)
+        genome = self.genome(tightest, legal, affordable)
+        options = [own if group.name in genome.groups else (group.size,) for group, own in zip(groups, legal, strict=True)]
+        ranking = GlobalRanking(groups, options)
+        affordable.check(ranking.narrowest)
+
+        def row(params: Mapping[str, Any], index: int) -> Rows:
+            del index
+            walk = ranking.walk(genome.scores(params))
+            return walk.filled(affordable.within) if self.fills else walk.first(affordable.within)
+
+        sampler = self._sampler(tightest.seed, genome.space, genome.start)
+        quest = Quest(genome.space, sampler, row, lambda params: Widths(tightest, genome.scores(params)))
+        found = search(tightest, self, quest, affordable)
+
+        def path(trial: FrozenTrial) -> Rows:
+            return through(ranking.walk(genome.scores(trial.params)).path(), row_of(trial))
+
+        best, plan = select_measured(affordable, found, lambda trial: quest.widths(trial.params), path, self.fills)
+        scores = genome.scores(best.params)
+        whole = ranking.walk(scores).path()
+        plans = []
+        for problem in problems:
+            learnt, walked, one = Widths(problem, scores), path(best), plan
+            if problem is not tightest:
+                walked, one = whole, fitting(learnt, whole, affordable.price, self.fills)
+            plans.append(accepted(affordable, one, learnt, walked, self.fills, self.accept))
+        return plans
+
+    def check(self, problem: Problem) -> None:
+        """Raise `DataError` where data are missing, before anything is measured."""
+
+    def widths(self, problem: Problem) -> list[tuple[int, ...]]:
+        """Widths and ranks on which a walk may stop, per group: all that the target's `align` allows."""
+        return self.options(problem, "align")
+
+    def genome(self, problem: Problem, legal: Sequence[Sequence[int]], affordable: Affordable) -> Genome:
+        """What the parameters stand for."""
+        del legal, affordable
+        return NormRanking(problem)
+
+    @staticmethod
+    def options(problem: Problem, steps: Steps) -> list[tuple[int, ...]]:
+        """See `options_of`; of all groups."""
+        return options_of(problem, steps, frozenset(group.name for group in problem.channels.groups))
+
+    def _above_quota(self, group: ChannelGroup, legal: tuple[int, ...], align: int) -> tuple[int, ...]:
+        if isinstance(group, RankAxis) or len(legal) == 1:
+            return legal
+        least = max(int(np.ceil(_QUOTA * group.size)), 2)
+        found = tuple(w for w in legal if w >= least or w == group.size)
+        if len(found) > 1:
+            return found
+        return tuple(w for w in widths(group, align) if w >= least or w == group.size)  # all steps may lie below the quota
+
+    def _sampler(self, seed: int, space: Mapping[str, FloatDistribution], start: Sequence[Mapping[str, float]] = ()) -> BaseSampler:
+        population = self.population or max(round(64 / 400 * self.trials), 1)
+        samples = max(int(_SAMPLES * population), 1)
+        return LeGRSampler(seed, population, samples, self.trials, lag=self.parallel, space=space, start=start)
+
+
+class NormRanking:
+    """α ||Θ||² + κ for every filter, κ in standard deviations of the layer's squared norms.
+
+    Args:
+        problem: The network.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        scoring = Scoring(problem.channels)
+        self._sizes: dict[str, int] = {}
+        self._layers: list[tuple[str, str, NDArray[np.float64], NDArray[np.int64], float]] = []
+        for group in problem.channels.free:
+            for slot in scoring.filters(group):
+                here, units = scoring.units(group, slot)
+                norms = scoring.rows(slot).double().square().sum(1).cpu().numpy()
+                deviation = float(norms.std())  # of the whole layer: padded shortcuts spread its filters over several groups
+                self._layers.append((group.name, slot.name.removesuffix(".weight"), norms[here], units, deviation))
+                self._sizes[group.name] = group.size
+        for name, values in singular_values(problem.channels).items():
+            squares = values**2
+            self._layers.append((name, name, squares, np.arange(len(values)), float(squares.std())))
+            self._sizes[name] = len(values)
+        self.groups = frozenset(self._sizes)
+        self.start: list[dict[str, float]] = []
+
+    @property
+    def space(self) -> dict[str, FloatDistribution]:
+        """One unit of a sampler (an eighth of the range) is a factor of e, and a standard deviation."""
+        found = {}
+        for _, layer, *_ in self._layers:
+            found[f"scale:{layer}"] = FloatDistribution(float(np.exp(-4)), float(np.exp(4)), log=True)
+            found[f"shift:{layer}"] = FloatDistribution(-4.0, 4.0)
+        return found
+
+    def scores(self, params: Mapping[str, Any]) -> dict[str, Scores]:
+        """See `Genome`."""
+        sums = {name: np.zeros(size) for name, size in self._sizes.items()}
+        for group, layer, norms, units, deviation in self._layers:
+            own = params[f"scale:{layer}"] * norms + params[f"shift:{layer}"] * deviation
+            sums[group] += np.bincount(units, own, self._sizes[group])
+        return sums
