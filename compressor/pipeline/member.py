@@ -176,7 +176,7 @@ class Member:
 
     def _choices(self) -> tuple[Choice, ...]:
         found = self._given.run.done(choices_of(self._index)) or {}
-        return tuple(Choice(**cast(dict[str, Any], choice)) for choice in found.values())
+        return tuple(Choice.of(cast(dict[str, Any], choice)) for choice in found.values())
 
     def _finished(self) -> Path:
         return self._folder / "weights.safetensors"

@@ -131,12 +131,9 @@ class Result:
         if self.plan.factors:
             forms = ", ".join(sorted({one.form for one in self.plan.factors}))
             lines.append(f"{len(self.plan.factors)} layers factorized ({forms})")
-        slow = [choice.layer for choice in self.choices if not choice.kept]
+        slow = [choice.layer for choice in self.choices if not choice.faster]
         if slow:
             lines.append(f"{len(slow)} of {len(self.choices)} measured layers are not faster so and stay plain: {', '.join(slow)}")
-        partly = [f"{choice.layer} ({choice.kept[0]})" for choice in self.choices if choice.kept and not choice.faster]
-        if partly:
-            lines.append(f"{len(partly)} are faster with one of two changes alone: {', '.join(partly)}")
         if len(self.members) > 1:
             lines += ["", "the family, the smallest of which this is:", *self._family()]
         lines.append(

@@ -1,16 +1,14 @@
 """Single layers on a target: as they are, with fewer inputs, behind a gather, or as a sequence.
 
 A factorization is a saving in MACs and one layer more; whether it is one in milliseconds is measured: `choices` times every
-layer that a plan factorizes or lets read through a gather, beside the same layer as it would be without, in one session. Of a layer
-with both, each is judged for itself: one that costs time does not pass because the other saves more.
+layer that a plan factorizes beside the same layer as it would be without, in one session.
 """
 
 import logging
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
-from itertools import combinations
 from typing import Any, cast
 
 import torch
@@ -36,10 +34,6 @@ QUICK = Protocol(half_width=0.01, max_samples=300, max_s=2.0)
 Once = Callable[[str, Callable[[], dict[str, object]]], dict[str, object]]
 
 
-GATHER, SEQUENCE = "gather", "sequence"
-"""What may be changed of a layer besides its widths."""
-
-
 @dataclass(frozen=True)
 class Variant:
     """One way to build a layer.
@@ -58,36 +52,20 @@ class Variant:
 
     @property
     def plain(self) -> "Variant":
-        """The same layer without gather and factorization."""
-        return self.without(GATHER, SEQUENCE)
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """Which of the two changes it has."""
-        there = ((GATHER, self.reads < self.inputs), (SEQUENCE, self.factorization is not None))
-        return tuple(part for part, has in there if has)
-
-    def without(self, *parts: str) -> "Variant":
-        """The same layer without some of its changes."""
-        return replace(
-            self,
-            reads=self.inputs if GATHER in parts else self.reads,
-            factorization=None if SEQUENCE in parts else self.factorization,
-        )
+        """The same layer as it is without the sequence."""
+        return replace(self, factorization=None)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What was measured of one layer that a plan changes.
+    """What was measured of one layer that a plan factorizes.
 
     Attributes:
         layer: Its name.
-        dense_ms: Without what is judged of it, at the widths of the plan.
-        changed_ms: With it.
-        faster: Whether all that is judged of it, the factorization, the gather or both, is faster than anything less.
+        dense_ms: As it is, at the widths of the plan.
+        changed_ms: As a sequence.
+        faster: Whether the sequence is, by more than the noise: the 95 % intervals do not overlap.
         failure: Why it could not be measured; it then counts as not faster.
-        kept: What of it is worth its time, `gather` and `sequence`: faster than without by more than the noise, so that the
-            95 % intervals do not overlap.
     """
 
     layer: str
@@ -95,61 +73,48 @@ class Choice:
     changed_ms: float
     faster: bool
     failure: str = ""
-    kept: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> "Choice":
+        """From plain data, whatever else is in it."""
+        return cls(**{field.name: record[field.name] for field in fields(cls) if field.name in record})
 
     def __str__(self) -> str:
         """On one line."""
         if self.failure:
             return f"{self.layer}: left plain, it cannot be measured ({self.failure})"
-        left = f"only its {self.kept[0]} is worth it" if self.kept else "not faster: left plain"
-        word = "faster" if self.faster else left
+        word = "faster" if self.faster else "not faster: left plain"
         return f"{self.layer}: dense {self.dense_ms:.4f} ms, changed {self.changed_ms:.4f} ms, {word}"
 
 
-def choices(
-    channels: ChannelGraph, plan: Plan, target: Target, once: Once, seed: int = 0, judged: Sequence[str] = (GATHER, SEQUENCE)
-) -> list[Choice]:
-    """Measure what a plan's factorizations and gathers bring, layer by layer; equal layers are measured once.
+def choices(channels: ChannelGraph, plan: Plan, target: Target, once: Once, seed: int = 0) -> list[Choice]:
+    """Measure what a plan's factorizations bring, layer by layer; equal layers are measured once.
 
     Args:
         channels: The analysis of the network.
-        plan: The plan.
+        plan: The plan; a gather that it puts before a layer is there in any case.
         target: Where.
         once: Keeps measurements under a name.
         seed: Of inputs and order.
-        judged: Which changes are; what else the plan does to a layer is there in any case.
     """
     found = []
     for layer, variant in variants_of(channels, plan).items():
-        asked = [part for part in variant.parts if part in judged]
-        if not asked:
-            continue
-        work = partial(_compared, channels, layer, variant, asked, target, seed)
-        record = once(f"choice {kind_of(channels, layer)} {variant} {' '.join(asked)}", work)
-        known = ("dense_ms", "changed_ms", "faster", "failure")
-        own = {name: cast(Any, record[name]) for name in known if name in record}
-        found.append(Choice(layer, **own, kept=tuple(cast("list[str]", record["kept"]))))
-        logger.info("%s", found[-1])
+        if variant.factorization is not None:
+            work = partial(_compared, channels, layer, variant, target, seed)
+            found.append(Choice.of({"layer": layer, **once(f"choice {kind_of(channels, layer)} {variant}", work)}))
+            logger.info("%s", found[-1])
     return found
 
 
-def _compared(
-    channels: ChannelGraph, layer: str, variant: Variant, asked: Sequence[str], target: Target, seed: int
-) -> dict[str, object]:
-    ways = [own for count in range(len(asked) + 1) for own in combinations(asked, count)]
-    built = pieces(channels, layer, [variant.without(*(part for part in asked if part not in way)) for way in ways])
+def _compared(channels: ChannelGraph, layer: str, variant: Variant, target: Target, seed: int) -> dict[str, object]:
+    graphs = dict(zip(("dense", "changed"), pieces(channels, layer, [variant.plain, variant]), strict=True))
     try:
-        measured = measure({str(k): graph for k, graph in enumerate(built)}, target, seed, QUICK)
+        measured = measure(graphs, target, seed, QUICK)
     except BackendError as error:
-        return {"dense_ms": 0.0, "changed_ms": 0.0, "faster": False, "failure": str(error), "kept": []}
-    found = {way: measured[str(k)] for k, way in enumerate(ways)}
-    best = ways[0]
-    for way in sorted(ways[1:], key=lambda way: (len(way), found[way].median_ms)):
-        if found[way].interval_ms[1] < found[best].interval_ms[0]:
-            best = way
-    dense, changed = found[ways[0]], found[ways[-1]]
-    faster = best == ways[-1]
-    return {"dense_ms": dense.median_ms, "changed_ms": changed.median_ms, "faster": faster, "kept": list(best)}
+        return {"dense_ms": 0.0, "changed_ms": 0.0, "faster": False, "failure": str(error)}
+    dense, changed = measured["dense"], measured["changed"]
+    faster = changed.interval_ms[1] < dense.interval_ms[0]
+    return {"dense_ms": dense.median_ms, "changed_ms": changed.median_ms, "faster": faster}
 
 
 def times(

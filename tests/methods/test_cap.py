@@ -5,14 +5,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from compressor.methods.losses.bottom_up import BottomUp, Holdout, _State
-from compressor.methods.losses.streams import is_stream
 from torch import nn
 
 import compressor
 from compressor import Budget, CaP, Compensation, Target
 from compressor.errors import BudgetError, DataError
 from compressor.methods import Problem
+from compressor.methods.losses.allocation import POWERS, Allocation, Weighting
+from compressor.methods.losses.curves import curves_of
+from compressor.methods.losses.masked import Holdout, Masked
+from compressor.methods.published.aacp import is_stream
+from compressor.methods.published.cap import PublishedCaP
 from compressor.methods.structures.paths import steepest
 from compressor.passes.fitting.compensate import Compensate
 from compressor.passes.fitting.losses import loss_curves, rankable
@@ -43,9 +46,13 @@ def share(problem, graph):
     return evaluate(graph, problem.validate).percent / 100
 
 
-@pytest.mark.parametrize("weights", ["plain", "mixed", "sensitivity", "best"])
+@pytest.mark.parametrize("weights", [*POWERS, "the best"])
 def test_the_budget_holds_and_beats_the_plain_criterion(problem, weights):
-    plan = CaP(weights=weights, compensation=SMALL, probes=60).plan(problem)
+    method = CaP(compensation=SMALL, probes=60)
+    if weights in POWERS:
+        plan = Allocation(problem, curves_of(problem, problem.calibration, SMALL, 60), None).decide(Weighting(weights))
+    else:
+        plan = method.plan(problem)
     costs = problem.costs(problem.channels.structure(plan))
     assert 0.9 * problem.limits["macs"] < costs["macs"] <= problem.limits["macs"]
     plain = compressor.Magnitude("l1", "global").plan(problem)
@@ -57,17 +64,16 @@ def test_the_budget_holds_and_beats_the_plain_criterion(problem, weights):
 def test_several_budgets_hold_at_once(problem):
     full = problem.costs(problem.channels.full)
     limits = {"macs": 0.7 * full["macs"], "params": 0.4 * full["params"], "memory": 0.6 * full["memory"]}
-    plan = CaP(weights="plain", compensation=SMALL).plan(replace(problem, limits=limits))
+    plan = CaP(compensation=SMALL, probes=60).plan(replace(problem, limits=limits))
     costs = problem.costs(problem.channels.structure(plan))
     assert all(costs[name] <= limit for name, limit in limits.items())
 
 
-def test_streams_are_pruned_only_if_they_may_be(problem):
+def test_streams_are_pruned_as_groups(problem):
     names = {group.name for group in problem.channels.free}
     assert {name for name in names if is_stream(problem.channels, name)} == {"stem"}
     tight = replace(problem, limits={"macs": 0.2 * problem.limits["macs"] * 2})
-    assert "stem" in dict(CaP(weights="plain", compensation=SMALL).plan(tight).kept)
-    assert "stem" not in dict(CaP(weights="plain", compensation=SMALL, streams="inside").plan(tight).kept)
+    assert "stem" in dict(CaP(compensation=SMALL, probes=60).plan(tight).kept)
 
 
 def test_the_curve_predicts_what_compensation_leaves(problem):
@@ -87,29 +93,34 @@ def test_the_steepest_path_takes_the_cheapest_loss_per_saving():
     assert rows.tolist() == [[3, 3], [2, 3], [2, 2], [1, 2], [1, 1]]
 
 
-@pytest.mark.parametrize("recollect", [False, True])
-def test_the_floor_holds_on_the_holdout_after_real_removal(problem, recollect):
-    published = Compensation.published(images=300, positions=16)
-    method = CaP(floor=0.85, recollect=recollect, compensation=SMALL if recollect else published)
+@pytest.mark.parametrize("published", [False, True])
+def test_the_floor_holds_on_the_holdout_after_real_removal(problem, published):
+    own = CaP(floor=0.85, compensation=SMALL, probes=60)
+    method = PublishedCaP(0.85, compensation=Compensation.published(images=300, positions=16)) if published else own
     plan = method.plan(replace(problem, limits={}))
     costs, full = (problem.costs(problem.channels.structure(p)) for p in (plan, compressor.Plan.keep({})))
     assert costs["macs"] < 0.8 * full["macs"]
-    assert share(problem, repaired(problem, plan, method.compensation)) >= (0.85 if not recollect else 0.83)
+    assert share(problem, repaired(problem, plan, method.compensation)) >= (0.85 if published else 0.83)
+
+
+def test_the_walk_to_a_floor_goes_farther_than_the_published_search(problem):
+    published = PublishedCaP(0.85, compensation=Compensation.published(images=300, positions=16))
+    ours, theirs = (m.plan(replace(problem, limits={})) for m in (CaP(0.85, compensation=SMALL, probes=60), published))
+    assert problem.costs(problem.channels.structure(ours))["macs"] < problem.costs(problem.channels.structure(theirs))["macs"]
 
 
 def test_masked_in_the_search_is_removed_in_the_network(problem):
     """The network that the search evaluates and the one that comes out agree image by image."""
     settings = Compensation.published(images=300, positions=16)
     names = tuple(rankable(problem.channels)[0])
-    inputs = Calibration.read([x for x, _ in problem.validate], problem.channels.graph, 400)
-    holdout = Holdout(inputs, tuple(y for _, y in problem.validate))
-    state = _State(BottomUp(problem, problem.calibration, holdout, settings, 3, 0.9, False, names))
-    for name in state.order():
-        state.decide(name, 0.5)
-    graph = repaired(problem, state.plan(), settings)
+    holdout = Holdout.of(problem.channels, problem.validate, 400)
+    network = Masked(problem.channels, names, problem.calibration, holdout, settings, problem.seed)
+    for name in network.order:
+        PublishedCaP(steps=3)._decide(problem, network, name, 0.5)
+    graph = repaired(problem, network.plan, settings)
     with torch.no_grad():
         x = problem.validate[0][0]
-        assert torch.allclose(state.work(x), graph(x), atol=2e-3)
+        assert torch.allclose(network.graph(x), graph(x), atol=2e-3)
         assert not torch.allclose(problem.channels.graph(x), graph(x), atol=0.1)
 
 
@@ -123,7 +134,7 @@ class Log(Progress):
 
 def test_the_tolerated_accuracy_falls_linearly_over_the_groups(problem):
     log = Log()
-    CaP(floor=0.8, steps=2, compensation=SMALL).plan(replace(problem, limits={}, progress=log))
+    PublishedCaP(0.8, steps=2).plan(replace(problem, limits={}, progress=log))
     said = [float(line.split("at least ")[1].split(" ")[0]) for line in log.lines if "at least" in line]
     original = 100 * share(problem, problem.channels.graph)
     count = len(rankable(problem.channels)[0])
@@ -131,7 +142,7 @@ def test_the_tolerated_accuracy_falls_linearly_over_the_groups(problem):
 
 
 def test_bottom_up_meets_a_budget_by_the_highest_floor(problem):
-    plan = CaP(search="bottom-up", steps=2, compensation=SMALL).plan(problem)
+    plan = PublishedCaP(steps=2).plan(problem)
     assert problem.costs(problem.channels.structure(plan))["macs"] <= problem.limits["macs"]
 
 
@@ -142,13 +153,14 @@ def test_the_same_seed_gives_the_same_plan(problem):
 
 WRONG = {
     "an impossible budget": (
-        {"limits": {"macs": 10.0}}, CaP(weights="plain", compensation=SMALL), BudgetError, "smallest legal network",
+        {"limits": {"macs": 10.0}}, CaP(compensation=SMALL, probes=60), BudgetError, "smallest legal network",
     ),
-    "no images": ({"calibration": None}, CaP(), DataError, "CaP needs images"),
+    "no images": ({"calibration": None}, CaP(), DataError, "pass calibrate"),
+    "no images, published": ({"calibration": None}, CaP.published(), DataError, "CaP needs images"),
     "no hold-out": ({"validate": []}, CaP(floor=0.9), DataError, "labelled images of a hold-out"),
     "a floor above the original": ({}, CaP(floor=1.0), BudgetError, "the original itself is right on"),
     "a floor that the budget does not allow": (
-        {"limits": {"macs": 1e5}}, CaP(floor=0.96, steps=1, compensation=SMALL), BudgetError, "cannot be met with 0.96",
+        {"limits": {"macs": 1e5}}, PublishedCaP(0.96, steps=1), BudgetError, "cannot be met with 0.96",
     ),
 }  # fmt: skip
 
@@ -161,18 +173,19 @@ def test_what_cannot_be_done_is_told(problem, case):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("floor", 92), ("search", "top-down"), ("weights", "heavy"), ("steps", 0), ("most", 2)]
+    ("kind", "name", "value"),
+    [(CaP, "floor", 92), (CaP, "space", "all"), (CaP, "probes", 0), (PublishedCaP, "steps", 0), (PublishedCaP, "most", 2)],
 )
-def test_settings_out_of_range_are_refused(name, value):
+def test_settings_out_of_range_are_refused(kind, name, value):
     with pytest.raises(BudgetError, match=name):
-        CaP(**{name: value})
+        kind(**{name: value})
 
 
 def test_compress_with_a_floor_needs_no_budget_and_goes_on_after_a_kill(net, digits, tmp_path):
     def run(out, progress=None):
         return compressor.compress(
             net, (torch.zeros(1, 1, 8, 8),), validate=pairs(digits["holdout"]), calibrate=pairs(digits["train"]),
-            target=Target("fake"), method=CaP(floor=0.9, steps=2, compensation=SMALL), out=out, progress=progress,
+            target=Target("fake"), method=CaP(floor=0.9, compensation=SMALL, probes=60), out=out, progress=progress,
         )  # fmt: skip
 
     class Stop(Progress):
@@ -199,29 +212,13 @@ def test_compress_with_a_floor_needs_no_budget_and_goes_on_after_a_kill(net, dig
 def test_compress_without_any_label_tells_the_agreement_with_the_original(net, digits, tmp_path):
     result = compressor.compress(
         net, (torch.zeros(1, 1, 8, 8),), calibrate=digits["train"][0].split(50), budget=Budget(macs=0.6),
-        target=Target("fake", align=2), method=CaP(weights="plain", compensation=SMALL), out=tmp_path / "run",
+        target=Target("fake", align=2), method=CaP(compensation=SMALL, probes=60), out=tmp_path / "run",
     )  # fmt: skip
     assert result.steps[0].accuracy == 100.0
     assert result.steps[-1].accuracy > result.steps[1].accuracy
     assert "agreement %" in result.summary()
     assert "agreement with the original" in (tmp_path / "run" / "report.html").read_text()
     assert "Compensation" in (tmp_path / "run" / "report.html").read_text()
-
-
-def test_readers_of_a_stream_read_a_part_where_that_is_measured_to_pay(net, digits, tmp_path):
-    log = Log()
-    result = compressor.compress(
-        net, (torch.zeros(1, 1, 8, 8),), validate=pairs(digits["holdout"]), calibrate=pairs(digits["train"]),
-        budget=Budget(macs=0.5), target=Target("fake", align=2), out=tmp_path / "run", progress=log,
-        method=CaP(weights="plain", streams="gather", compensation=SMALL),
-    )  # fmt: skip
-    said = [line for line in log.lines if "through a gather" in line]
-    assert said
-    pays = {line.split(" readers")[0]: "not worth it" not in line for line in said}
-    assert bool(result.plan.reads) == any(pays.values())
-    assert result.met
-    assert result.error < 1e-4
-    assert result.steps[-1].accuracy > 60
 
 
 def test_compress_asks_for_a_budget_or_a_floor(net, digits, tmp_path):
@@ -242,7 +239,7 @@ def test_a_bias_that_compensation_adds_is_counted(digits, tmp_path):
 
     result = compressor.compress(
         Bare(), (torch.zeros(1, 1, 8, 8),), calibrate=digits["train"][0].split(50), budget=Budget(params=0.6),
-        target=Target("fake", align=2), method=CaP(weights="plain", compensation=SMALL), out=tmp_path / "run",
+        target=Target("fake", align=2), method=CaP(compensation=SMALL, probes=60), out=tmp_path / "run",
     )  # fmt: skip
     assert result.steps[-1].params == sum(p.numel() for p in result.graph.parameters()) > result.steps[1].params
     loaded = compressor.load(tmp_path / "run", Bare())

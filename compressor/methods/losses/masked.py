@@ -94,12 +94,12 @@ class Masked:
         ranked, _ = rankable(channels)
         self._readers = {name: ranked[name] for name in names}
         self._masks: list[NDArray[np.bool_]] = [np.ones(group.size, dtype=bool) for group in channels.groups]
-        self._work = quiet_deepcopy(channels.graph).eval()
+        self.graph = quiet_deepcopy(channels.graph).eval()
         self._shelf = Shelf(settings.memory_mb << 20)
-        self._judge = Prefix(self._work, holdout.images, self._shelf)
+        self._judge = Prefix(self.graph, holdout.images, self._shelf)
         self._coming = statistics_by_group(channels, self._readers, calibration, settings, seed)
         self._known: dict[str, dict[str, Statistics]] = {}
-        place = {job.reader.node: k for k, job in enumerate(jobs_of(channels, self._masks, self._work))}
+        place = {job.reader.node: k for k, job in enumerate(jobs_of(channels, self._masks, self.graph))}
         self.order: list[str] = sorted(self._readers, key=lambda name: place[self._readers[name][0].node])
 
     @property
@@ -131,7 +131,7 @@ class Masked:
         """Of the network as masked, from the first reader of a group on."""
         first = self._readers[name][0].node
         if self._judge.passed(first):
-            self._judge = Prefix(self._work, self._holdout.images, self._shelf)
+            self._judge = Prefix(self.graph, self._holdout.images, self._shelf)
         self._judge.before(first)
         return self._holdout.share_right(self._judge.fork())
 
@@ -159,15 +159,15 @@ class Masked:
         product = self._restored(reader)
         whole = torch.zeros_like(product.matrix())
         whole.scatter_(2, columns[:, None].expand(-1, whole.shape[1], -1), matrix)
-        write(self._work, reader, product, whole, product.bias + bias.flatten())
+        write(self.graph, reader, product, whole, product.bias + bias.flatten())
 
     def _restored(self, reader: Reader) -> Product:
         """A layer with the original's weights again, and the norm behind it with the original's mean."""
-        module, original = (graph.get_submodule(reader.layer) for graph in (self._work, self._channels.graph))
+        module, original = (graph.get_submodule(reader.layer) for graph in (self.graph, self._channels.graph))
         module.bias = None if original.bias is None else nn.Parameter(original.bias.detach().clone())  # type: ignore[operator]
         product = Product(module)
         product.write(Product(original).matrix(), None)
-        norm, known = (norm_of(graph, reader.norm) for graph in (self._work, self._channels.graph))
+        norm, known = (norm_of(graph, reader.norm) for graph in (self.graph, self._channels.graph))
         if norm is not None and known is not None and isinstance(norm.running_mean, Tensor):
             norm.running_mean.copy_(known.running_mean)  # type: ignore[arg-type]
         return product

@@ -1,7 +1,7 @@
 """Accept only what is faster: which factorized layers are not."""
 
 from compressor.methods.base import Problem
-from compressor.runtime.latency_model.pieces import SEQUENCE, choices
+from compressor.runtime.latency_model.pieces import choices
 from compressor.values.plan import Plan
 
 
@@ -17,9 +17,8 @@ def refused(problem: Problem, plan: Plan, accept: bool | None) -> frozenset[str]
     if not judged or not plan.factors:
         return frozenset()
     problem.progress.stage("layers that are factorized, measured beside the plain ones")
-    found = choices(problem.channels, plan, problem.target, problem.once, problem.seed, (SEQUENCE,))
+    found = choices(problem.channels, plan, problem.target, problem.once, problem.seed)
     for choice in found:
         problem.progress.stage(str(choice))
     problem.compared(found)
-    sequences = {one.layer for one in plan.factors}
-    return frozenset(choice.layer for choice in found if choice.layer in sequences and SEQUENCE not in choice.kept)
+    return frozenset(choice.layer for choice in found if not choice.faster)

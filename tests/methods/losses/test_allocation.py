@@ -1,13 +1,13 @@
-"""Widths and ranks by loss curves: prices of ranks, policies for streams, the next weighting where one fails."""
+"""Widths and ranks by loss curves: prices of ranks, what is saved, the next weighting where one fails."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from compressor.methods.losses.streams import is_stream
 
 from compressor import BudgetError
-from compressor.methods.losses.allocation import SAVED, Policy, Weighting, decided
+from compressor.methods.cap import CaP
+from compressor.methods.losses.allocation import SAVED, Allocation, Weighting
 from compressor.methods.losses.curves import curves_of
 from compressor.passes.fitting.settings import Compensation
 
@@ -30,8 +30,8 @@ def lost(plan, size):
 
 def test_the_dearer_a_rank_the_fewer_go(both):
     problem, curves = both
-    policy = Policy(problem, curves, "group", None)
-    plans = [policy.decide(Weighting("group", "plain", price)) for price in (0.05, 0.25, 4.0, None)]
+    allocation = Allocation(problem, curves, None)
+    plans = [allocation.decide(Weighting("plain", price)) for price in (0.05, 0.25, 4.0, None)]
     size = {group.name: group.size for group in problem.channels.groups}
     assert all(0.9 * problem.limits["macs"] < macs(problem, plan) <= problem.limits["macs"] for plan in plans)
     sequences = [len(plan.factors) for plan in plans]
@@ -40,30 +40,28 @@ def test_the_dearer_a_rank_the_fewer_go(both):
     assert lost(plans[0], size) < lost(plans[-1], size)
 
 
-def test_a_policy_that_leaves_streams_alone_does(both):
-    problem, curves = both
-    plan = Policy(problem, curves, "inside", None).decide(Weighting("inside", "plain", None))
-    assert not any(is_stream(problem.channels, name) for name, _ in plan.kept)
-
-
 def test_a_plan_near_a_latency_is_found_without_measuring(both):
     """Without a model it is that share of the MACs."""
     problem, curves = both
     full = problem.costs(problem.channels.full)["macs"]
-    plan = Policy(replace(problem, limits={"latency": 0.6}, measure=None), curves, "group", None).near(Weighting("group", "plain"))
+    plan = Allocation(replace(problem, limits={"latency": 0.6}, measure=None), curves, None).near(Weighting("plain"))
     assert 0.55 < macs(problem, plan) / full <= 0.6
     with pytest.raises(BudgetError, match="alone"):
-        Policy(replace(problem, limits={"latency": 1e-6}), curves, "group", None).near(Weighting("group", "plain"))
+        Allocation(replace(problem, limits={"latency": 1e-6}), curves, None).near(Weighting("plain"))
 
 
 def test_where_a_weighting_cannot_meet_the_budget_the_next_is_tried(both):
+    """By ranks alone this budget is out of reach."""
     problem, curves = both
     tight = replace(problem, limits={"macs": 0.05 * problem.costs(problem.channels.full)["macs"]})
-    policies = {name: Policy(tight, curves, name, None) for name in ("inside", "group")}
-    alone = Weighting("inside", "plain", None)
+    free = {group.name for group in problem.channels.groups if group.name in curves and "svd" not in group.name}
+    allocation = Allocation(tight, {name: own for name, own in curves.items() if name not in free}, None)
     with pytest.raises(BudgetError):
-        decided(tight, policies, [alone])
-    plan = decided(tight, policies, [alone, Weighting("group", "plain")])
+        CaP._decided(tight, allocation, [Weighting("plain")])
+    allocation = Allocation(tight, curves, None)
+    without = Weighting("plain", None)
+    allocation._paths[without] = allocation.path(without)[:2]  # a walk that stops far above the budget
+    plan = CaP._decided(tight, allocation, [without, Weighting("plain")])
     assert macs(tight, plan) <= tight.limits["macs"]
 
 
@@ -77,15 +75,15 @@ class Steps:
 def test_savings_of_a_latency_are_counted_in_milliseconds_in_macs_or_in_both(problem, both):
     curves = {group.name: both[1][group.name] for group in problem.channels.groups if group.name in both[1]}
     problem = replace(problem, limits={"latency": 0.5}, measure=None)
-    policy = Policy(problem, curves, "group", Steps())
-    assert policy.ways == tuple(SAVED)
-    plans = {saved: policy.near(Weighting("group", "plain", None, saved)) for saved in policy.ways}
+    allocation = Allocation(problem, curves, Steps())
+    assert allocation.ways == tuple(SAVED)
+    plans = {saved: allocation.near(Weighting("plain", None, saved)) for saved in allocation.ways}
     whole = Steps().predict(problem.channels.widths([problem.channels.full]))[0]
     for plan in plans.values():  # whatever is counted, the milliseconds are those of the budget
         rows = problem.channels.widths([problem.channels.structure(plan)])
         assert Steps().predict(rows)[0] <= 0.5 * whole
     assert plans["milliseconds"] != plans["macs"]
-    by_macs = Policy(problem, curves, "group", None)
+    by_macs = Allocation(problem, curves, None)
     assert by_macs.ways == ("milliseconds",)
-    own, plain = policy._path(Weighting("group", "plain", None, "macs"))[1], by_macs._path(Weighting("group", "plain", None))[1]
+    own, plain = allocation.path(Weighting("plain", None, "macs")), by_macs.path(Weighting("plain", None))
     assert (own == plain).all()

@@ -46,21 +46,14 @@ def test_a_curve_falls_from_all_that_a_group_is_worth_to_nothing(kept):
         assert sorted(curve.ranking.order.tolist()) == list(range(sizes[name]))
 
 
-@pytest.mark.parametrize("by_reader", [False, True])
-def test_what_was_kept_is_what_was_computed(kept, by_reader):
+def test_what_was_kept_is_what_was_computed(kept):
     problem, once = kept
-    first, second = (curves_of(problem, problem.calibration, SMALL, 32, by_reader=by_reader) for _ in range(2))
+    first, second = (curves_of(problem, problem.calibration, SMALL, 32) for _ in range(2))
     assert len(once.computed) == 2
     for name, curve in first.items():
         assert curve.sensitivity == second[name].sensitivity
-        assert set(curve.by_reader) == set(second[name].by_reader)
-        for own, other in (
-            (curve.ranking, second[name].ranking),
-            *((curve.by_reader[k], second[name].by_reader[k]) for k in curve.by_reader),
-        ):
-            np.testing.assert_array_equal(own.order, other.order)
-            np.testing.assert_array_equal(own.loss, other.loss)
-    assert any(curve.by_reader for curve in first.values()) == by_reader
+        np.testing.assert_array_equal(curve.ranking.order, second[name].ranking.order)
+        np.testing.assert_array_equal(curve.ranking.loss, second[name].ranking.loss)
 
 
 def test_other_weights_images_and_settings_are_other_curves(kept, net):

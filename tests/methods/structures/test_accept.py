@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from compressor import Target
-from compressor.methods.structures.accept import judged, refused
+from compressor.methods.structures.accept import refused
 from compressor.values.plan import Factorization, Plan
 
 STAIRS = Target("fake", options={"step": 16, "noise": 0.001})
@@ -19,18 +19,19 @@ def plan(problem):
     )
 
 
-def test_it_is_asked_where_the_budget_is_a_latency_or_somebody_says_so(problem):
-    fast = replace(problem, limits={"latency": 0.5})
-    assert [judged(p, accept) for p in (problem, fast) for accept in (None, True, False)] == [False, True, False, True, True, False]
+def test_it_is_asked_where_the_budget_is_a_latency_or_somebody_says_so(problem, plan):
+    asked = replace(problem, target=STAIRS)
+    fast = replace(asked, limits={"latency": 0.5})
+    found = [bool(refused(p, plan, accept)) for p in (asked, fast) for accept in (None, True, False)]
+    assert found == [False, True, False, True, True, False]
 
 
 def test_the_slow_ones_are_named_and_all_are_handed_to_the_result(problem, plan):
     said = []
     asked = replace(problem, target=STAIRS, compared=said.extend)
     slow = refused(asked, plan, accept=True)
-    assert {choice.layer: choice.faster for choice in said} == {name: name not in slow.sequences for name in ("blocks.0.0", "last")}
-    assert "last" in slow.sequences
-    assert not slow.gathers
+    assert {choice.layer: choice.faster for choice in said} == {name: name not in slow for name in ("blocks.0.0", "last")}
+    assert "last" in slow
     for choice in said:
         assert choice.faster == (choice.changed_ms < 0.99 * choice.dense_ms) or choice.changed_ms == pytest.approx(
             choice.dense_ms, rel=0.05
@@ -41,21 +42,6 @@ def test_where_nobody_asks_nothing_is_measured(problem, plan):
     said = []
     assert not refused(replace(problem, compared=said.extend), plan, accept=None)
     assert said == []
-
-
-def test_a_gather_that_costs_time_does_not_pass_because_a_sequence_saves_more(problem):
-    """16 channels at once: to read 14 of 16 saves nothing, and a gather takes its time; three ranks for 24 outputs save a lot."""
-    one = Factorization("blocks.0.0", "svd", (3,))
-    plan = Plan.keep({}, problem.channels.digest, {"blocks.0.0": range(14)}, [one])
-    said = []
-    asked = replace(problem, target=STAIRS, compared=said.extend)
-    found = refused(asked, plan, accept=True, reads=True)
-    assert found.gathers == {"blocks.0.0"}
-    assert not found.sequences
-    assert said[0].kept == ("sequence",)
-    assert not said[0].faster
-    assert str(said[0]).endswith("only its sequence is worth it")
-    assert said[0].changed_ms < said[0].dense_ms, "together they are faster than nothing"
 
 
 def test_what_is_not_judged_is_there_on_both_sides(problem):
