@@ -114,11 +114,6 @@ def compress(
     floor: Annotated[
         float | None, typer.Option(help="Of cap: lowest share of right answers on the hold-out, such as 0.92; no budget is needed.")
     ] = None,
-    search: Annotated[str | None, typer.Option(help="Of cap: allocation by loss curves, or bottom-up.")] = None,
-    streams: Annotated[
-        str | None,
-        typer.Option(help="Of cap and aacp: residual streams go too (group), or not (inside); of cap also gather or best."),
-    ] = None,
     units: Annotated[
         str | None, typer.Option(help="Of cc: channels, ranks (layers become sequences of smaller ones), or both.")
     ] = None,
@@ -128,28 +123,17 @@ def compress(
     ranks: Annotated[
         str | None, typer.Option(help="Of factorize: by energy, rate (of a layer's MACs) or vbmf; fixed with --set rank=8.")
     ] = None,
-    information: Annotated[
-        str | None,
-        typer.Option(help="Of cc: losses by the features that are left, by fisher, or by the mean gradient."),
-    ] = None,
-    gathers: Annotated[
-        str | None,
-        typer.Option(help="Of cc by fisher or gradient: who may read part of a stream: none, paying (measured to be faster), all."),
-    ] = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Of legr and aacp: candidates that are judged; 400.")] = None,
     sampler: Annotated[
-        str | None, typer.Option(help="Of legr and aacp: who proposes candidates: legr, aacp, tpe, cmaes, nsgaii or random.")
+        str | None, typer.Option(help="Of legr and aacp: who proposes candidates: the method, or tpe, cmaes, nsgaii or random.")
     ] = None,
     fitness: Annotated[
         str | None,
         typer.Option(help="Of legr and aacp: before a candidate is judged: none, train, recalibrate or compensate."),
     ] = None,
-    ranking: Annotated[
-        str | None, typer.Option(help="Of legr and aacp: channels by loss after compensation (loss) or by norm.")
-    ] = None,
     steps: Annotated[
         str | None,
-        typer.Option(help="Of aacp, legr, factorize: staircase (aacp's default, and legr's for a latency), align, or eighths."),
+        typer.Option(help="Of aacp and factorize: widths or ranks on the measured staircase, or all multiples of align."),
     ] = None,
     space: Annotated[
         str | None, typer.Option(help="Of cap, legr and aacp: channels, or channels+ranks; of cap also ranks.")
@@ -212,9 +196,8 @@ def compress(
     except BackendError as error:
         raise typer.BadParameter(str(error), param_hint="--precision / --option") from error
     own = {
-        "criterion": criterion, "scope": scope, "floor": floor, "search": search, "streams": streams, "units": units, "form": form,
-        "ranks": ranks, "information": information, "gathers": gathers, "trials": trials, "sampler": sampler, "fitness": fitness,
-        "ranking": ranking, "steps": steps, "space": space, "parallel": parallel,
+        "criterion": criterion, "scope": scope, "floor": floor, "units": units, "form": form, "ranks": ranks, "trials": trials,
+        "sampler": sampler, "fitness": fitness, "steps": steps, "space": space, "parallel": parallel,
     }  # fmt: skip
     chosen = method_of(method, own, settings or (), published, calibration_images)
     if not compensate:

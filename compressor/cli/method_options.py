@@ -9,14 +9,14 @@ from compressor.errors import BudgetError
 from compressor.methods import METHODS
 from compressor.values.settings import SAID, kinds_of
 
-_SEARCHES = ("trials", "sampler", "fitness", "ranking", "steps", "space", "parallel")
+_SEARCHES = ("trials", "sampler", "fitness", "space", "parallel")
 OPTIONS: dict[str, tuple[str, ...]] = {
     "magnitude": ("criterion", "scope"),
-    "cap": ("floor", "search", "streams", "space"),
-    "cc": ("units", "information", "gathers"),
+    "cap": ("floor", "space"),
+    "cc": ("units",),
     "factorize": ("form", "ranks", "steps"),
     "legr": _SEARCHES,
-    "aacp": (*_SEARCHES, "streams"),
+    "aacp": (*_SEARCHES, "steps"),
 }
 """Method -> its own options of the command; what it has besides is reached by `--set`."""
 
@@ -47,8 +47,9 @@ def method_of(
         raise BudgetError(f"--published: nothing was published as {name}; there are {have}")
     method = METHODS[name].published() if published else METHODS[name]()
     changes: dict[str, object] = {_FIELDS.get(option, option): value for option, value in given.items() if value is not None}
-    if name == "aacp" and changes.get("ranking") == "norm":
-        changes["ranking"] = "l1"
+    for option in changes:
+        if option.partition(".")[0] not in {field.name for field in fields(method)}:
+            raise BudgetError(f"--{option}: as published, {name} has no such setting")
     if changes.get("form") == "cp" and "choice" not in changes:
         changes["choice"] = "rate"  # it has no energy by ranks
     for text in settings:

@@ -129,7 +129,7 @@ WRONG = {
     "no such data": (compress(*["--data", "mnist"]), "no such data: 'mnist'"),
     "no such method": (compress("--method", "magic"), "known methods are aacp, cap, cc, factorize, legr, magnitude"),
     "no such sampler": (compress("--method", "legr", "--sampler", "bayes"), "known are legr, aacp, cmaes"),
-    "gathers by features": (compress("--method", "cc", "--gathers", "all"), "are of information='fisher' or 'gradient'"),
+    "not as published": (compress("--method", "cap", "--published", "--space", "ranks"), "--space: as published, cap has no such"),
     "no such units": (compress("--method", "cc", "--units", "filters"), "known are both, channels, ranks"),
     "no such form": (compress("--method", "factorize", "--form", "qr"), "known are svd, spatial_svd, tucker2, cp"),
     "no such fitness": (compress("--method", "aacp", "--fitness", "magic"), "known are none, train"),

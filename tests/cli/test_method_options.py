@@ -28,15 +28,17 @@ def test_as_published(name, published):
 
 def test_options_and_settings_reach_their_fields():
     found = method_of(
-        "legr", {**NOTHING, "trials": 40, "fitness": "train"}, ["fitness.steps=20", "fitness.learning_rate=1", "quota=0.2"]
+        "legr", {**NOTHING, "trials": 40, "fitness": "train"}, ["fitness.steps=20", "fitness.learning_rate=1", "probes=64"]
     )
-    assert found == LeGR(40, Fitness("train", steps=20, learning_rate=1.0), quota=0.2)
-    found = method_of("aacp", {**NOTHING, "trials": 40}, ["fitness.holdout=500", "distinct=true"], published=True)
-    assert found == replace(AACP.published(40), fitness=Fitness("recalibrate", "accuracy", holdout=500), distinct=True)
-    assert method_of("aacp", {**NOTHING, "ranking": "norm", "streams": "inside"}) == AACP(ranking="l1", streams="inside")
+    assert found == LeGR(40, Fitness("train", steps=20, learning_rate=1.0), probes=64)
+    found = method_of("aacp", {**NOTHING, "trials": 40}, ["fitness.holdout=500"], published=True)
+    assert found == replace(AACP.published(40), fitness=Fitness("recalibrate", "accuracy", holdout=500))
+    assert method_of("aacp", {**NOTHING, "steps": "align"}) == AACP(steps="align")
     assert method_of("legr", NOTHING, ["compensation=none", "population=none"]) == LeGR(compensation=None)
-    found = method_of("cc", {**NOTHING, "information": "fisher"}, ["allocation=exponential", "gamma=0.5", "accept=false"])
-    assert found == CC(information="fisher", allocation="exponential", gamma=0.5, accept=False)
+    assert method_of("cc", {**NOTHING, "units": "ranks"}, ["gamma=0.5"], published=True) == replace(
+        CC.published(), units="ranks", gamma=0.5
+    )
+    assert method_of("cc", NOTHING, ["accept=false"]) == CC(accept=False)
     assert method_of("factorize", {**NOTHING, "ranks": "fixed"}, ["rank=8"]) == Factorize(choice="fixed", rank=8)
     assert method_of("factorize", {**NOTHING, "form": "cp", "steps": "staircase"}) == Factorize("cp", "rate", steps="staircase")
     assert method_of("cap", {**NOTHING, "floor": 0.9}, ["compensation.ridge=0.01"]).compensation.ridge == 0.01
@@ -46,18 +48,18 @@ def test_options_and_settings_reach_their_fields():
     ("legr", {"units": "both"}, [], False, "--units is an option of cc, not of legr"),
     ("magnitude", {"space": "channels"}, [], False, "--space is an option of cap and legr and aacp, not of magnitude"),
     ("factorize", {}, [], True, "nothing was published as factorize; there are aacp, cap, cc, legr"),
-    ("legr", {}, ["quota"], False, "write setting=value"),
-    ("legr", {}, ["quotas=1"], False, "there is no such setting; legr has trials, fitness"),
+    ("legr", {}, ["probes"], False, "write setting=value"),
+    ("legr", {}, ["probe=1"], False, "there is no such setting; legr has trials, fitness"),
     ("legr", {}, ["fitness.step=1"], False, "`fitness` of legr has repair, objective"),
-    ("legr", {}, ["quota=much"], False, "a number is expected, such as 0.1"),
+    ("legr", {}, ["probes=much"], False, "a whole number is expected, such as 256"),
     ("legr", {}, ["trials=2.5"], False, "a whole number is expected, such as 400"),
     ("legr", {}, ["compensation.ridge=none"], False, "a number is expected, such as 1e-06"),
     ("legr", {}, ["population=many"], False, "a whole number or none is expected"),
-    ("aacp", {}, ["fill=0"], False, "true or false is expected, such as True"),
+    ("cap", {}, ["accept=0"], False, "true or false or none is expected"),
     ("legr", {}, ["fitness=train"], False, "it has settings of its own; write fitness.NAME=value"),
     ("legr", {}, ["compensation=1"], False, "settings of its own, or is none; write compensation.NAME=value"),
     ("cc", {}, ["compensation.images=9"], True, "`compensation` of cc has none"),
-    ("cc", {}, ["gamma=11"], False, "must lie between 0 and 10"),
+    ("cc", {}, ["gamma=11"], True, "must lie between 0 and 10"),
 ])  # fmt: skip
 def test_what_does_not_go_is_said(name, given, settings, published, message):
     with pytest.raises(BudgetError, match=message):

@@ -10,7 +10,17 @@ TARGET = Target("fake", align=4)
 
 
 def legr(trials=12, **more):
-    return LeGR(**{"trials": trials, "fitness": QUICK, "population": 6, "samples": 3, "compensation": SMALL, **more})
+    return LeGR(**{"trials": trials, "fitness": QUICK, "population": 6, "compensation": SMALL, **more})
+
+
+class Unfilled(LeGR):
+    """Notches that a budget still allows stay away."""
+
+    fills = False
+
+
+def unfilled(trials=12, **more):
+    return Unfilled(**{"trials": trials, "fitness": QUICK, "population": 6, "compensation": SMALL, **more})
 
 
 def aacp(trials=12, **more):

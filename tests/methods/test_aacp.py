@@ -10,8 +10,9 @@ import torch
 import compressor
 from compressor import BudgetError, Target
 from compressor.methods import Problem
-from compressor.methods.aacp import _Vectors
+from compressor.methods import aacp as module
 from compressor.methods.losses.curves import curves_of
+from compressor.methods.searching.vectors import Vectors
 from compressor.methods.structures.affordable import Affordable
 from compressor.methods.structures.global_ranking import GlobalRanking
 from compressor.methods.structures.paths import give_back, steepest
@@ -34,7 +35,7 @@ def test_the_first_member_of_the_population_is_the_allocation_dead_channels_or_n
         own.blocks[0][1].bias[:2] = 0.0
     channels = compressor.analyze(compressor.trace(own, (torch.zeros(2, 1, 8, 8),)))
     asked = replace(problem, channels=channels)
-    options = options_of(asked, "eighths", frozenset(rankable(channels)[0]))
+    options = options_of(asked, "align", frozenset(rankable(channels)[0]))
     curves = curves_of(asked, asked.calibration, SMALL, 256)
     legal = {k: options[k] for k, group in enumerate(channels.groups) if group.name in curves}
     losses = {k: curves[channels.groups[k].name] for k in legal}
@@ -44,14 +45,15 @@ def test_the_first_member_of_the_population_is_the_allocation_dead_channels_or_n
     first = int(np.argmax(channels.costs.macs(path) <= limit))
     expected = give_back(path, first, lambda rows: channels.costs.macs(rows) <= limit)
     asked = replace(asked, limits={"macs": float(limit)})
-    assert channels.structure(aacp(1, steps="eighths").plan(asked)) == channels.structure_of(expected)
+    assert channels.structure(aacp(1).plan(asked)) == channels.structure_of(expected)
 
 
-def test_a_share_of_the_first_population_lies_around_the_allocations(problem, tmp_path):
+def test_a_share_of_the_first_population_lies_around_the_allocations(problem, tmp_path, monkeypatch):
     fine, found = replace(problem, target=replace(problem.target, align=1)), {}
     for near in (0.0, 0.5, 1.0):
         url = f"sqlite:///{tmp_path / f'{near}.db'}"
-        aacp(10, population=10, near=near).plan(replace(fine, storage=url))
+        monkeypatch.setattr(module, "_NEAR", near)
+        aacp(10, population=10).plan(replace(fine, storage=url))
         found[near] = np.array([trial.user_attrs[STRUCTURE]["widths"] for trial in study_of(url).trials])
     assert (found[0.5][:3] == found[1.0][:3]).all(), "the allocations come first"
     assert (found[0.5][5:] == found[0.0][5:]).all(), "the others are drawn"
@@ -73,8 +75,8 @@ def test_searching_beats_the_first_population_and_finds_what_the_study_says(stea
 def test_repair_takes_steps_one_by_one_until_it_suffices(problem):
     options = [tuple(range(1, g.size + 1)) for g in problem.channels.groups]
     affordable = Affordable(problem, options, 6)
-    vectors = _Vectors([g.name for g in problem.channels.groups], options, affordable, fill=False)
-    filling = _Vectors([g.name for g in problem.channels.groups], options, affordable, fill=True)
+    vectors = Vectors([g.name for g in problem.channels.groups], options, affordable, fill=False)
+    filling = Vectors([g.name for g in problem.channels.groups], options, affordable, fill=True)
     levels = np.array([len(own) - 1 for own in options])
     for seed in range(5):
         found = vectors.repaired(levels, np.random.default_rng(seed))
@@ -96,7 +98,7 @@ def test_repair_takes_steps_one_by_one_until_it_suffices(problem):
 
 def test_what_was_measured_too_slow_is_narrowed_in_the_order_of_the_allocation(problem):
     options = [tuple(range(1, g.size + 1)) if g.frozen is None else (g.size,) for g in problem.channels.groups]
-    vectors = _Vectors([g.name for g in problem.channels.groups], options, Affordable(problem, options, 6), fill=True)
+    vectors = Vectors([g.name for g in problem.channels.groups], options, Affordable(problem, options, 6), fill=True)
     random = np.random.default_rng(0)
     found = np.array([random.integers(1, own[-1] + 1) if len(own) > 1 else own[-1] for own in options])
     walk = GlobalRanking(problem.channels.groups, options).walk({g.name: random.normal(size=g.size) for g in problem.channels.free})

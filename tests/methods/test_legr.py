@@ -6,16 +6,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from compressor.methods.searching.genomes import LossRanking
 
+import compressor.methods.published.legr
 from compressor import Target
 from compressor.methods.losses.curves import curves_of
+from compressor.methods.searching.loss_ranking import LossRanking
 from compressor.methods.structures.affordable import Affordable
 from compressor.methods.structures.global_ranking import GlobalRanking
 from compressor.methods.structures.legal import widths
 from compressor.methods.structures.paths import steepest
-from compressor.methods.structures.steps import options_of
-from tests.methods.searches import SMALL, TARGET, legr, macs_of
+from tests.methods.searches import SMALL, TARGET, legr, macs_of, unfilled
 
 
 @pytest.fixture(scope="module")
@@ -23,22 +23,11 @@ def problem(problem):
     return replace(problem, target=TARGET)
 
 
-@pytest.mark.parametrize("steps", ["staircase", "eighths"])
-def test_a_walk_stops_on_the_steps_asked_for(problem, steps):
-    asked = replace(problem, target=Target("fake", align=1, options={"step": 8, "noise": 0.0}))
-    groups = asked.channels.groups
-    legal, fine = (options_of(asked, kind, frozenset(group.name for group in groups)) for kind in (steps, "align"))
-    assert any(len(few) < len(all_) for few, all_ in zip(legal, fine, strict=True))
-    found = dict(asked.channels.structure(legr(steps=steps).plan(asked)).widths)
-    assert all(found[group.name] in own for group, own in zip(groups, legal, strict=True))
-    assert any(found[group.name] < group.size for group in groups)
-
-
 def test_a_family_comes_from_one_search_and_its_members_are_nested(problem):
     full = float(problem.channels.costs_of(problem.channels.full).macs[0])
     shares = (0.8, 0.65, 0.5, 0.35)
     problems = [replace(problem, limits={"macs": share * full}) for share in shares]
-    plans = legr(fill=False).plans(problems)
+    plans = unfilled().plans(problems)
     kept = [dict(plan.kept) for plan in plans]
     for share, plan in zip(shares, plans, strict=True):
         costs = problem.costs(problem.channels.structure(plan))
@@ -46,7 +35,7 @@ def test_a_family_comes_from_one_search_and_its_members_are_nested(problem):
     for wide, narrow in itertools.pairwise(kept):  # by one ranking: what has gone stays away
         for name, units in wide.items():
             assert set(narrow[name]) <= set(units)
-    assert plans[-1] == legr(fill=False).plan(problems[-1]), "learnt at the tightest budget"
+    assert plans[-1] == unfilled().plan(problems[-1]), "learnt at the tightest budget"
 
 
 def test_a_filled_walk_leaves_nothing_that_still_fits(problem):
@@ -54,7 +43,7 @@ def test_a_filled_walk_leaves_nothing_that_still_fits(problem):
     for fill, share in itertools.product((False, True), (0.7, 0.8, 0.9, 1.0)):
         limits = {"macs": share * problem.limits["macs"]}
         coarse = replace(problem, target=replace(problem.target, align=8), limits=limits)
-        row = coarse.channels.widths([coarse.channels.structure(legr(1, population=1, samples=1, fill=fill).plan(coarse))])[0]
+        row = coarse.channels.widths([coarse.channels.structure((legr if fill else unfilled)(1, population=1).plan(coarse))])[0]
         wider = []
         for k, group in enumerate(groups):
             for width in [w for w in widths(group, 8) if w > row[k]][:1]:
@@ -119,17 +108,18 @@ def test_staircases_are_measured_where_latency_is_limited_and_only_there(problem
         return work()
 
     coarse = replace(problem, target=Target("fake", align=4, options={"step": 8, "noise": 0.0}), once=once)
-    legr(2, population=1, samples=1).plan(coarse)
+    legr(2, population=1).plan(coarse)
     assert not [name for name in measured if name.startswith("staircase")]
     limited = replace(coarse, limits={"latency": 0.8}, measure=lambda plan: SimpleNamespace(ratio=0.78))
-    structure = problem.channels.structure(legr(2, engines=8, population=1, samples=1).plan(limited))
+    structure = problem.channels.structure(legr(2, engines=8, population=1).plan(limited))
     assert [name for name in measured if name.startswith("staircase")]
     sizes = {group.name: group.size for group in problem.channels.groups}
     assert all(width % 8 == 0 or width in (4, sizes[name]) for name, width in structure.widths)
 
 
-def test_where_all_steps_lie_below_the_quota_multiples_above_it_are_walked(problem):
+def test_where_all_steps_lie_below_the_quota_multiples_above_it_are_walked(problem, monkeypatch):
+    monkeypatch.setattr(compressor.methods.published.legr, "_QUOTA", 0.5)
     group = max(problem.channels.free, key=lambda g: g.size)
-    method = legr(quota=0.5)
+    method = legr()
     assert method._above_quota(group, (4, group.size), 4) == tuple(w for w in range(4, group.size + 1, 4) if w >= group.size / 2)
     assert method._above_quota(group, (4, group.size - 4, group.size), 4) == (group.size - 4, group.size)

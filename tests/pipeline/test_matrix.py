@@ -17,7 +17,7 @@ CASES = {
     "cap": CaP(compensation=SMALL, probes=64, engines=6),
     "cc": CC(images=200, compensation=SMALL),
     "factorize": Factorize("spatial_svd", compensation=SMALL),
-    "legr": LeGR(6, QUICK, population=4, samples=2, engines=6, leaders=3, compensation=SMALL),
+    "legr": LeGR(6, QUICK, population=4, engines=6, leaders=3, compensation=SMALL),
     "aacp": AACP(6, QUICK, steps="align", population=4, engines=6, leaders=3, compensation=SMALL),
 }
 BUDGETS = {

@@ -6,24 +6,25 @@ import math
 import numpy as np
 import pytest
 
-from compressor import AACP, CC, BudgetError, CaP, Compensation, DataError, Factorize, FineTune, Fitness, LeGR, Magnitude
+from compressor import AACP, BudgetError, CaP, Compensation, DataError, Factorize, FineTune, Fitness, LeGR, Magnitude
+from compressor.methods.published.cc import PublishedCC
 
 
 @pytest.mark.parametrize(("settings", "message"), [
-    (lambda: CC(share="a"), r"CC\(share='a'\): a number is expected, such as 0.01"),
-    (lambda: CC(images=2.5), r"CC\(images=2.5\): a whole number is expected, such as 10000"),
-    (lambda: CC(gamma=math.nan), r"CC\(gamma=nan\): must lie between 0 and 10"),
-    (lambda: CaP(steps=True), "a whole number is expected"),
+    (lambda: PublishedCC(share="a"), r"PublishedCC\(share='a'\): a number is expected, such as 0.01"),
+    (lambda: PublishedCC(images=2.5), r"PublishedCC\(images=2.5\): a whole number is expected, such as 10000"),
+    (lambda: PublishedCC(gamma=math.nan), r"PublishedCC\(gamma=nan\): must lie between 0 and 10"),
+    (lambda: CaP(probes=True), "a whole number is expected"),
     (lambda: CaP(floor="high"), "a number or none is expected"),
-    (lambda: CaP(weights="heavy"), "known are best, plain, mixed, sensitivity"),
+    (lambda: CaP(space="all"), "known are channels, ranks, channels"),
     (lambda: Factorize(accept="yes"), "true or false or none is expected, such as None"),
     (lambda: Factorize(compensation=Fitness()), r"Compensation\(…\) or none is expected"),
     (lambda: Magnitude(7), "known are l1"),
     (lambda: LeGR(trials=0), r"LeGR\(trials=0\): must be at least 1"),
     (lambda: LeGR(fitness="none"), r"Fitness\(…\) is expected"),
     (lambda: LeGR(population=2.0), "a whole number or none is expected"),
-    (lambda: AACP(steps=None), "known are staircase, eighths, align"),
-    (lambda: AACP(near=None), "a number is expected, such as 0.5"),
+    (lambda: AACP(steps=None), "known are staircase, align"),
+    (lambda: AACP(population=None), "a whole number is expected, such as 10"),
 ])  # fmt: skip
 def test_a_method_says_what_is_wrong_with_a_setting(settings, message):
     with pytest.raises(BudgetError, match=message):
@@ -40,7 +41,7 @@ def test_and_so_do_the_settings_of_repairs(settings):
 
 
 def test_whatever_is_a_number_will_do_and_can_be_written():
-    settings = CC(images=np.int64(100), share=np.float32(0.5))
+    settings = PublishedCC(images=np.int64(100), share=np.float32(0.5))
     assert json.loads(json.dumps(settings.to_dict()))["images"] == 100
-    assert CC(images=np.int64(100), share=np.float32(0.5), gamma=1) == CC(images=100, share=0.5, gamma=1.0)
-    assert LeGR(steps=None, quota=0).population is None
+    assert PublishedCC(images=np.int64(100), share=np.float32(0.5), gamma=1) == PublishedCC(images=100, share=0.5, gamma=1.0)
+    assert LeGR(population=None).population is None

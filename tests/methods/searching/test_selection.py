@@ -1,7 +1,6 @@
 """What a search for a latency ends with: the best candidate that is measured to meet it, widened; else the best, narrowed."""
 
 from dataclasses import replace
-from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,7 +15,7 @@ from compressor.methods.structures.affordable import Affordable
 from compressor.methods.structures.paths import Widths
 from compressor.methods.structures.steps import options_of
 from compressor.search.study import STRUCTURE
-from tests.methods.searches import TARGET, aacp, legr, study_of
+from tests.methods.searches import TARGET, aacp, legr, study_of, unfilled
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +82,7 @@ def test_candidates_that_must_be_as_slow_as_one_that_was_measured_are_passed_ove
     assert measure(plan).ratio <= 0.6 * limit
 
 
-@pytest.mark.parametrize("method", [legr, partial(legr, fill=False), aacp], ids=["legr", "legr, nothing undone", "aacp"])
+@pytest.mark.parametrize("method", [legr, unfilled, aacp], ids=["legr", "legr, nothing undone", "aacp"])
 def test_a_candidate_that_leaves_some_of_the_latency_is_widened(problem, method):
     """Engines turn out to be faster than the model knows."""
     asked, full = [], float(problem.channels.costs_of(problem.channels.full).macs[0])
