@@ -10,7 +10,7 @@ TARGET = Target("fake", align=4)
 
 
 def legr(trials=12, **more):
-    return LeGR(**{"trials": trials, "fitness": QUICK, "population": 6, "compensation": SMALL, **more})
+    return LeGR(**{"trials": trials, "fitness": QUICK, "population": 8, "compensation": SMALL, **more})
 
 
 class Unfilled(LeGR):
@@ -20,7 +20,7 @@ class Unfilled(LeGR):
 
 
 def unfilled(trials=12, **more):
-    return Unfilled(**{"trials": trials, "fitness": QUICK, "population": 6, "compensation": SMALL, **more})
+    return Unfilled(**{"trials": trials, "fitness": QUICK, "population": 8, "compensation": SMALL, **more})
 
 
 def aacp(trials=12, **more):

@@ -302,7 +302,7 @@ def test_a_piece_is_the_layer_at_other_widths(problem):
     found = variants_of(channels, plan)
     assert found["blocks.0.3"] == Variant(20, 16, 20, ("svd", (5,)))
     assert found["blocks.1.0"] == Variant(16, 24, 10)
-    assert found["blocks.1.0"].plain == Variant(16, 24, 16)
+    assert found["blocks.0.3"].plain == Variant(20, 16, 20)
     graph = piece(channels, "blocks.0.3", found["blocks.0.3"])
     assert graph(torch.zeros(3, 20, 8, 8)).shape == (3, 16, 8, 8)
     assert sum(p.numel() for p in graph.parameters()) == 5 * (20 * 9 + 16)

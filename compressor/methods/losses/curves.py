@@ -24,7 +24,7 @@ def images_for_losses(problem: Problem) -> Calibration:
         DataError: There are none.
     """
     if problem.calibration is None:
-        raise DataError("losses of channels are those on images (no labels are needed): pass calibrate=… or train=…")
+        raise DataError("a ranking by loss needs images for its statistics (no labels): pass calibrate=… or train=…")
     return problem.calibration
 
 
