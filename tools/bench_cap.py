@@ -31,7 +31,9 @@ from compressor.cli.console import ConsoleProgress
 from compressor.data.images import Images, load_data, load_images
 from compressor.data.loading import load_callable
 from compressor.methods import CaP, Magnitude, Problem
+from compressor.methods.losses.allocation import POWERS, Allocation, Weighting
 from compressor.methods.magnitude import path_by_scores
+from compressor.methods.published.cap import PublishedCaP
 from compressor.methods.structures.paths import Widths, fitting
 from compressor.passes.fitting.compensate import Compensate
 from compressor.passes.fitting.losses import loss_curves
@@ -42,13 +44,11 @@ from compressor.values.files import load_weights, write_bytes
 
 PUBLISHED = Compensation.published()
 OWN = Compensation()
-FIXED = replace(OWN, choose_ridge=False)
+FIXED = replace(OWN, ridge=1e-6)
 LADDER = (  # (name, widths, weights, compensation): each adds one thing
     ("uniform widths, as published", "uniform", "plain", PUBLISHED),
     ("variances not rescaled", "uniform", "plain", replace(PUBLISHED, rescale=False)),
     ("widths by loss curves", "curves", "plain", replace(PUBLISHED, rescale=False)),
-    ("features of the narrowed network", "curves", "plain", replace(FIXED, layers="readers", shortcuts=False)),
-    ("shortcuts made up for", "curves", "plain", replace(FIXED, layers="readers")),
     ("all layers refitted", "curves", "plain", FIXED),
     ("weights by sensitivity", "curves", "sensitivity", FIXED),
     ("best of three weightings", "curves", "best", FIXED),
@@ -134,35 +134,37 @@ class Bench:
                     scores.setdefault(group.name, torch.arange(group.size, 0, -1).double().numpy())
                 plan = fitting(Widths(problem, scores), path_by_scores(problem, scores, "uniform"))
             else:
-                plan = CaP(weights=weights, compensation=compensation).allocate(problem, curves, used, spared)
+                allocation, method = Allocation(problem, curves, None), CaP(compensation=compensation)
+                order = [Weighting(weights)] if weights in POWERS else method.order(problem, allocation, used, spared)
+                plan = method.decided(problem, allocation, order)
             graph, found = self.narrowed(plan)
             graph = Compensate(self.channels, plan, self.calibration, replace(compensation, images=10**9))(graph).graph
             seconds = spent + time.monotonic() - begun
             options = {"option": name, "widths": widths, "weights": weights, **compensation.to_dict()}
-            del options["images"], options["recalibrate"]
+            del options["images"]
             self.add("cap", {**options, "norms": "left" if has_norms(graph) else "none"}, found, graph, seconds)
             if has_norms(graph):
                 more = self.recalibrated(graph)
                 self.add("cap", {**options, "norms": "recalibrated"}, found, graph, seconds + more)
 
-    def latency(self, ratio: float, streams: str) -> None:
+    def latency(self, ratio: float) -> None:
         """A budget in measured latency, as a user asks for it: nothing is trained."""
         begun = time.monotonic()
         with tempfile.TemporaryDirectory() as folder, ConsoleProgress() as progress:
             result = compressor.compress(
                 self.graph, self.example, validate=self.holdout, calibrate=self.images, test=self.test,
                 budget=compressor.Budget(latency=ratio), target=compressor.Target(align=self.args.align),
-                method=CaP(streams=streams, compensation=replace(OWN, images=self.args.calibrate)),
+                method=CaP(compensation=replace(OWN, images=self.args.calibrate)),
                 finetune=compressor.FineTune(epochs=0), out=Path(folder) / "run", progress=progress,
             )  # fmt: skip
         macs = float(self.channels.costs_of(self.channels.structure(result.plan)).macs[0]) / self.full
-        options = {"option": f"latency {ratio:g}, streams {streams}", "norms": "left", "gathers": len(result.plan.reads)}
+        options = {"option": f"latency {ratio:g}", "norms": "left"}
         self.add("cap", options, macs, result.graph, time.monotonic() - begun)
         target = {name: str(value) for name, value in result.compressed.target.items()}
         self.rows[-1].update(latency_ratio=round(result.latency_ratio, 4), target=target)
         self.write()
 
-    def whole(self, ratio: float, method: CaP, name: str) -> None:
+    def whole(self, ratio: float, method: CaP | PublishedCaP, name: str) -> None:
         """A method as a user calls it, from nothing."""
         begun = time.monotonic()
         problem = self.problem(ratio)
@@ -173,7 +175,7 @@ class Bench:
         graph, found = self.narrowed(plan)
         graph = Compensate(self.channels, plan, self.calibration, method.compensation)(graph).graph
         seconds = time.monotonic() - begun
-        options = {"option": name, "search": method.search, "floor": method.floor, "recollect": method.recollect}
+        options = {"option": name, "floor": method.floor}
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         self.add("cap", {**options, "norms": "left", "peak_memory_gb": round(peak, 2)}, found, graph, seconds)
 
@@ -181,9 +183,8 @@ class Bench:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_network_arguments(parser)
-    parser.add_argument("--floors", default="", help="also: bottom-up searches with these lowest accuracies, such as 0.9")
+    parser.add_argument("--floors", default="", help="also: networks of these lowest accuracies, such as 0.9")
     parser.add_argument("--latencies", default="", help="also: budgets in measured latency, shares of the original's")
-    parser.add_argument("--streams", default="group,gather", help="policies for residual streams that these try")
     parser.add_argument(
         "--whole", action="store_true", help="only the methods as a user calls them, from nothing, with peak memory"
     )
@@ -208,11 +209,9 @@ def main() -> None:
     for text in filter(None, args.floors.split(",")):
         floor = float(text)
         bench.whole(1.0, CaP.published(floor), f"published search, floor {floor}")
-        own = replace(OWN, images=1000)
-        bench.whole(1.0, CaP(floor=floor, compensation=own), f"statistics collected anew, floor {floor}")
+        bench.whole(1.0, CaP(floor=floor), f"walk to the floor {floor}")
     for text in filter(None, args.latencies.split(",")):
-        for streams in args.streams.split(","):
-            bench.latency(float(text), streams)
+        bench.latency(float(text))
     print(table(bench.rows))
 
 

@@ -38,9 +38,11 @@ from compressor.cli.console import ConsoleProgress
 from compressor.data.images import load_data, load_images, unaugmented
 from compressor.data.loading import load_callable
 from compressor.errors import BudgetError
-from compressor.methods import CC, Factorize, Problem, cc
+from compressor.methods import CC, Factorize, Problem
 from compressor.methods.layers.plans import UnitPlans
 from compressor.methods.layers.units import Layer, removal_path
+from compressor.methods.published import cc as published
+from compressor.methods.published.cc import PublishedCC
 from compressor.passes.fitting.settings import Compensation
 from compressor.passes.layers.product import take_state
 from compressor.passes.statistics.calibration import Calibration
@@ -52,12 +54,14 @@ from compressor.training.gradients import squared_gradients
 from compressor.values.files import load_tensors, load_weights, read_json, save_tensors, write_bytes, write_json
 from compressor.values.plan import Plan, digest_of
 
+Compared = CC | PublishedCC | Factorize
+
 
 @dataclass(frozen=True)
 class Row:
     """What is compared: a method, and how its network is repaired before any training."""
 
-    method: Callable[[], CC | Factorize]
+    method: Callable[[], Compared]
     compensation: Compensation | None = None
 
 
@@ -77,27 +81,14 @@ class Goal:
 
 RATE = 0.003  # of a network without norms
 PUBLISHED = CC.published()
-OWN = CC(information="fisher", compensation=None)
 CLOSED = Compensation()
 ROWS = {
     "SVD only": Row(lambda: Factorize("svd", "energy", compensation=None)),
     "Tucker-2 only": Row(lambda: Factorize("tucker2", "energy", compensation=None)),
     "spatial SVD only": Row(lambda: Factorize("spatial_svd", "energy", compensation=None)),
     "CC as published": Row(lambda: PUBLISHED),
-    "published, producers narrowed, no gathers": Row(lambda: replace(PUBLISHED, gathers="none")),
-    "published, Fisher": Row(lambda: replace(PUBLISHED, information="fisher")),
-    "published, allocation by curves": Row(lambda: replace(PUBLISHED, allocation="curves")),
-    "Fisher, curves, producers narrowed": Row(lambda: OWN),
-    "channels only": Row(lambda: replace(OWN, units="channels", gathers="all")),
-    "ranks only": Row(lambda: replace(OWN, units="ranks")),
-    "Fisher, curves, producers narrowed, compensated": Row(lambda: OWN, CLOSED),
     "CC as published, compensated": Row(lambda: PUBLISHED, CLOSED),
-    "channels only, compensated": Row(lambda: replace(OWN, units="channels", gathers="all"), CLOSED),
-    "ranks only, compensated": Row(lambda: replace(OWN, units="ranks"), CLOSED),
-    "SVD only, on real features": Row(
-        lambda: Factorize("svd", "energy", compensation=None),
-        Compensation("original", shortcuts=False, layers="readers", recalibrate=True),
-    ),
+    "SVD only, on real features": Row(lambda: Factorize("svd", "energy", compensation=None), Compensation("original")),
     "SVD only, compensated": Row(lambda: Factorize("svd", "energy", compensation=None), CLOSED),
     "features: channels only": Row(lambda: CC("channels"), CLOSED),
     "features: ranks only": Row(lambda: CC("ranks"), CLOSED),
@@ -151,7 +142,7 @@ class Bench:
         self.spent += found["took_s"]
         return found
 
-    def plan(self, method: CC | Factorize, goal: Goal) -> Plan:
+    def plan(self, method: Compared, goal: Goal) -> Plan:
         limits = {"macs": goal.share * self.full[0]} if goal.driver == "macs" else {"latency": goal.share}
         with Comparison(self.graph, self.target, 0) as comparison:
             problem = Problem(
@@ -192,25 +183,25 @@ class Bench:
         print(line(result), flush=True)
         write_bytes(self.results, (json.dumps([*self.rows(), result], indent=1) + "\n").encode())
 
-    def gradients(self, graph, batches, images: int, fisher: bool, progress) -> dict[str, torch.Tensor]:
+    def gradients(self, graph, batches, images: int, progress) -> dict[str, torch.Tensor]:
         """As CC computes them, kept for the rows that follow; the time they took counts in each."""
-        file = self.work / f"squares-{'fisher' if fisher else 'mean'}-{images}.safetensors"
+        file = self.work / f"squares-mean-{images}.safetensors"
 
         def work() -> dict:
-            save_tensors(file, squared_gradients(graph, batches, images, fisher, progress))
+            save_tensors(file, squared_gradients(graph, batches, images, progress))
             return {}
 
         self.once(file.stem, work)
         return load_tensors(file)
 
-    def decided(self, name: str, method: CC | Factorize, goal: Goal) -> tuple[Plan, float]:
+    def decided(self, name: str, method: Compared, goal: Goal) -> tuple[Plan, float]:
         """The plan, and how long it took to find, the shared scores among it."""
         file, clock = (self.file(f"{name} {goal}{end}", ".json") for end in ("", " seconds"))
         settings = [method.to_dict(), self.args.calibrate, self.args.gradient_images, self.args.align]
         known = read_json(clock) if clock.exists() else {}
         if known.get("digest") != digest_of(settings):
             self.spent, self.made, begun = 0.0, 0.0, time.monotonic()
-            if isinstance(method, CC):
+            if isinstance(method, PublishedCC):
                 method = replace(method, images=self.args.gradient_images)
             plan = self.plan(method, goal)
             write_bytes(file, plan.to_json().encode())
@@ -273,7 +264,7 @@ def scores(results: Path) -> None:
 
     torch.manual_seed(0)
     graph = compressor.trace(torchvision.models.resnet50().eval(), (torch.zeros(1, 3, 224, 224),))
-    plans = UnitPlans(compressor.analyze(graph), gathers=True)
+    plans = UnitPlans(compressor.analyze(graph))
     rows: list[dict] = []
     for name, reason in plans.layers.items():
         if reason is None:
@@ -332,7 +323,7 @@ def main() -> None:
         scores(args.results)
         return
     bench = Bench(args)
-    cc.squared_gradients = bench.gradients  # type: ignore[attr-defined]  # the same for all rows of a network
+    published.squared_gradients = bench.gradients  # type: ignore[attr-defined]  # the same for all rows of a network
     if args.remeasure:
         bench.remeasure()
     goals = [

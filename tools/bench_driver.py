@@ -32,6 +32,7 @@ import benching
 import compressor
 from compressor.cli.console import ConsoleProgress
 from compressor.methods import CaP, Problem
+from compressor.methods.losses.allocation import Allocation, Weighting
 from compressor.methods.losses.curves import curves_of
 from compressor.methods.structures.legal import widths
 from compressor.passes.criteria import CRITERIA, Scoring
@@ -132,13 +133,16 @@ def main() -> None:
         model = train_latency_model(problem.channels, legal, bench.target, args.engines, progress=problem.progress)
         print(f"latency model: {time.monotonic() - begun:.0f} s", flush=True)
         used, spared = bench.calibration.after(SPARED), bench.calibration.first(SPARED)
-        method = CaP(weights="plain" if args.network == "resnet50" else "best", space=args.space)
+        method = CaP(space=args.space)
         for driver in ("macs", "latency"):
             name = f"{args.network}-{args.latency:g}-{args.space}-{args.align}-{driver}"
             kept, clock = args.work / f"{name}.json", args.work / f"{name}-seconds.json"
             if not clock.exists():  # else a run that was killed had decided
                 begun = time.monotonic()
-                plan = method.allocate(problem, curves, used, spared, model if driver == "latency" else None)
+                allocation = Allocation(problem, curves, model if driver == "latency" else None)
+                random = args.network == "resnet50"  # weights: there is nothing that outputs could be near to
+                order = [Weighting("plain")] if random else method.order(problem, allocation, used, spared)
+                plan = method.decided(problem, allocation, order)
                 args.work.mkdir(parents=True, exist_ok=True)
                 write_bytes(kept, plan.to_json().encode())
                 write_json(clock, {"seconds": time.monotonic() - begun})

@@ -29,10 +29,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 import cifar_resnet
-from compressor.methods.searching.genomes import NormRanking
 
 import compressor
 from compressor.methods import AACP, LeGR, Problem
+from compressor.methods.published.legr import NormRanking
 from compressor.methods.structures.global_ranking import GlobalRanking
 from compressor.methods.structures.legal import widths
 from compressor.passes.fitting.settings import Compensation
@@ -70,7 +70,7 @@ def resident_mb() -> float:
 def rankings(problem: Problem, count: int) -> dict[str, float]:
     """Rankings per minute, and those of the walk with costs at each step."""
     groups = problem.channels.groups
-    genome = NormRanking(problem, "sum")
+    genome = NormRanking(problem)
     options = [widths(group, 1) if group.name in genome.groups else (group.size,) for group in groups]
     ranking, limit = GlobalRanking(groups, options), problem.limits["macs"]
     random = np.random.default_rng(0)
@@ -148,7 +148,7 @@ def main() -> None:
         ("AACP, as published", problem, AACP.published, {"trials": args.trials, "fitness": few}),
         ("LeGR()", problem, partial(LeGR, **own), {"trials": args.own_trials, "fitness": small}),
         ("AACP()", problem, partial(AACP, steps="align", **own), {"trials": args.own_trials, "fitness": small}),
-        ("LeGR(), latency", faster, partial(LeGR, steps="align", **own), {"trials": args.own_trials, "fitness": small}),
+        ("LeGR(), latency", faster, partial(LeGR, **own), {"trials": args.own_trials, "fitness": small}),
         ("AACP(), latency", faster, partial(AACP, steps="align", **own), {"trials": args.own_trials, "fitness": small}),
     ):
         trial = search(asked, make(_USUAL))["judging_s"]

@@ -37,6 +37,7 @@ import compressor
 from compressor.cli.console import ConsoleProgress
 from compressor.data.images import load_data
 from compressor.methods import AACP, CaP, LeGR, Magnitude, Method, Problem
+from compressor.methods.published.legr import PublishedLeGR
 from compressor.methods.searching.trials import images_of
 from compressor.passes.fitting.settings import Compensation
 from compressor.passes.layers.product import take_state
@@ -66,11 +67,9 @@ def methods(trials: int) -> dict[str, Callable[[], Method]]:
         "TPE": lambda: replace(rival, sampler="tpe"),
         "CMA-ES": lambda: replace(rival, sampler="cmaes"),
         "LeGR, as published": lambda: LeGR.published(trials),
-        "LeGR, as published, mean of tied": lambda: replace(LeGR.published(trials), aggregate="mean"),
         "LeGR, as published, recalibrated": lambda: replace(LeGR.published(trials), fitness=Fitness("recalibrate")),
         "LeGR, as published, 10 steps of training": lambda: LeGR.published(trials, steps=10),
         "LeGR, compensated": lambda: LeGR(trials, CLOSED),
-        "LeGR, multiples, compensated": lambda: LeGR(trials, CLOSED, steps="align"),
         "LeGR, compensated, original's features": lambda: LeGR(trials, replace(CLOSED, features="original")),
         "LeGR, compensated, channels and ranks": lambda: LeGR(trials, CLOSED, space="channels+ranks"),
         "AACP, as published": lambda: AACP.published(trials),
@@ -82,10 +81,10 @@ def methods(trials: int) -> dict[str, Callable[[], Method]]:
 
 
 FAMILY = (0.8, 0.65, 0.5, 0.35)  # of the MACs
-FAMILIES: dict[str, Callable[[], LeGR]] = {
+FAMILIES: dict[str, Callable[[], PublishedLeGR]] = {
     "LeGR, as published, 120 trials": lambda: LeGR.published(120),
     "LeGR, compensated, 4 trials": lambda: LeGR(
-        4, replace(CLOSED, holdout=500, images=250), probes=64, population=2, samples=1, compensation=Compensation(images=1000)
+        4, replace(CLOSED, holdout=500, images=250), probes=64, population=2, compensation=Compensation(images=1000)
     ),
 }
 

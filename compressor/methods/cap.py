@@ -121,9 +121,9 @@ class CaP:
             return self._to_floor(problem, Allocation(problem, curves, None), used, spared)
         latency = self._latency(problem)
         allocation = Allocation(problem, curves, latency)
-        order, current = self._order(problem, allocation, used, spared), True
+        order, current = self.order(problem, allocation, used, spared), True
         while True:  # every round, at least one layer more is left plain, or the weightings are compared without those
-            plan = self._decided(problem, allocation, order)
+            plan = self.decided(problem, allocation, order)
             slow = refused(problem, plan, self.accept)
             if current and not slow:
                 return plan
@@ -132,11 +132,11 @@ class CaP:
                 curves = {name: own for name, own in curves.items() if name not in plain}
                 allocation = Allocation(problem, curves, latency)
             else:
-                order = self._order(problem, allocation, used, spared)
+                order = self.order(problem, allocation, used, spared)
             current = not slow
 
     @staticmethod
-    def _decided(problem: Problem, allocation: Allocation, order: Sequence[Weighting]) -> Plan:
+    def decided(problem: Problem, allocation: Allocation, order: Sequence[Weighting]) -> Plan:
         """The plan of the first weighting by which the budget is met, as measured."""
         for choice in order:
             problem.progress.stage(str(choice))
@@ -147,7 +147,7 @@ class CaP:
                 last = error
         raise last
 
-    def _order(self, problem: Problem, allocation: Allocation, used: Calibration, spared: Calibration) -> list[Weighting]:
+    def order(self, problem: Problem, allocation: Allocation, used: Calibration, spared: Calibration) -> list[Weighting]:
         """Weightings, the one whose network is nearest to the original first; those that cannot meet the budget are left out."""
         nearness = Nearness(problem, self.compensation, used, spared)
         distances: dict[Weighting, float] = {}
@@ -175,7 +175,7 @@ class CaP:
         judge = Judge(problem.channels, fitness, problem.validate, used, seed=problem.seed)
         whole = float(problem.channels.costs_of(problem.channels.full).macs[0])
         halved = replace(problem, limits={"macs": _BEGINNING * whole, **problem.limits})
-        weighting = self._order(halved, Allocation(halved, allocation.curves, None), used, spared)[0]
+        weighting = self.order(halved, Allocation(halved, allocation.curves, None), used, spared)[0]
         path = allocation.path(weighting)
 
         def accuracy(position: int) -> float:

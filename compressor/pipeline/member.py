@@ -157,7 +157,7 @@ class Member:
                 found = Compensate(given.channels, self._plan, images, settings, given.seed).run(graph)
                 graph, repairs = found.graph, found.repairs
             graph = FactorizeConv(factors)(graph).graph
-            if images is not None and norms_of(graph) and (settings is None or settings.recalibrate):
+            if images is not None and norms_of(graph) and settings is None:
                 given.progress.stage(self._step("recalibrate batch norms"))
                 pairs = [(batch[0], batch[0]) for batch in images.batches]
                 recalibrate(graph, pairs, len(pairs), given.progress)

@@ -178,7 +178,7 @@ class Judge:
             return graph, 0
         seen = self._calibration.images
         if repair == "compensate" and self.fitness.features == "narrowed":
-            settings = replace(_CLOSED, features="narrowed", shortcuts=True, layers="all", images=seen)
+            settings = replace(_CLOSED, features="narrowed", images=seen)
             return Compensate(self._channels, plan, self._calibration, settings, self._seed, self._original).run(graph).graph, seen
         if repair == "compensate":
             fitted = set()
@@ -234,7 +234,7 @@ def samples(
         return holdout, list(itertools.islice(_endless(train), fitness.steps))
 
 
-_CLOSED = Compensation("original", shortcuts=False, layers="readers", ridge=1e-4, choose_ridge=False, positions=12)
+_CLOSED = Compensation("original", ridge=1e-4, positions=12)
 
 
 def _endless(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterable[tuple[Tensor, Tensor]]:

@@ -93,10 +93,10 @@ class Compensate:
         settings, result = self._settings, quiet_deepcopy(gm)
         jobs = jobs_of(self._channels, masks, result, self._plan)
         first = next((k for k, job in enumerate(jobs) if job.changes), len(jobs))  # in front of it all is as it was
-        jobs = [job for job in jobs[first:] if job.changes or settings.layers == "all"]
+        jobs = [job for job in jobs[first:] if job.changes or settings.side_by_side]
         own = (self._channels, result, jobs, self._calibration.first(settings.images), settings, self._seed)
         with full_float32(), eval_mode(self._channels.graph), eval_mode(result):
-            repairs = fit_on_original(*own) if settings.features == "original" else fit_side_by_side(*own, self._original)
+            repairs = fit_side_by_side(*own, self._original) if settings.side_by_side else fit_on_original(*own)
         result.recompile()
         worst = max((r.after for r in repairs), default=0.0)
         logger.info("Compensate: %d layers fitted, %.3f of a layer's variance is lost at worst", len(repairs), worst)

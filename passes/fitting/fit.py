@@ -191,7 +191,7 @@ def solve_on_statistics(statistics: Statistics, matrix: Tensor, columns: Tensor,
         facts = Facts.of_layer(part.mean, part.covariance, weights, nothing)
         here = (columns[0] >= part.columns.start) & (columns[0] < part.columns.stop)  # several parts: one block
         kept = columns[:, here] - part.columns.start
-        solutions.append(solve(facts.kept(kept), chosen(weights, kept), nothing, settings.ridge, settings.rescale))
+        solutions.append(solve(facts.kept(kept), chosen(weights, kept), nothing, settings.ridges[0], settings.rescale))
         bias = bias + solutions[-1].bias
         variance += float(facts.target_variance.sum())
     before, after = (sum(float(getattr(s, name).sum()) for s in solutions) / max(variance, 1e-300) for name in ("before", "after"))
@@ -256,7 +256,7 @@ class Samples:
         self._wanted = tuple(own[job.rows] for own in affine(graph, norm, job.whole.outputs))
         self._scale, self._shift = affine(own.graph, norm, len(job.rows))
         self._sure = self._scale.abs() > _NEGLIGIBLE * self._scale.abs().max()
-        self._shortcut = shortcut if settings.shortcuts and shortcut is not None and own.has(shortcut) else None
+        self._shortcut = shortcut if shortcut is not None and own.has(shortcut) else None
 
     def facts(self, columns: slice | Tensor, rest: Tensor | None = None) -> list[tuple[Facts, int]]:
         """Of every second image, and of the others, with the number of samples of each.

@@ -8,7 +8,7 @@ from compressor.errors import DataError
 from compressor.values.settings import check
 
 _RANGES = {"ridge": (0, math.inf), "images": (8, math.inf), "positions": (1, math.inf), "memory_mb": (1, math.inf)}
-_RIDGES = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 1e6)  # the last leaves the weights as they are and fits the bias alone
+_RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 1e6)  # the last leaves the weights as they are and fits the bias alone
 
 
 @dataclass(frozen=True)
@@ -16,15 +16,13 @@ class Compensation:
     """Settings of compensation.
 
     Attributes:
-        features: Whose features the layers are fitted on: `narrowed` (those of the network as repaired so far, towards
-            the original's outputs) or `original` (as published).
-        shortcuts: Whether a layer in front of an addition also makes up for what the shortcut has lost (`narrowed` only).
-        layers: `all`, or only the `readers` of what was removed.
-        rescale: Scale each output to the original's variance (as the released code of CaP does).
-        ridge: Share of the mean variance that is added to the diagonal, pulling towards the weights that are there.
-        choose_ridge: Whether the ridge is the one of several, from `ridge` up, whose fit on half of the images has the least error
-            on the other half (`narrowed` only): with few samples for many inputs the plain closed form fits noise.
-        recalibrate: Whether batch norms are re-estimated afterwards.
+        features: Whose features the layers are fitted on. `narrowed`: those of the network as repaired so far, towards the
+            original's outputs; every layer behind the first change, in front of an addition also for what the shortcut has
+            lost. `original`, as published: statistics of the original network, and only the layers that lost inputs.
+        rescale: Scale each output to the original's variance, as the released code of CaP does.
+        ridge: Share of the mean variance that is added to the diagonal, pulling towards the weights that are there. None: of
+            several, the one whose fit on half of the images has the least error on the other half (by `original` the least of
+            them): with few samples for many inputs the plain closed form fits noise.
         images: How many calibration images are read at most.
         positions: Of each image, sampled per layer.
         memory_mb: For activations before they go to files; matrices get half as much again.
@@ -34,12 +32,8 @@ class Compensation:
     """
 
     features: Literal["narrowed", "original"] = "narrowed"
-    shortcuts: bool = True
-    layers: Literal["all", "readers"] = "all"
     rescale: bool = False
-    ridge: float = 1e-6
-    choose_ridge: bool = True
-    recalibrate: bool = False
+    ridge: float | None = None
     images: int = 2000
     positions: int = 24
     memory_mb: int = 2048
@@ -51,12 +45,19 @@ class Compensation:
     @classmethod
     def published(cls, images: int = 2000, positions: int = 24) -> "Compensation":
         """As in the released code: statistics of the original network, only layers that lost inputs, variances kept."""
-        return cls("original", shortcuts=False, layers="readers", rescale=True, images=images, positions=positions)
+        return cls("original", rescale=True, images=images, positions=positions)
+
+    @property
+    def side_by_side(self) -> bool:
+        """Whether layers are fitted beside the original as it runs, and not on its statistics."""
+        return self.features == "narrowed"
 
     @property
     def ridges(self) -> tuple[float, ...]:
-        """Those that are tried, where the best is chosen."""
-        return (self.ridge, *(ridge for ridge in _RIDGES if self.choose_ridge and ridge > self.ridge))
+        """Those that are tried, the least first."""
+        if self.ridge is not None:
+            return (self.ridge,)
+        return _RIDGES if self.side_by_side else _RIDGES[:1]
 
     def to_dict(self) -> dict[str, object]:
         """The settings as plain data."""

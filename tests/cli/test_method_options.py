@@ -53,7 +53,7 @@ def test_options_and_settings_reach_their_fields():
     ("legr", {}, ["fitness.step=1"], False, "`fitness` of legr has repair, objective"),
     ("legr", {}, ["probes=much"], False, "a whole number is expected, such as 256"),
     ("legr", {}, ["trials=2.5"], False, "a whole number is expected, such as 400"),
-    ("legr", {}, ["compensation.ridge=none"], False, "a number is expected, such as 1e-06"),
+    ("legr", {}, ["compensation.ridge=much"], False, "a number or none is expected"),
     ("legr", {}, ["population=many"], False, "a whole number or none is expected"),
     ("cap", {}, ["accept=0"], False, "true or false or none is expected"),
     ("legr", {}, ["fitness=train"], False, "it has settings of its own; write fitness.NAME=value"),

@@ -81,7 +81,7 @@ def test_the_curve_predicts_what_compensation_leaves(problem):
     group = next(g for g in problem.channels.free if g.name == "blocks.0.0")
     ranking = curves[group.name].ranking
     plan = compressor.Plan.keep({group.name: ranking.order[:10].tolist()})
-    settings = replace(SMALL, features="original", layers="readers", shortcuts=False)
+    settings = replace(SMALL, features="original")
     graph = compressor.apply(plan, problem.channels.graph, channels=problem.channels).eval()
     repair = Compensate(problem.channels, plan, problem.calibration, settings).run(graph).repairs[0]
     assert ranking.loss[10] / ranking.loss[0] == pytest.approx(repair.after, rel=1e-3)

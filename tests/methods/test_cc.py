@@ -122,7 +122,7 @@ def test_by_features_redundant_channels_and_redundant_rank_go_and_nothing_is_los
         channels, {"macs": 0.465 * costs}, Target("fake", align=1), None, None, 0,
         calibration=Calibration.read([(images,)], graph, 120),
     )  # fmt: skip
-    settings = Compensation(images=90, positions=40, ridge=1e-9, choose_ridge=False)
+    settings = Compensation(images=90, positions=40, ridge=1e-9)
     plan = CC(compensation=settings).plan(problem)
     assert plan.factors == (Factorization("4", "svd", (6,)),)
     ((group, kept),) = plan.kept

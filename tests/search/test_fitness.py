@@ -77,7 +77,7 @@ def test_the_same_candidate_is_worth_the_same_and_the_original_stays_as_it_is(ca
 def test_a_candidate_compensated_layer_after_layer_is_the_network_that_the_pass_gives(case):
     channels, plan, calibration, holdout, _ = case
     judge = Judge(channels, Fitness("compensate"), holdout, calibration)
-    settings = Compensation(ridge=1e-4, choose_ridge=False, positions=12)
+    settings = Compensation(ridge=1e-4, positions=12)
     for own in (channels.plan(0.7), plan):
         small = compressor.apply(own, channels.graph, channels=channels).eval()
         graph = Compensate(channels, own, calibration.first(500), settings)(small).graph
@@ -147,7 +147,7 @@ def test_a_network_of_one_batch_size_is_judged_on_whole_batches(case, repair):
     judged = samples(Fitness(repair, holdout=70), batches, None, 0, whole=True)[0]
     worth = Judge(channels, Fitness(repair, holdout=70, images=100), judged, calibration)(channels.plan(0.5))
     assert worth.images == 100 + (0 if repair == "none" else 100)
-    assert set(squared_gradients(graph, batches, 70, True)) == {name for name, _ in graph.named_parameters()}
+    assert set(squared_gradients(graph, batches, 70)) == {name for name, _ in graph.named_parameters()}
 
 
 def test_networks_that_ask_for_no_gradients_are_trained_all_the_same(case):

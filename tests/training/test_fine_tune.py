@@ -146,7 +146,7 @@ def test_settings_out_of_range_are_refused(options):
 @pytest.mark.parametrize("y", [torch.tensor([0, 1, 9]), torch.tensor([0, -1, 1])])
 def test_labels_that_are_no_classes_are_named(y):
     model, batches = Residual(), [(torch.randn(3, 3, 8, 8), y)]
-    for look in (evaluate, lambda *given: train(*given, FineTune(epochs=1)), lambda *given: squared_gradients(*given, 3, True)):
+    for look in (evaluate, lambda *given: train(*given, FineTune(epochs=1)), lambda *given: squared_gradients(*given, 3)):
         with pytest.raises(DataError, match=f"batch 0: labels go from {int(y.min())} to {int(y.max())}, but the model tells"):
             look(model, batches)
 

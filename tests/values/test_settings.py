@@ -33,7 +33,7 @@ def test_a_method_says_what_is_wrong_with_a_setting(settings, message):
 
 @pytest.mark.parametrize("settings", [
     lambda: Fitness(holdout="all"), lambda: Fitness(images=7), lambda: FineTune(epochs=0.5), lambda: FineTune(momentum=2),
-    lambda: Compensation(shortcuts=1), lambda: Compensation(ridge=None), lambda: Compensation(layers="some"),
+    lambda: Compensation(rescale=1), lambda: Compensation(ridge="small"), lambda: Compensation(features="some"),
 ])  # fmt: skip
 def test_and_so_do_the_settings_of_repairs(settings):
     with pytest.raises(DataError, match=r"is expected|must|known are"):

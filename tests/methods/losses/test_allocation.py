@@ -57,11 +57,11 @@ def test_where_a_weighting_cannot_meet_the_budget_the_next_is_tried(both):
     free = {group.name for group in problem.channels.groups if group.name in curves and "svd" not in group.name}
     allocation = Allocation(tight, {name: own for name, own in curves.items() if name not in free}, None)
     with pytest.raises(BudgetError):
-        CaP._decided(tight, allocation, [Weighting("plain")])
+        CaP.decided(tight, allocation, [Weighting("plain")])
     allocation = Allocation(tight, curves, None)
     without = Weighting("plain", None)
     allocation._paths[without] = allocation.path(without)[:2]  # a walk that stops far above the budget
-    plan = CaP._decided(tight, allocation, [without, Weighting("plain")])
+    plan = CaP.decided(tight, allocation, [without, Weighting("plain")])
     assert macs(tight, plan) <= tight.limits["macs"]
 
 

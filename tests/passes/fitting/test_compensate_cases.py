@@ -79,7 +79,7 @@ def test_a_norm_behind_two_layers_is_not_given_the_bias_of_one():
     assert {reader.norm for reader in readers_of(channels).values()} == {None}
     x = torch.randn(32, 3, 8, 8)
     plan = compressor.Plan.keep({"stem": [0, 1, 2, 3, 6]})
-    small, found = repaired(graph, channels, plan, x, Compensation(positions=10**6, layers="readers"))
+    small, found = repaired(graph, channels, plan, x, Compensation(positions=10**6))
     assert error(graph, found.graph, x) < error(graph, small, x)
     assert torch.equal(found.graph.get_submodule("norm").running_mean, small.get_submodule("norm").running_mean)
 
@@ -119,7 +119,7 @@ def test_linear_layers_over_tokens_are_fitted_on_every_token(sequence_first):
     graph, channels = prepared(Tokens(sequence_first), 1, 4, 6)
     x = torch.randn(64, 4, 6)
     plan = compressor.Plan.keep({"first": [0, 2, 3, 5, 8, 9]})
-    small, found = repaired(graph, channels, plan, x, Compensation(positions=10**6, layers="readers"))
+    small, found = repaired(graph, channels, plan, x, Compensation(positions=10**6))
     assert [(repair.layer, repair.samples) for repair in found.repairs] == [("second", 256)]
     assert error(graph, found.graph, x) < error(graph, small, x)
 
@@ -157,7 +157,7 @@ def test_few_samples_for_many_inputs_do_not_fit_noise():
     x, other = torch.randn(250, 3, 8, 8), torch.randn(500, 3, 8, 8)
     errors = {}
     for choose in (False, True):
-        _, found = repaired(graph, channels, plan, x, Compensation(choose_ridge=choose, layers="readers"))
+        _, found = repaired(graph, channels, plan, x, Compensation(ridge=None if choose else 1e-6))
         errors[choose] = error(graph, found.graph, other)
     (repair,) = found.repairs
     assert errors[True] < 0.5 * errors[False]

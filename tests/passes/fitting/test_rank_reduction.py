@@ -73,7 +73,7 @@ def test_compensation_fits_the_layer_that_the_factorization_writes(features, for
     narrowed = realised(Plan.keep(kept, channels.digest), channels)
     factored = [factors(narrowed, layer, form, {"svd": 0.25, "cp": 0.2}.get(form, 0.6)) for layer in "ab"]
     plan = Plan.keep(kept, channels.digest, factors=factored)
-    settings = Compensation(features, layers="readers", images=192, choose_ridge=False)
+    settings = Compensation(features, ridge=1e-6, images=192)
     found = Compensate(channels, plan, images(), settings).run(narrowed)
     built = FactorizeConv(plan.factors)(found.graph).graph
     blind = realised(plan, channels)
@@ -89,7 +89,7 @@ def test_a_layer_that_is_only_factorized_is_fitted_too():
     graph = residual()
     channels = compressor.analyze(graph)
     plan = Plan.keep({}, channels.digest, factors=[factors(graph, "b", "svd", 0.3)])
-    found = Compensate(channels, plan, images(), Compensation("original", layers="readers", images=192)).run(graph)
+    found = Compensate(channels, plan, images(), Compensation("original", images=192)).run(graph)
     (repair,) = found.repairs
     assert repair.layer == "b"
     assert 0 < repair.after < 0.5
