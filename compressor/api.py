@@ -10,11 +10,11 @@ from torch import Tensor, fx, nn
 from compressor.data.batches import Batches
 from compressor.errors import DataError, PlanError
 from compressor.methods import Magnitude, Method
-from compressor.passes.channels.analyze import ChannelGraph, analyze
+from compressor.passes.channels.analyze import analysis_of, analyze
 from compressor.passes.layers.product import take_state
 from compressor.passes.tracing.trace import is_traced, trace
+from compressor.passes.transforms.apply_plan import applied
 from compressor.passes.transforms.narrow_module import narrow_module
-from compressor.passes.transforms.realise import realisation
 from compressor.pipeline.compression import Compression
 from compressor.runs.result import Result
 from compressor.runtime.measuring.measure import export_checked, measure
@@ -33,7 +33,6 @@ def apply(
     plan: Plan,
     graph: nn.Module,
     example_inputs: Sequence[Tensor] | None = None,
-    channels: ChannelGraph | None = None,
 ) -> nn.Module:
     """Apply a plan.
 
@@ -43,14 +42,12 @@ def apply(
             it is narrowed *in place* and returned, which works wherever no constant in its `forward`
             would need editing.
         example_inputs: Needed for an original model, as for `trace`.
-        channels: The analysis of `graph`, if it is at hand; saves making it anew.
 
     Raises:
         PlanError: The plan does not fit; or the model's `forward` holds sizes of its own (they are named).
-        PassError: The analysis is one of another graph.
     """
     if is_traced(graph):
-        return realisation(plan, channels)(cast(fx.GraphModule, graph)).graph
+        return applied(plan, analysis_of(cast(fx.GraphModule, graph)))
     if plan.factors:
         raise PlanError(
             f"the plan factorizes {len(plan.factors)} layers, which makes a new graph: pass compressor.trace(model, inputs)"
@@ -175,7 +172,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     inputs = [
         torch.zeros(shape, dtype=getattr(torch, dtype)) for shape, dtype in cast(list[tuple[list[int], str]], config["inputs"])
     ]
-    graph = realisation(Plan.load(folder / "plan.json"), weights=False)(trace(model, inputs)).graph
+    graph = applied(Plan.load(folder / "plan.json"), analyze(trace(model, inputs)), weights=False)
     take_state(graph, load_tensors(folder / "weights.safetensors"))
     return graph.eval()
 

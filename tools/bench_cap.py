@@ -98,7 +98,7 @@ class Bench:
         write_bytes(path, as_json(merged(path, self.rows) if partial(self.args) else self.rows))
 
     def narrowed(self, plan):
-        graph = compressor.apply(plan, self.graph, channels=self.channels).eval()
+        graph = compressor.apply(plan, self.graph).eval()
         ratio = float(self.channels.costs(self.channels.widths([self.channels.structure(plan)])).macs[0]) / self.full
         return graph, ratio
 

@@ -226,7 +226,7 @@ class Bench:
             plan = Plan.load(file)
             macs, _ = self.costs(self.channels.structure(plan))
             if round(macs / self.full[0], 4) == row["macs_ratio"]:
-                graphs[f"{name} {goal}"] = compressor.apply(plan, self.graph, channels=self.channels).eval()
+                graphs[f"{name} {goal}"] = compressor.apply(plan, self.graph).eval()
             else:
                 print(f"the plan left of {name} at {goal} has {macs / self.full[0]:.4f} of the MACs: not its network")
         times = benching.timed_together(graphs, self.target)

@@ -147,7 +147,7 @@ def main() -> None:
                 write_bytes(kept, plan.to_json().encode())
                 write_json(clock, {"seconds": time.monotonic() - begun})
             plan, seconds = Plan.load(kept), read_json(clock)["seconds"]
-            graphs[driver] = compressor.apply(plan, bench.graph, channels=bench.channels).eval()
+            graphs[driver] = compressor.apply(plan, bench.graph).eval()
             row = {
                 "network": args.network, "method": method.name, "driver": driver,
                 "options": {"asked": args.latency, "space": args.space, "align": args.align, "engines": args.engines},

@@ -209,7 +209,7 @@ class Bench:
                 print(f"no plan is left of {row['method']}, {row['driver']} {row['options']['asked']:g}")
                 continue
             chosen[folder.name] = row
-            graphs[folder.name] = compressor.apply(Plan.load(folder / "plan.json"), self.graph, channels=self.channels).eval()
+            graphs[folder.name] = compressor.apply(Plan.load(folder / "plan.json"), self.graph).eval()
         for name, found in benching.timed_together(graphs, self.target).items():
             if name in chosen:
                 print(f"{name}: {chosen[name]['latency_ratio']} -> {found['latency_ratio']} {found['latency_ratios']}", flush=True)

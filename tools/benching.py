@@ -44,7 +44,7 @@ def channels_last(graph: GraphModule) -> GraphModule:
 
 def measured_in(comparison: Comparison, channels: ChannelGraph, plan: Plan) -> Trial:
     """A plan's network, built and timed beside the original."""
-    found, original = comparison.measure(compressor.apply(plan, channels.graph, channels=channels))
+    found, original = comparison.measure(compressor.apply(plan, channels.graph))
     return Trial(channels.structure(plan), found, original)
 
 

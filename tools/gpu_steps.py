@@ -391,7 +391,7 @@ def compensation(arguments):
         network = quiet_deepcopy(graph).to(device)
         channels = compressor.analyze(network)
         plan = channels.plan(0.5)
-        small = compressor.apply(plan, network, channels=channels)
+        small = compressor.apply(plan, network)
         calibration = Calibration(tuple((batch,) for batch in images.split(16)))
         begun = time.monotonic()
         found = Compensate(channels, plan, calibration, Compensation(positions=8)).run(small).graph.eval()

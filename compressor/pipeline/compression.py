@@ -20,7 +20,7 @@ from compressor.passes.channels.readers import biases_added
 from compressor.passes.fitting.settings import Compensation
 from compressor.passes.statistics.calibration import Calibration
 from compressor.passes.tracing.trace import INPUTS, outputs_of, trace
-from compressor.passes.transforms.realise import realised
+from compressor.passes.transforms.apply_plan import applied
 from compressor.pipeline.member import Given, Member, choices_of
 from compressor.report import write_report
 from compressor.runs.folder import Run
@@ -246,7 +246,7 @@ class Compression:
         with Comparison(self._original, given.target, given.seed) as comparison:
 
             def trial(plan: Plan) -> Trial:
-                found, original = comparison.measure(realised(plan, self._channels))
+                found, original = comparison.measure(applied(plan, self._channels))
                 return Trial(self._channels.structure(plan), found, original)
 
             yield _Gauge(trial, given.target.fingerprint(), None)

@@ -28,7 +28,7 @@ from compressor.passes.channels.analyze import ChannelGraph, analyze
 from compressor.passes.statistics.calibration import Calibration
 from compressor.passes.tracing.portable import Portable, assembled, portable
 from compressor.passes.tracing.trace import on_cpu
-from compressor.passes.transforms.realise import realised
+from compressor.passes.transforms.apply_plan import applied
 from compressor.runtime.latency_model.model import Observation
 from compressor.runtime.latency_model.training import observe
 from compressor.runtime.measuring.measure import Comparison
@@ -161,7 +161,7 @@ class _Device:
     def trial(self, plan: str) -> Trial:
         own = Plan.from_json(plan)
         with Comparison(self._channels.graph, self._target, self._seed) as comparison:
-            found, original = comparison.measure(realised(own, self._channels))
+            found, original = comparison.measure(applied(own, self._channels))
         return Trial(self._channels.structure(own), found, original)
 
     def observe(self, structures: Sequence[Structure], anchor_ms: float | None) -> list[Observation]:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +23,9 @@ from compressor.values.plan import Plan, Structure, digest_of
 
 logger = logging.getLogger(__name__)
 
+_MADE: "weakref.WeakValueDictionary[int, ChannelGraph]" = weakref.WeakValueDictionary()
+"""Analyses that somebody holds, by the identity of their graph, which they keep alive."""
+
 
 def analyze(graph: fx.GraphModule, lossy: bool = True) -> "ChannelGraph":
     """Find the channel groups of a traced graph.
@@ -37,9 +41,22 @@ def analyze(graph: fx.GraphModule, lossy: bool = True) -> "ChannelGraph":
         PassError: `graph` is not a traced graph.
     """
     found = walk(graph)
-    channels = ChannelGraph(graph, found, make_groups(found.labeler, lossy))
+    channels = ChannelGraph(graph, found, make_groups(found.labeler, lossy), digest_of_graph(graph))
     logger.info("analyze: %d groups, %d of them free", len(channels.groups), len(channels.free))
+    _MADE[id(graph)] = channels
     return channels
+
+
+def analysis_of(graph: fx.GraphModule) -> "ChannelGraph":
+    """The analysis that was last made of a graph, while somebody holds it and the graph is as it was; else a new one.
+
+    Raises:
+        PassError: `graph` is not a traced graph.
+    """
+    found = _MADE.get(id(graph))
+    if found is not None and found.graph is graph and found.digest == digest_of_graph(graph):
+        return found
+    return analyze(graph)
 
 
 def digest_of_graph(graph: fx.GraphModule) -> str:
@@ -57,11 +74,13 @@ class ChannelGraph:
         graph: The graph that was analysed.
         walk: The labels of its values.
         grouping: From labels to groups.
+        digest: Of the architecture; see `digest_of_graph`.
     """
 
     graph: fx.GraphModule
     walk: Walk
     grouping: Grouping
+    digest: str
 
     @property
     def groups(self) -> tuple[ChannelGroup, ...]:
@@ -77,11 +96,6 @@ class ChannelGraph:
     def unknown(self) -> tuple[str, ...]:
         """Ops without a rule, as `op at node`; whatever they touch is frozen."""
         return self.walk.unknown
-
-    @cached_property
-    def digest(self) -> str:
-        """Digest of the architecture; see `digest_of_graph`."""
-        return digest_of_graph(self.graph)
 
     @cached_property
     def costs(self) -> CostModel:

@@ -149,7 +149,7 @@ class RankedChannels(ChannelGraph):
             if 1 <= largest < full:
                 cells = (tuple(range(full)),)
                 axes.append(RankAxis(f"{name}:svd:0", full, (name,), (name,), None, cells, 1, (), 1, name, largest))
-        return cls(channels.graph, channels.walk, channels.grouping, tuple(axes))
+        return cls(channels.graph, channels.walk, channels.grouping, channels.digest, tuple(axes))
 
     @property
     def groups(self) -> tuple[ChannelGroup, ...]:
@@ -164,7 +164,7 @@ class RankedChannels(ChannelGraph):
     @cached_property
     def plain(self) -> ChannelGraph:
         """The channel groups alone."""
-        return ChannelGraph(self.graph, self.walk, self.grouping)
+        return ChannelGraph(self.graph, self.walk, self.grouping, self.digest)
 
     @cached_property
     def costs(self) -> RankedCosts:

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, fx, nn
 
 from compressor.errors import PlanError
-from compressor.passes.channels.analyze import analyze
 from compressor.passes.tracing.trace import DYNAMIC, example_inputs_of, outputs_of
 from compressor.passes.transforms.fit_modules import fit
 from compressor.passes.transforms.remove_channels import RemoveChannels
@@ -29,7 +28,7 @@ def narrow_module(plan: Plan, model: nn.Module, traced: fx.GraphModule) -> nn.Mo
     Raises:
         PlanError: The plan does not fit, or `forward` does not work with the new sizes; it is said where.
     """
-    narrowed = RemoveChannels(plan, analyze(traced))(traced).graph
+    narrowed = RemoveChannels(plan)(traced).graph
     edited = _edited(traced, narrowed)
     if edited:
         raise PlanError(

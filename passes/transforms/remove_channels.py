@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from compressor.errors import PassError
-from compressor.passes.channels.analyze import ChannelGraph, analyze
+from compressor.passes.channels.analyze import ChannelGraph, analysis_of
 from compressor.passes.channels.readers import inputs_read, kept_channels, readers_of
 from compressor.passes.labels.labeler import IntArray, Slot
 from compressor.passes.labels.rules import EDITS, Change, key_of
@@ -37,7 +37,7 @@ class RemoveChannels:
 
     Args:
         plan: What stays.
-        channels: The analysis of the graph it will be called on; made anew where it is left out.
+        channels: The analysis of the graph it will be called on; the one at hand, or a new one, where it is left out.
     """
 
     def __init__(self, plan: Plan, channels: ChannelGraph | None = None) -> None:
@@ -51,7 +51,7 @@ class RemoveChannels:
             PlanError: The plan does not fit the graph.
             PassError: The analysis given was made of another graph.
         """
-        channels = analyze(gm) if self._channels is None else self._channels
+        channels = analysis_of(gm) if self._channels is None else self._channels
         if channels.graph is not gm:
             raise PassError("this analysis was made of another graph; analyze the one that is to be changed")
         masks = channels.kept_masks(self._plan)

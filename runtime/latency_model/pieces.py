@@ -19,7 +19,7 @@ from compressor.passes.channels.analyze import ChannelGraph, analyze
 from compressor.passes.channels.layer_costs import Layer
 from compressor.passes.layers.product import Conv
 from compressor.passes.tracing.trace import trace
-from compressor.passes.transforms.realise import realised
+from compressor.passes.transforms.apply_plan import applied
 from compressor.runtime.measuring.measure import measure
 from compressor.runtime.timing.protocol import Protocol
 from compressor.values.plan import Factorization, Plan
@@ -200,7 +200,7 @@ def pieces(channels: ChannelGraph, layer: str, variants: Sequence[Variant]) -> l
             plain[variant.plain] = analyze(trace(nn.Sequential(module).eval(), (torch.zeros(shape),)))
         factors = [Factorization("0", *variant.factorization)] if variant.factorization else []
         reads = {"0": range(variant.reads)} if variant.reads < variant.inputs else {}
-        graphs.append(realised(Plan.keep({}, reads=reads, factors=factors), plain[variant.plain]))
+        graphs.append(applied(Plan.keep({}, reads=reads, factors=factors), plain[variant.plain]))
     return graphs
 
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from compressor.errors import BackendError
 from compressor.passes.channels.analyze import ChannelGraph
-from compressor.passes.transforms.realise import realised
+from compressor.passes.transforms.apply_plan import applied
 from compressor.runtime.latency_model.blocks import blocks_of, times_by_block
 from compressor.runtime.latency_model.model import LatencyModel, Observation
 from compressor.runtime.measuring.measure import Comparison
@@ -104,7 +104,7 @@ def observe(
             built = f"{channels.digest}:{structure.digest}"
             known = kept.get(built, fingerprint, PROTOCOL)
             if known is None:
-                graph = realised(plan_of(channels, structure), channels)
+                graph = applied(plan_of(channels, structure), channels)
                 try:
                     found, reference, layers = comparison.examine(graph)
                 except BackendError as error:

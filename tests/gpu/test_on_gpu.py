@@ -36,7 +36,7 @@ def test_removed_equals_masked_and_the_export_equals_pytorch_there(model, tmp_pa
     graph = compressor.trace(model.cuda(), (torch.randn(1, 3, 8, 8),))
     channels = compressor.analyze(graph)
     plan = channels.plan(0.5)
-    small = compressor.apply(plan, graph, channels=channels)
+    small = compressor.apply(plan, graph)
     assert verify_removal(channels, plan, small).relative_error < 1e-4
     assert export_checked(small, tmp_path / "small.onnx") < 1e-4
 
@@ -48,7 +48,7 @@ def test_compensation_there_gives_the_weights_of_the_cpu(model):
     for device in ("cpu", "cuda"):
         channels = compressor.analyze(compressor.trace(model.to(device), (torch.randn(1, 3, 8, 8),)))
         plan = channels.plan(0.5)
-        small = compressor.apply(plan, channels.graph, channels=channels)
+        small = compressor.apply(plan, channels.graph)
         found[device] = Compensate(channels, plan, Calibration(batches), Compensation(images=64)).run(small).graph.cpu()
     with torch.no_grad():
         x = torch.randn(8, 3, 8, 8)

@@ -38,7 +38,7 @@ def problem(net, digits):
 
 
 def repaired(problem, plan, settings=SMALL):
-    graph = compressor.apply(plan, problem.channels.graph, channels=problem.channels).eval()
+    graph = compressor.apply(plan, problem.channels.graph).eval()
     return Compensate(problem.channels, plan, problem.calibration, settings).run(graph).graph
 
 
@@ -56,7 +56,7 @@ def test_the_budget_holds_and_beats_the_plain_criterion(problem, weights):
     costs = problem.costs(problem.channels.structure(plan))
     assert 0.9 * problem.limits["macs"] < costs["macs"] <= problem.limits["macs"]
     plain = compressor.Magnitude("l1", "global").plan(problem)
-    bare = compressor.apply(plain, problem.channels.graph, channels=problem.channels).eval()
+    bare = compressor.apply(plain, problem.channels.graph).eval()
     assert share(problem, repaired(problem, plan)) > share(problem, bare) + 0.1
     assert share(problem, problem.channels.graph) > 0.95
 
@@ -82,7 +82,7 @@ def test_the_curve_predicts_what_compensation_leaves(problem):
     ranking = curves[group.name].ranking
     plan = compressor.Plan.keep({group.name: ranking.order[:10].tolist()})
     settings = replace(SMALL, features="original")
-    graph = compressor.apply(plan, problem.channels.graph, channels=problem.channels).eval()
+    graph = compressor.apply(plan, problem.channels.graph).eval()
     repair = Compensate(problem.channels, plan, problem.calibration, settings).run(graph).repairs[0]
     assert ranking.loss[10] / ranking.loss[0] == pytest.approx(repair.after, rel=1e-3)
 

@@ -19,8 +19,8 @@ from compressor.passes.channels.layer_costs import macs_by_layer
 from compressor.passes.fitting.compensate import Compensate
 from compressor.passes.fitting.losses import rankable
 from compressor.passes.statistics.calibration import Calibration
+from compressor.passes.transforms.apply_plan import applied
 from compressor.passes.transforms.factorize_conv import FactorizeConv
-from compressor.passes.transforms.realise import realised
 from compressor.passes.transforms.remove_channels import RemoveChannels
 from compressor.passes.transforms.verify import verify_removal
 from compressor.runtime.latency_model.pieces import Variant, choices, piece, variants_of
@@ -49,11 +49,11 @@ def test_the_published_plan_meets_the_budget_closely_and_is_what_is_built(proble
     assert 0.52 < share_of(problem, plan) <= 0.6
     assert bool(plan.reads) <= (units != "ranks")
     assert not plan.factors or units != "channels"
-    built = realised(plan, problem.channels)
+    built = applied(plan, problem.channels)
     found = compressor.analyze(built)
     assert found.costs_of(found.full).macs[0] == problem.costs(problem.channels.structure(plan))["macs"]
     dense = Plan.keep(dict(plan.kept), plan.model, dict(plan.reads))
-    assert verify_removal(problem.channels, dense, realised(dense, problem.channels)).relative_error < 1e-5
+    assert verify_removal(problem.channels, dense, applied(dense, problem.channels)).relative_error < 1e-5
 
 
 @pytest.mark.parametrize("units", ["both", "channels", "ranks"])
@@ -63,7 +63,7 @@ def test_by_features_the_budget_is_met_closely_and_what_is_built_costs_that(prob
     assert 0.5 < share_of(problem, plan) <= 0.6
     assert bool(plan.kept) == (units != "ranks")
     assert bool(plan.factors) == (units != "channels")
-    built = realised(plan, problem.channels)
+    built = applied(plan, problem.channels)
     found = compressor.analyze(built)
     assert found.costs_of(found.full).macs[0] == problem.costs(problem.channels.structure(plan))["macs"]
     if units == "channels":
@@ -81,7 +81,7 @@ def test_channels_and_ranks_by_loss_curves_under_other_settings(problem, case):
         with Comparison(problem.channels.graph, target, 0) as comparison:
 
             def measured_of(plan):
-                found, original = comparison.measure(realised(plan, problem.channels))
+                found, original = comparison.measure(applied(plan, problem.channels))
                 return Trial(problem.channels.structure(plan), found, original)
 
             plan = method.plan(replace(asked, measure=measured_of))
@@ -175,7 +175,7 @@ def test_ranks_are_counted_on_what_is_left_of_the_layer(problem):
     states = {"blocks.0.3": State(tuple(range(12)), 8, 0.0, 1), "blocks.0.0": State(whole, 14, 0.0, 1)}
     plan = UnitPlans(channels).plan(states)
     assert plan.factors == (Factorization("blocks.0.3", "svd", (8,)),)  # 14 of the 12 outputs that are left saves nothing
-    realised(plan, channels)
+    applied(plan, channels)
     aligned = UnitPlans(channels, align=4).plan({"blocks.0.0": State(whole, 9, 0.0, 1)})
     assert aligned.factors == (Factorization("blocks.0.0", "svd", (12,)),)
 

@@ -13,7 +13,7 @@ from compressor import BudgetError, Factorize, Target
 from compressor.methods import Problem
 from compressor.methods.structures.paths import AIM
 from compressor.passes.layers.forms import FORMS
-from compressor.passes.transforms.realise import realised
+from compressor.passes.transforms.apply_plan import applied
 from compressor.runtime.latency_model.pieces import rank_edges
 from compressor.runtime.measuring.measure import Comparison
 from compressor.values.plan import Factorization, Plan
@@ -33,7 +33,7 @@ def test_the_budget_is_met_by_factorization_alone(problem, form, choice):
     assert {one.form for one in plan.factors} == {form}
     assert not plan.kept
     assert 0.55 < share_of(problem, plan) <= 0.7
-    found = compressor.analyze(realised(plan, problem.channels))
+    found = compressor.analyze(applied(plan, problem.channels))
     assert found.costs_of(found.full).macs[0] == problem.costs(problem.channels.structure(plan))["macs"]
 
 
@@ -43,7 +43,7 @@ def test_a_looser_budget_leaves_more_of_the_energy(problem):
     with torch.no_grad():
         expected = problem.channels.graph(x)
         for share in (0.9, 0.7, 0.5):
-            built = realised(Factorize("svd").plan(limited(problem, share)), problem.channels)
+            built = applied(Factorize("svd").plan(limited(problem, share)), problem.channels)
             errors.append(float((built(x) - expected).norm() / expected.norm()))
     assert errors == sorted(errors)
     assert errors[-1] > errors[0] > 0
@@ -124,7 +124,7 @@ def test_what_is_slower_as_a_sequence_does_not_keep_a_latency_from_being_met():
     with Comparison(graph, target, 0) as comparison:
 
         def measure(plan):
-            found, original = comparison.measure(realised(plan, channels))
+            found, original = comparison.measure(applied(plan, channels))
             return SimpleNamespace(ratio=found.ratio_to(original))
 
         large = measure(Plan.keep({}, channels.digest, factors=[Factorization("large", "svd", (128,))])).ratio

@@ -33,7 +33,7 @@ def case(net, digits):  # noqa: F811
 def test_without_a_repair_it_is_the_pruned_networks_own(case):
     channels, plan, _, holdout, _ = case
     worth = Judge(channels, Fitness("none", holdout=10**6), holdout, None)(plan)
-    graph = compressor.apply(plan, channels.graph, channels=channels).eval()
+    graph = compressor.apply(plan, channels.graph).eval()
     assert worth.accuracy == pytest.approx(evaluate(graph, holdout).percent)
     with torch.no_grad():
         loss = sum(float(F.cross_entropy(graph(x), y, reduction="sum")) for x, y in holdout) / sum(len(y) for _, y in holdout)
@@ -44,7 +44,7 @@ def test_without_a_repair_it_is_the_pruned_networks_own(case):
 def test_recalibration_is_that_of_the_whole_product(case):
     channels, plan, calibration, holdout, _ = case
     worth = Judge(channels, Fitness("recalibrate", holdout=10**6), holdout, calibration)(plan)
-    graph = compressor.apply(plan, channels.graph, channels=channels).eval()
+    graph = compressor.apply(plan, channels.graph).eval()
     recalibrate(graph, [(b[0], b[0]) for b in calibration.batches])
     assert worth.accuracy == pytest.approx(evaluate(graph, holdout).percent, abs=0.3)  # another memory layout, other roundings
     assert worth.images == 900
@@ -79,7 +79,7 @@ def test_a_candidate_compensated_layer_after_layer_is_the_network_that_the_pass_
     judge = Judge(channels, Fitness("compensate"), holdout, calibration)
     settings = Compensation(ridge=1e-4, positions=12)
     for own in (channels.plan(0.7), plan):
-        small = compressor.apply(own, channels.graph, channels=channels).eval()
+        small = compressor.apply(own, channels.graph).eval()
         graph = Compensate(channels, own, calibration.first(500), settings)(small).graph
         with torch.no_grad():
             loss = sum(float(F.cross_entropy(graph(x), y, reduction="sum")) for x, y in holdout) / sum(len(y) for _, y in holdout)

@@ -99,7 +99,7 @@ def test_macs_alone_are_those_of_all_costs_and_these_are_those_of_the_built_netw
     assert (channels.costs.macs(rows) == costs.macs).all()
     scores = {group.name: random.random(group.size) for group in channels.free}
     plan = Widths(Problem(channels, {}, Target("fake"), None, None, 0), scores).plan(rows[0])
-    graph = compressor.apply(plan, channels.graph, channels=channels)
+    graph = compressor.apply(plan, channels.graph)
     assert costs.params[0] == sum(p.numel() for p in graph.parameters())
     assert costs.memory_bytes[0] == sum(t.numel() * t.element_size() for t in [*graph.parameters(), *graph.buffers()])
 

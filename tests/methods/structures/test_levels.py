@@ -6,7 +6,7 @@ import pytest
 
 from compressor import BudgetError
 from compressor.methods.structures.levels import least_within
-from compressor.passes.transforms.realise import realised
+from compressor.passes.transforms.apply_plan import applied
 from compressor.runtime.measuring.measure import Comparison
 from compressor.values.plan import Plan
 from compressor.values.trial import Trial
@@ -46,7 +46,7 @@ def test_a_latency_is_that_of_the_built_network(problem):
     with Comparison(problem.channels.graph, problem.target, 0) as comparison:
 
         def measure(plan):
-            found, original = comparison.measure(realised(plan, problem.channels))
+            found, original = comparison.measure(applied(plan, problem.channels))
             return Trial(problem.channels.structure(plan), found, original)
 
         asked = replace(problem, limits={"latency": 0.6}, measure=measure)

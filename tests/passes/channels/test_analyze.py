@@ -1,11 +1,14 @@
 """analyze: groups, plans and slices."""
 
+import gc
+
 import pytest
 import torch
 from torch import nn
 
 import compressor
 from compressor import Plan, PlanError
+from compressor.passes.channels.analyze import analysis_of
 from tests.networks import Residual, randomize
 
 X = (torch.randn(2, 3, 8, 8),)
@@ -109,3 +112,19 @@ def test_costs_of_many_structures_are_those_of_the_built_networks(channels):
 def test_a_graph_that_was_not_traced_is_refused():
     with pytest.raises(compressor.PassError, match="trace the model first"):
         compressor.analyze(torch.fx.symbolic_trace(Residual()))
+
+
+def test_the_analysis_at_hand_is_used_while_the_graph_is_as_it_was():
+    graph = compressor.trace(Residual(), (torch.zeros(1, 3, 8, 8),))
+    channels = compressor.analyze(graph, lossy=False)
+    assert analysis_of(graph) is channels
+    (relu,) = [node for node in graph.graph.nodes if "relu" in node.name][:1]
+    relu.replace_all_uses_with(relu.args[0])
+    graph.graph.erase_node(relu)
+    graph.recompile()
+    changed = analysis_of(graph)
+    assert changed is not channels
+    assert changed.digest != channels.digest
+    del changed
+    gc.collect()
+    assert analysis_of(graph) is not channels, "what nobody holds is gone, and nothing old comes back"

@@ -235,7 +235,7 @@ def check_random(program, seed):
     assert compressor.Plan.from_json(plan.to_json()) == plan
     assert channels.nearest({name: len(indices) for name, indices in kept.items()}) == channels.structure(plan)
     small = check_plan(model, inputs, channels, plan)
-    again = compressor.apply(plan, channels.graph, channels=channels)
+    again = compressor.apply(plan, channels.graph)
     with torch.no_grad():
         for tensor in again.state_dict().values():
             tensor.zero_()
@@ -264,5 +264,5 @@ def test_any_legal_plan_of_many_more_networks_removes_what_it_masks(program, see
 def test_every_construct_of_these_networks_is_pruned(name):
     model = randomize(Random([("conv", 3), (name, 1), ("conv", 2)]))
     channels = compressor.analyze(compressor.trace(model, (torch.randn(2, 3, SIDE, SIDE),)))
-    small = compressor.apply(channels.plan(0.5), channels.graph, channels=channels)
+    small = compressor.apply(channels.plan(0.5), channels.graph)
     assert sum(p.numel() for p in small.parameters()) < 0.7 * sum(p.numel() for p in channels.graph.parameters())

@@ -14,7 +14,7 @@ from compressor.passes.channels.rank_axes import RankAxis, RankedChannels, axes_
 from compressor.passes.fitting.rank_losses import rank_curves
 from compressor.passes.fitting.settings import Compensation as Settings
 from compressor.passes.statistics.calibration import Calibration
-from compressor.passes.transforms.realise import realised
+from compressor.passes.transforms.apply_plan import applied
 from compressor.runtime.latency_model.blocks import blocks_of, widths_in
 from compressor.runtime.latency_model.model import LatencyModel
 from compressor.runtime.latency_model.training import observe, plan_of, spread
@@ -58,7 +58,7 @@ def test_costs_of_rows_are_those_of_the_networks_that_are_built(ranked):
     kinds = set()
     for k, row in enumerate(rows):
         structure = ranked.structure_of(row)
-        built = compressor.analyze(realised(plan_of(ranked.plain, structure), ranked.plain))
+        built = compressor.analyze(applied(plan_of(ranked.plain, structure), ranked.plain))
         own = built.costs_of(built.full)
         assert (costs.macs[k], costs.params[k], costs.memory_bytes[k]) == (own.macs[0], own.params[0], own.memory_bytes[0])
         assert ranked.costs_of(structure).macs[0] == own.macs[0]
@@ -152,7 +152,7 @@ def test_searches_over_channels_and_ranks_meet_the_budget(problem, method):  # n
     plan = method.plan(replace(problem, limits={"macs": 0.5 * full}))
     assert plan.kept or plan.factors
     assert 0.3 < share_of(problem, plan) <= 0.5  # eighths are coarse
-    built = compressor.analyze(realised(plan, problem.channels))
+    built = compressor.analyze(applied(plan, problem.channels))
     assert built.costs_of(built.full).macs[0] == problem.costs(problem.channels.structure(plan))["macs"]
     assert method.plan(replace(problem, limits={"macs": 0.5 * full})) == plan
 

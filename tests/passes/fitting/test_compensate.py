@@ -45,7 +45,7 @@ def prepared(model, size=8):
 
 
 def narrowed(graph, channels, plan):
-    return compressor.apply(plan, graph, channels=channels).eval()
+    return compressor.apply(plan, graph).eval()
 
 
 class Plain(nn.Module):
@@ -312,7 +312,7 @@ def test_features_that_are_not_finite_are_refused_and_modes_and_hooks_are_as_the
     state = digest_of_tensors(graph.state_dict())
     for settings in SETTINGS.values():
         with pytest.raises(DataError, match=r"batch 0 .*NaN or infinity at the input of `conv"):
-            Compensate(channels, plan, calibration(), settings).run(compressor.apply(plan, graph, channels=channels))
+            Compensate(channels, plan, calibration(), settings).run(compressor.apply(plan, graph))
     assert {name: module.training for name, module in graph.named_modules()} == modes
     assert {name: len(m._forward_hooks) + len(m._forward_pre_hooks) for name, m in graph.named_modules()} == hooks
     assert digest_of_tensors(graph.state_dict()) == state

@@ -27,7 +27,7 @@ def prepared(model, *shape):
 
 
 def repaired(graph, channels, plan, x, settings=SETTINGS):
-    small = compressor.apply(plan, graph, channels=channels).eval()
+    small = compressor.apply(plan, graph).eval()
     return small, Compensate(channels, plan, Calibration(((x,),)), settings).run(small)
 
 
@@ -142,7 +142,7 @@ def test_a_fixed_batch_is_used_whole():
     assert [len(batch[0]) for batch in found.batches] == [16] * 4
     assert [len(batch[0]) for batch in (*found.first(20).batches, *found.after(20).batches)] == [16] * 4
     plan = compressor.Plan.keep({"a": [0, 1, 2, 5]})
-    small = compressor.apply(plan, graph, channels=channels).eval()
+    small = compressor.apply(plan, graph).eval()
     assert Compensate(channels, plan, found, SETTINGS).run(small).repairs[0].after < 1
 
 
@@ -168,7 +168,7 @@ def test_few_samples_for_many_inputs_do_not_fit_noise():
 def test_a_graph_that_the_plan_did_not_make_is_refused():
     graph, channels = prepared(Residual(8, 12), 1, 3, 8, 8)
     plan, other = channels.plan(0.5, seed=0), channels.plan(0.25, seed=0)
-    wrong = compressor.apply(other, graph, channels=channels)
+    wrong = compressor.apply(other, graph)
     with pytest.raises(PassError, match="not the original network narrowed by this plan"):
         Compensate(channels, plan, Calibration(((torch.randn(16, 3, 8, 8),),))).run(wrong)
 

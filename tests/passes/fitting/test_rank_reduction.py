@@ -10,8 +10,8 @@ from compressor.passes.fitting.rank_reduction import energies, reduced
 from compressor.passes.fitting.settings import Compensation
 from compressor.passes.layers.forms import FORMS, Sizes, compose
 from compressor.passes.statistics.calibration import Calibration
+from compressor.passes.transforms.apply_plan import applied
 from compressor.passes.transforms.factorize_conv import FactorizeConv
-from compressor.passes.transforms.realise import realised
 from compressor.values.plan import Factorization, Plan
 from tests.passes.transforms.test_factorize_conv import factors, residual
 
@@ -70,13 +70,13 @@ def test_compensation_fits_the_layer_that_the_factorization_writes(features, for
     graph = residual()
     channels = compressor.analyze(graph)
     kept = dict(channels.plan(0.25).kept)
-    narrowed = realised(Plan.keep(kept, channels.digest), channels)
+    narrowed = applied(Plan.keep(kept, channels.digest), channels)
     factored = [factors(narrowed, layer, form, {"svd": 0.25, "cp": 0.2}.get(form, 0.6)) for layer in "ab"]
     plan = Plan.keep(kept, channels.digest, factors=factored)
     settings = Compensation(features, ridge=1e-6, images=192)
     found = Compensate(channels, plan, images(), settings).run(narrowed)
     built = FactorizeConv(plan.factors)(found.graph).graph
-    blind = realised(plan, channels)
+    blind = applied(plan, channels)
     x = torch.cat([batch[0] for batch in images().batches])
     with torch.no_grad():
         whole, kept = graph(x), found.graph(x)

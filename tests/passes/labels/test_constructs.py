@@ -21,7 +21,7 @@ X2 = (2, 3, 8, 8)
 def test_removed_equals_masked_and_exports(name, tmp_path):
     model = randomize(NETS[name]())
     channels = check_effective(model, (torch.randn(X2),))
-    small = compressor.apply(channels.plan(0.5, seed=3), channels.graph, channels=channels)
+    small = compressor.apply(channels.plan(0.5, seed=3), channels.graph)
     compressor.export(small, tmp_path / "small.onnx")
     assert check_onnx(tmp_path / "small.onnx", small) <= PARITY["fp32"]
 
@@ -81,7 +81,7 @@ def test_outputs_of_any_structure_keep_their_shapes(kind):
 
     model = randomize(Model())
     channels = check_effective(model, (torch.randn(X2),))
-    small = compressor.apply(channels.plan(0.5), channels.graph, channels=channels)
+    small = compressor.apply(channels.plan(0.5), channels.graph)
     assert pytree.tree_structure(small(torch.randn(X2))) == pytree.tree_structure(model(torch.randn(X2)))
 
 
@@ -106,7 +106,7 @@ def test_parameters_that_do_not_train_are_pruned_and_still_do_not_train():
     model.a.requires_grad_(False)
     model.n.requires_grad_(False)
     channels = check_effective(model, (torch.randn(X2),))
-    small = compressor.apply(channels.plan(0.5), channels.graph, channels=channels)
+    small = compressor.apply(channels.plan(0.5), channels.graph)
     trains = {name: parameter.requires_grad for name, parameter in small.named_parameters()}
     assert trains == {name: parameter.requires_grad for name, parameter in model.named_parameters()}
 
@@ -122,6 +122,6 @@ def test_an_uneven_split_of_an_even_chunk_keeps_what_each_half_keeps():
     channels = compressor.analyze(graph)
     first, second = channels.free[:2]
     plan = compressor.Plan.keep({first.name: [0, 5], second.name: [1, 2, 3, 4]})
-    small = compressor.apply(plan, graph, channels=channels)
+    small = compressor.apply(plan, graph)
     (split,) = [node for node in small.graph.nodes if "split" in str(node.target)]
     assert split.args[1] == [2, 4]

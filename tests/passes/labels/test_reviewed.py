@@ -128,7 +128,7 @@ def test_what_cannot_follow_is_frozen_and_never_wrong(name):
     assert any(group.layers == ("a",) and group.frozen for group in channels.groups), channels.groups
     for ratio, seed in ((0.5, 0), (0.99, 1)):
         plan = channels.plan(ratio, seed=seed)
-        small = compressor.apply(plan, graph, channels=channels)
+        small = compressor.apply(plan, graph)
         verify_removal(channels, plan, small)
         x = torch.randn(3 if graph.meta["compressor.dynamic_batch"] else 2, 3, 8, 8)
         assert small(x).shape == model(x).shape
@@ -183,7 +183,7 @@ def branch(i, o):
 def folding(model):
     channels = compressor.analyze(compressor.trace(randomize(model), (torch.randn(X2),)))
     plan = channels.plan(0.3, seed=1)
-    result = fold_constants(channels, plan, compressor.apply(plan, channels.graph, channels=channels).eval())
+    result = fold_constants(channels, plan, compressor.apply(plan, channels.graph).eval())
     x = torch.randn(X2)
     with torch.no_grad():
         return result, relative_error(outputs_of(result.graph(x)), outputs_of(silenced(channels, plan)(x)))

@@ -305,7 +305,7 @@ def test_layer_norm_over_channels_is_named_as_lossy_and_frozen_where_that_is_ask
     channels = compressor.analyze(graph)
     assert channels.groups[0].frozen is None
     assert "LayerNorm" in channels.groups[0].lossy[0]
-    small = compressor.apply(channels.plan(0.5), graph, channels=channels)
+    small = compressor.apply(channels.plan(0.5), graph)
     assert small.get_submodule("n").normalized_shape == (4,)
     assert small(torch.randn(X2)).shape == (2, 4)
 

@@ -29,7 +29,7 @@ def apply_and_fold(model, ratio=0.5):
     channels = compressor.analyze(compressor.trace(randomize(model), X))
     free = {group.name: group for group in channels.free}
     plan = compressor.Plan.keep({"a": list(range(round(free["a"].size * (1 - ratio))))}, channels.digest)
-    small = compressor.apply(plan, channels.graph, channels=channels).eval()
+    small = compressor.apply(plan, channels.graph).eval()
     return channels, plan, small
 
 

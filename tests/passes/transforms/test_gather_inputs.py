@@ -48,7 +48,7 @@ PLANS = {
 def test_reading_a_part_equals_masking_the_rest(name):
     graph, channels = prepared(Stream())
     plan = PLANS[name]
-    small = compressor.apply(plan, graph, channels=channels)
+    small = compressor.apply(plan, graph)
     assert verify_removal(channels, plan, small).relative_error < 1e-5
     x = torch.randn(4, 3, 8, 8)
     with torch.no_grad():
@@ -64,7 +64,7 @@ def test_the_oracle_sees_a_gather_of_the_wrong_channels():
     graph, channels = prepared(Stream())
     right, wrong = (Plan.keep({}, reads={"inner": index}) for index in ([0, 3, 4], [0, 3, 5]))
     with pytest.raises(compressor.PassError, match="removing channels changed the outputs"):
-        verify_removal(channels, right, compressor.apply(wrong, graph, channels=channels))
+        verify_removal(channels, right, compressor.apply(wrong, graph))
 
 
 def test_macs_are_those_of_the_narrowed_layers():
@@ -73,7 +73,7 @@ def test_macs_are_those_of_the_narrowed_layers():
     found = channels.costs_of(channels.structure(PLANS["every reader"]))
     spared = 5 * 6 * 9 * 64 + 6 * 4 * 4 * 64 + 6 * 5
     assert int(full.macs[0] - found.macs[0]) == spared
-    again = compressor.apply(PLANS["every reader"], graph, channels=channels)
+    again = compressor.apply(PLANS["every reader"], graph)
     assert int(compressor.analyze(again).costs_of(compressor.analyze(again).full).macs[0]) == int(found.macs[0])
 
 
@@ -99,18 +99,18 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_a_plan_that_does_not_fit_is_refused(case):
     reads, message = WRONG[case]
-    graph, channels = prepared(Stream())
+    graph, _ = prepared(Stream())
     with pytest.raises(PlanError, match=message):
-        compressor.apply(Plan.keep({}, reads=reads), graph, channels=channels)
+        compressor.apply(Plan.keep({}, reads=reads), graph)
     with pytest.raises(PlanError, match="leaves `inner` nothing to read"):
-        compressor.apply(Plan.keep({"stem": [0]}, reads={"inner": [1]}), graph, channels=channels)
+        compressor.apply(Plan.keep({"stem": [0]}, reads={"inner": [1]}), graph)
 
 
 @pytest.mark.parametrize("features", ["narrowed", "original"])
 def test_a_layer_that_reads_a_part_is_repaired(features):
     graph, channels = prepared(Residual(8, 12))
     plan = Plan.keep({}, reads={"conv1": [0, 1, 2, 5]})
-    small = compressor.apply(plan, graph, channels=channels).eval()
+    small = compressor.apply(plan, graph).eval()
     x = torch.randn(40, 3, 8, 8)
     settings = Compensation(features=features, positions=64)
     found = Compensate(channels, plan, Calibration(((x,),)), settings).run(small)

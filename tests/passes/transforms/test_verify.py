@@ -65,7 +65,7 @@ def test_a_rule_that_swaps_two_labels_of_a_shuffle_is_caught(monkeypatch, swappe
     caught = 0
     for unit in range(first.size):  # each of the swapped labels is in some plan
         plan = compressor.Plan.keep({first.name: [k for k in range(first.size) if k != unit]})
-        small = compressor.apply(plan, graph, channels=channels)
+        small = compressor.apply(plan, graph)
         try:
             verify_removal(channels, plan, small, X)
         except compressor.PassError:

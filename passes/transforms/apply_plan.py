@@ -9,7 +9,7 @@ from compressor.passes.transforms.remove_channels import RemoveChannels
 from compressor.values.plan import Plan
 
 
-def realised(plan: Plan, channels: ChannelGraph, weights: bool = True) -> fx.GraphModule:
+def applied(plan: Plan, channels: ChannelGraph, weights: bool = True) -> fx.GraphModule:
     """The network of a plan; the original is left alone.
 
     Args:
@@ -20,9 +20,4 @@ def realised(plan: Plan, channels: ChannelGraph, weights: bool = True) -> fx.Gra
     Raises:
         PlanError: The plan does not fit.
     """
-    return realisation(plan, channels, weights)(channels.graph).graph
-
-
-def realisation(plan: Plan, channels: ChannelGraph | None = None, weights: bool = True) -> Sequential:
-    """The same as a pass, for the graph that was analysed; it is analysed anew where no analysis is given."""
-    return Sequential((RemoveChannels(plan, channels), FactorizeConv(plan.factors, weights)))
+    return Sequential((RemoveChannels(plan, channels), FactorizeConv(plan.factors, weights)))(channels.graph).graph
