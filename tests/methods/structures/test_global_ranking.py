@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from compressor.methods.searching.genomes import NormRanking
 
 import compressor
 from compressor import Budget, Target
 from compressor.errors import BudgetError
 from compressor.methods import LeGR, Problem
+from compressor.methods.published.legr import NormRanking
 from compressor.methods.structures.global_ranking import GlobalRanking
 from compressor.methods.structures.legal import widths
 from compressor.methods.structures.paths import Widths
@@ -104,20 +104,19 @@ def test_macs_alone_are_those_of_all_costs_and_these_are_those_of_the_built_netw
     assert costs.memory_bytes[0] == sum(t.numel() * t.element_size() for t in [*graph.parameters(), *graph.buffers()])
 
 
-@pytest.mark.parametrize("aggregate", ["sum", "mean"])
-def test_norm_scores_are_squared_norms_added_up_over_tied_filters(channels, aggregate):
-    genome = NormRanking(Problem(channels, {}, Target("fake"), None, None, 0), aggregate)
+def test_norm_scores_are_squared_norms_added_up_over_tied_filters(channels):
+    genome = NormRanking(Problem(channels, {}, Target("fake"), None, None, 0))
     params = {name: 1.0 if name.startswith("scale") else 0.0 for name in genome.space}
     modules = dict(channels.graph.named_modules())
     stream = next(g for g in channels.groups if "stem" in g.layers)
     makers = [layer for layer in stream.layers if isinstance(modules[layer], torch.nn.Conv2d)]
     assert len(makers) == 3
     norms = torch.stack([modules[layer].weight.detach().double().square().sum((1, 2, 3)) for layer in makers])
-    expected = norms.sum(0) if aggregate == "sum" else norms.mean(0)
+    expected = norms.sum(0)
     assert np.allclose(genome.scores(params)[stream.name], expected.numpy())
     params["scale:stem"], params["shift:stem"] = 3.0, 2.0
     norms[0] = 3 * norms[0] + 2 * norms[0].std(correction=0)
-    expected = norms.sum(0) if aggregate == "sum" else norms.mean(0)
+    expected = norms.sum(0)
     assert np.allclose(genome.scores(params)[stream.name], expected.numpy())
 
 
@@ -137,7 +136,7 @@ class Padded(torch.nn.Module):
 def test_a_layer_whose_filters_lie_in_several_groups_is_shifted_by_one_amount():
     torch.manual_seed(0)
     channels = compressor.analyze(compressor.trace(Padded().eval(), (torch.zeros(1, 3, 6, 6),)))
-    genome = NormRanking(Problem(channels, {}, Target("fake"), None, None, 0), "sum")
+    genome = NormRanking(Problem(channels, {}, Target("fake"), None, None, 0))
     params = {name: 1.0 if name.startswith("scale") else 0.0 for name in genome.space}
     moved, groups = genome.scores({**params, "shift:wide": 1.0}), [g for g in channels.free if "wide" in g.layers]
     amounts = np.concatenate([moved[g.name] - genome.scores(params)[g.name] for g in groups])

@@ -5,10 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from compressor.methods.searching.genomes import singular_values
 
 import compressor
 from compressor import AACP, BudgetError, Compensation, Fitness, LeGR, Target
+from compressor.methods.published.aacp import PublishedAACP
+from compressor.methods.published.legr import PublishedLeGR
+from compressor.methods.searching.loss_ranking import singular_values
 from compressor.methods.structures.legal import widths
 from compressor.passes.channels.rank_axes import RankAxis, RankedChannels, axes_of
 from compressor.passes.fitting.rank_losses import rank_curves
@@ -140,10 +142,10 @@ def test_singular_values_are_scores(problem):  # noqa: F811
 @pytest.mark.parametrize(
     "method",
     [
-        LeGR(8, QUICK, population=4, samples=2, space="channels+ranks", compensation=SMALL),
-        LeGR(8, QUICK, population=4, samples=2, space="channels+ranks", ranking="norm", compensation=SMALL),
+        LeGR(8, QUICK, population=4, space="channels+ranks", compensation=SMALL),
+        PublishedLeGR(8, QUICK, population=4, space="channels+ranks", compensation=SMALL),
         AACP(8, QUICK, steps="align", population=4, space="channels+ranks", compensation=SMALL),
-        AACP(8, QUICK, steps="eighths", population=4, space="channels+ranks", ranking="l1", compensation=SMALL),
+        PublishedAACP(8, QUICK, population=4, space="channels+ranks", compensation=SMALL),
     ],
     ids=["legr-loss", "legr-norm", "aacp-loss", "aacp-l1"],
 )
@@ -157,8 +159,9 @@ def test_searches_over_channels_and_ranks_meet_the_budget(problem, method):  # n
     assert method.plan(replace(problem, limits={"macs": 0.5 * full})) == plan
 
 
-def test_ranks_are_searched_where_channels_alone_do_not_suffice(problem):  # noqa: F811
-    method = LeGR(8, QUICK, population=4, samples=2, space="channels+ranks", ranking="norm", quota=0.7, compensation=SMALL)
+def test_ranks_are_searched_where_channels_alone_do_not_suffice(problem, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("compressor.methods.published.legr._QUOTA", 0.7)
+    method = PublishedLeGR(8, QUICK, population=4, space="channels+ranks", compensation=SMALL)
     full = problem.costs(problem.channels.full)["macs"]
     asked = replace(problem, limits={"macs": 0.45 * full})
     with pytest.raises(BudgetError, match="cannot be met"):
