@@ -3,7 +3,9 @@
 import signal
 import sys
 import time
+from pathlib import Path
 from types import FrameType
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.live import Live
@@ -132,3 +134,24 @@ def _table(state: SearchState) -> Table:
     ):
         table.add_row(name, value)
     return table
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """One message, and the end."""
+    print(f"compressor: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+class resumable:  # noqa: N801 - reads as a statement
+    """Says on ctrl-C where the state is."""
+
+    def __init__(self, out: Path) -> None:
+        self._out = out
+
+    def __enter__(self) -> None:
+        """Nothing to prepare."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        """Translate an interrupt."""
+        if kind is KeyboardInterrupt:
+            fail(f"interrupted; what is finished is kept in {self._out}, the same command goes on from there", 1)

@@ -1,0 +1,168 @@
+"""The command `compress`."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from compressor.cli.inputs import inputs_of
+from compressor.cli.options import (
+    Align,
+    BackendName,
+    BackendOptions,
+    Batch,
+    CalibrationImages,
+    Cluster,
+    Compensate,
+    Criterion,
+    DataName,
+    Distillation,
+    Epochs,
+    Fitness,
+    Floor,
+    Form,
+    ImagesFolder,
+    LabelSmoothing,
+    Latency,
+    LearningRate,
+    Macs,
+    Mean,
+    Memory,
+    MethodName,
+    MethodSettings,
+    Model,
+    Parallel,
+    Params,
+    Precision,
+    Published,
+    Ranks,
+    RunFolder,
+    Sampler,
+    Scope,
+    Seed,
+    Shapes,
+    Space,
+    Std,
+    Steps,
+    Storage,
+    Threads,
+    TrainBatch,
+    TrainImages,
+    Trials,
+    Units,
+    Weights,
+)
+
+if TYPE_CHECKING:
+    from compressor.values.budget import Budget
+    from compressor.values.target import Target
+
+
+# fmt: off
+def compress(
+    model: Model, shapes: Shapes, out: RunFolder, data: DataName = None, images: ImagesFolder = None, weights: Weights = None,
+    latency: Latency = None, macs: Macs = None, params: Params = None, memory: Memory = None, method: MethodName = "magnitude",
+    published: Published = False, settings: MethodSettings = None, criterion: Criterion = None, scope: Scope = None,
+    floor: Floor = None, units: Units = None, form: Form = None, ranks: Ranks = None, trials: Trials = None,
+    sampler: Sampler = None, fitness: Fitness = None, steps: Steps = None, space: Space = None, parallel: Parallel = None,
+    storage: Storage = None, cluster: Cluster = None, compensate: Compensate = True,
+    calibration_images: CalibrationImages = None, backend: BackendName = "onnxruntime", batch: Batch = 1, threads: Threads = 1,
+    precision: Precision = "fp32", option: BackendOptions = None, align: Align = 8, epochs: Epochs = 5, lr: LearningRate = 0.01,
+    distillation: Distillation = 0.5, label_smoothing: LabelSmoothing = 0.0, train_batch: TrainBatch = 128,
+    train_images: TrainImages = None, mean: Mean = None, std: Std = None, seed: Seed = 0,
+) -> None:
+    """Compress a trained classifier to a budget, repair it, export and measure it, and write a report.
+
+    Example: compressor compress net.py:resnet56 --weights resnet56.safetensors --input 1x3x32x32
+    --data cifar10:data --latency 0.5 --out runs/half
+    """
+    # fmt: on
+    from compressor import api
+    from compressor.cli.console import ConsoleProgress, resumable
+    from compressor.cli.method_options import method_of
+    from compressor.data.loading import load_model
+    from compressor.methods import METHODS
+    from compressor.training.fine_tune import FineTune
+
+    if method not in METHODS:
+        raise typer.BadParameter(f"{method!r}: known methods are {', '.join(METHODS)}", param_hint="--method")
+    where = _target(backend, batch, threads, align, precision, option or [])
+    if data is None and images is None:
+        raise typer.BadParameter("give data with labels (--data), or images without (--images)", param_hint="--data / --images")
+    budget = _budget(floor is None, latency=latency, macs=macs, params=params, memory=memory)
+    own = {
+        "criterion": criterion, "scope": scope, "floor": floor, "units": units, "form": form, "ranks": ranks, "trials": trials,
+        "sampler": sampler, "fitness": fitness, "steps": steps, "space": space, "parallel": parallel,
+    }  # fmt: skip
+    chosen = method_of(method, own, settings or (), published, calibration_images)
+    chosen = chosen if compensate else replace(chosen, compensation=None)
+    finetune = FineTune(epochs=epochs, learning_rate=lr, distillation=distillation, label_smoothing=label_smoothing)
+    inputs, network = inputs_of(shapes), load_model(model, weights)
+    normal = (_numbers(mean), _numbers(std))
+    given = _data(data, images, train_batch, train_images, calibration_images, normal)
+    with ConsoleProgress() as progress, resumable(out):
+        result = api.compress(
+            network, inputs, **given, budget=budget, target=where, method=chosen, finetune=finetune, out=out, seed=seed,
+            progress=progress, storage=storage, cluster=cluster,
+        )  # fmt: skip
+    print(result.summary())
+    print(f"\n{out / 'report.html'}")
+
+
+def _target(backend: str, batch: int, threads: int, align: int, precision: str, options: list[str]) -> "Target":
+    from compressor.errors import BackendError
+    from compressor.runtime.backends import BACKENDS
+    from compressor.values.target import Target, option_of
+
+    if backend not in BACKENDS:
+        raise typer.BadParameter(f"{backend!r}: known back ends are {', '.join(sorted(BACKENDS))}", param_hint="--backend")
+    try:
+        known = dict(option_of(text, BACKENDS[backend]().options) for text in options)
+        return Target(backend, batch, threads, align, precision, known)
+    except BackendError as error:
+        raise typer.BadParameter(str(error), param_hint="--precision / --option") from error
+
+
+def _data(
+    name: str | None, images: str | None, batch: int, most: int | None, calibration: int | None, normal: tuple[Any, Any]
+) -> dict[str, Any]:
+    """Batches as `api.compress` takes them."""
+    from compressor.data.images import load_data, load_images
+
+    found = load_data(name, batch, most, *normal) if name is not None else None
+    given: dict[str, Any] = {"train": found.train, "validate": found.validate, "test": found.test} if found else {}
+    given["calibrate"] = found.plain if found else None
+    if images is not None:
+        given["calibrate"] = load_images(images, batch, *normal, calibration or 2000)
+    return given
+
+
+def _budget(needed: bool, **asked: str | None) -> "Budget | None":
+    """None where nothing is limited, and need not be: the method has a floor."""
+    from compressor.values.budget import Budget
+
+    bounds: dict[str, Any] = {name: _bound(text) for name, text in asked.items() if text}
+    return Budget(**bounds) if bounds or needed else None
+
+
+def _bound(text: str) -> float | str | list[float | str]:
+    """A plain number is a fraction; anything else is absolute and carries a unit; several are joined by commas."""
+    if "," in text:
+        return [_one_bound(part.strip()) for part in text.split(",") if part.strip()]
+    return _one_bound(text)
+
+
+def _one_bound(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _numbers(text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r}: write numbers joined by commas", param_hint="--mean / --std") from error

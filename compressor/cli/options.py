@@ -1,0 +1,86 @@
+"""Arguments and options of the commands, with their help; those of `compress` in its order."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="package.module:callable or file.py:callable; called without arguments, it returns the model."
+    ),
+]
+Weights = Annotated[Path | None, typer.Option("--weights", help="Weights file: .safetensors, or .pt of plain tensors.")]
+Shapes = Annotated[list[str], typer.Option("--input", help="Input shape with batch, such as 1x3x224x224; once per input.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+RunFolder = Annotated[Path, typer.Option("--out", help="Folder of the run; the same command there goes on where it stopped.")]
+DataName = Annotated[
+    str | None,
+    typer.Option("--data", help="digits, cifar10:DIR, folder:DIR, or module:callable that returns (train, validate[, test])."),
+]
+ImagesFolder = Annotated[
+    str | None,
+    typer.Option("--images", help="A folder of images without labels, for compensation; suffices where nothing is trained."),
+]
+Latency = Annotated[
+    str | None, typer.Option(help="Measured latency: fraction of the original (0.5), absolute (2ms), or several: 0.8,0.65,0.5.")
+]
+Macs = Annotated[str | None, typer.Option(help="MACs: fraction (0.5) or absolute (60M).")]
+Params = Annotated[str | None, typer.Option(help="Parameters: fraction (0.5) or absolute (400k).")]
+Memory = Annotated[str | None, typer.Option(help="Weight memory: fraction (0.5) or absolute (1.5MB).")]
+MethodName = Annotated[str, typer.Option(help="magnitude, cap, cc, factorize, legr or aacp.")]
+Published = Annotated[
+    bool, typer.Option("--published", help="Of cap, cc, legr and aacp: the settings of the released code, before any others.")
+]
+MethodSettings = Annotated[
+    list[str] | None, typer.Option("--set", help="setting=value: any other setting of the method, such as fitness.steps=100.")
+]
+Criterion = Annotated[str | None, typer.Option(help="Of magnitude: l1, l2, taylor, batchnorm-scale, geometric-median or random.")]
+Scope = Annotated[str | None, typer.Option(help="Of magnitude: global or uniform.")]
+Floor = Annotated[
+    float | None, typer.Option(help="Of cap: lowest share of right answers on the hold-out, such as 0.92; no budget is needed.")
+]
+Units = Annotated[str | None, typer.Option(help="Of cc: channels, ranks (layers become sequences of smaller ones), or both.")]
+Form = Annotated[
+    str | None, typer.Option(help="Of factorize: layers become svd, spatial_svd, tucker2, cp or tensor_train sequences.")
+]
+Ranks = Annotated[
+    str | None, typer.Option(help="Of factorize: by energy, rate (of a layer's MACs) or vbmf; fixed with --set rank=8.")
+]
+Trials = Annotated[int | None, typer.Option(min=1, help="Of legr and aacp: candidates that are judged; 400.")]
+Sampler = Annotated[
+    str | None, typer.Option(help="Of legr and aacp: who proposes candidates: the method, or tpe, cmaes, nsgaii or random.")
+]
+Fitness = Annotated[
+    str | None,
+    typer.Option(help="Of legr and aacp: before a candidate is judged: none, train, recalibrate or compensate."),
+]
+Steps = Annotated[
+    str | None,
+    typer.Option(help="Of aacp and factorize: widths or ranks on the measured staircase, or all multiples of align."),
+]
+Space = Annotated[str | None, typer.Option(help="Of cap, legr and aacp: channels, or channels+ranks; of cap also ranks.")]
+Parallel = Annotated[int | None, typer.Option(min=1, help="Of legr and aacp: candidates under way at once.")]
+Storage = Annotated[
+    str | None, typer.Option(help="URL of the study, such as sqlite:///study.db; processes that share it share the work.")
+]
+Cluster = Annotated[str | None, typer.Option(help="Ray cluster that judges candidates: auto, or ray://host:port.")]
+Compensate = Annotated[bool, typer.Option("--compensate/--no-compensate", help="Repair the network in closed form after removal.")]
+CalibrationImages = Annotated[int | None, typer.Option(min=8, help="At most this many images for statistics; 2000.")]
+BackendName = Annotated[str, typer.Option(help="Where latency is measured.")]
+Batch = Annotated[int, typer.Option(min=1, help="Batch size that is timed.")]
+Threads = Annotated[int, typer.Option(min=1, help="CPU threads of the engine.")]
+Precision = Annotated[str, typer.Option(help="Of the engine: fp32, fp16, bf16 or int8, as the back end has them.")]
+BackendOptions = Annotated[list[str] | None, typer.Option("--option", help="name=value of the back end, such as mode=compile.")]
+Align = Annotated[int, typer.Option(min=1, help="Widths are multiples of this many channels.")]
+Epochs = Annotated[int, typer.Option(help="Fine-tuning epochs; 0 for none.")]
+LearningRate = Annotated[float, typer.Option(help="Peak learning rate.")]
+Distillation = Annotated[float, typer.Option(help="Share of the loss that follows the original's outputs.")]
+LabelSmoothing = Annotated[float, typer.Option(help="Of the cross-entropy.")]
+TrainBatch = Annotated[int, typer.Option(min=1, help="Batch size of training and evaluation.")]
+TrainImages = Annotated[int | None, typer.Option(min=2, help="At most this many training images.")]
+Mean = Annotated[str | None, typer.Option(help="Normalisation of built-in data: means of values in 0..1, such as 0.5,0.5,0.5.")]
+Std = Annotated[str | None, typer.Option(help="Its standard deviations.")]
+Seed = Annotated[int, typer.Option(help="Of everything random.")]
