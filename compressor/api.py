@@ -84,24 +84,22 @@ def compress(
     Args:
         model: The trained model; it is left as it was.
         example_inputs: As for `trace`.
-        validate: Batches `(inputs, labels)` that decisions and the reported accuracy rest on; a hold-out of
-            the training data. Without labels, where it is left out, a fifth of the images of `calibrate` takes its
-            place, and what the original says of them that of the labels: accuracies are then agreements with the original.
+        validate: Batches `(inputs, labels)` that decisions and the reported accuracy rest on; a hold-out of the training data.
+            Left out, a fifth of the images of `calibrate` takes its place, and what the original says of them that of the
+            labels: accuracies are then agreements with the original.
         budget: What the result may cost; may be left out where the method has a floor (`CaP(floor=0.92)`). A bound that is a
-            list asks for a family: one network per value, all in `Result.members`, from one search where the method can
-            (`LeGR`).
+            list asks for a family: one network per value, in `Result.members`, from one search where the method can (`LeGR`).
         out: The run's folder.
         train: Batches `(inputs, labels)` for fine-tuning; without it there is none.
-        calibrate: Images for the statistics of compensation, or batches that begin with them; labels are not looked at.
-            The training data by default; those may be augmented, these should look like what the network will see.
+        calibrate: Images for statistics, or batches that begin with them; the training data by default. Those may be augmented,
+            these should look like what the network will see.
         test: Batches that are looked at only once, at the end, for the number to be published.
         target: Where it is to be fast; ONNX Runtime on one CPU thread, batch 1, by default.
         method: How to decide; `Magnitude()` by default.
         finetune: Settings of the fine-tuning.
         seed: Of everything random.
         progress: Where to say what is being done.
-        storage: Where the trials of a search are kept, as a URL that Optuna knows; `study.db` in the folder by default. Several
-            processes that are given the same one share the work.
+        storage: Of trials, a URL that Optuna knows; `study.db` in the folder by default. Processes that share it share the work.
         cluster: Ray cluster that candidates are judged on: `auto` or `ray://host:port`; this process by default.
 
     Raises:
@@ -111,22 +109,10 @@ def compress(
         BackendError: An engine cannot be built, or does not agree with PyTorch.
     """
     return Compression(
-        model,
-        example_inputs,
-        train=train,
-        validate=validate,
-        test=test,
-        calibrate=calibrate,
-        budget=budget,
-        target=target or Target(),
-        method=method or Magnitude(),
-        finetune=finetune or FineTune(),
-        out=Path(out),
-        seed=seed,
-        progress=progress or Progress(),
-        storage=storage,
-        cluster=cluster,
-    ).run()
+        model, example_inputs, train=train, validate=validate, test=test, calibrate=calibrate, budget=budget,
+        target=target or Target(), method=method or Magnitude(), finetune=finetune or FineTune(), out=Path(out), seed=seed,
+        progress=progress or Progress(), storage=storage, cluster=cluster,
+    ).run()  # fmt: skip
 
 
 def export(graph: fx.GraphModule, path: str | Path) -> Path:

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import importlib
 import importlib.util
 import json
 import multiprocessing
@@ -24,10 +25,13 @@ NEEDED = (
     "torch", "torchvision", "numpy", "scipy", "onnx", "onnxscript", "onnx_ir", "onnx_graphsurgeon", "onnxruntime", "optuna",
     "sqlalchemy", "alembic", "tensorly", "safetensors", "typer", "rich",
 )  # fmt: skip
-STEPS = (
-    "latency", "repeat", "compress", "compensation", "fine-tune", "latency-model", "staircase", "conformance", "compile",
-    "tensorrt", "factorization", "search", "tensorrt-rtx",
-)  # fmt: skip
+STEPS = {
+    name: f"gpu_steps:{name.replace('-', '_')}"
+    for name in (
+        "latency", "repeat", "compress", "compensation", "fine-tune", "latency-model", "staircase", "conformance",
+        "factorization", "search",
+    )
+} | {"compile": "gpu_steps:compiled", "tensorrt": "gpu_tensorrt:tensorrt", "tensorrt-rtx": "gpu_tensorrt:tensorrt_rtx"}  # fmt: skip
 
 
 def main():
@@ -149,7 +153,8 @@ def _in_process(name, arguments, queue):
 
     try:
         gpu_steps.begin(arguments)
-        for row in gpu_steps.STEPS[name](arguments):
+        module, _, function = STEPS.get(name, f"gpu_steps:{name}").partition(":")
+        for row in getattr(importlib.import_module(module), function)(arguments):
             queue.put(("row", row))  # what is measured is kept, whatever happens next
         found = {"status": "ok"}
     except gpu_steps.Skip as reason:

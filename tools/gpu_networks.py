@@ -4,12 +4,15 @@
 """
 
 import os
+import time
 
 import torch
 
 torch.set_num_threads(1)
 
 from bench_latency_model import network  # noqa: E402 - after the number of threads
+
+from compressor.values.progress import Progress  # noqa: E402 - the same
 
 SIZES = {"resnet50": 224, "mobilenet_v2": 224, "resnet56": 32}
 NAMES = [name for name in os.environ.get("GPU_CHECK_NETWORKS", "").split(",") if name]
@@ -21,3 +24,13 @@ def graph_of(name):
     if name not in TRACED:
         TRACED[name] = network(name, SIZES[name])
     return TRACED[name]
+
+
+class Said(Progress):
+    """Progress as lines with their time: a log of where the seconds went."""
+
+    def __init__(self):
+        self.begun = time.monotonic()
+
+    def stage(self, text):
+        print(f"   {time.monotonic() - self.begun:6.1f} s  {text}", flush=True)

@@ -3,13 +3,10 @@
     python tools/zoo.py                       # all of tools/zoo_models.txt, two at a time; goes on where it stopped
     python tools/zoo.py --only resnet --jobs 1
 
-For each model, with random weights: trace, analysis, random plans at 25, 50 and 75 %, removed = masked, the
-parameters left, and at 50 % ONNX export and parity in ONNX Runtime. One process per model, so that a crash or
-a hang costs that model only. Rows go to `--work` as JSON, one file per model; the table (CSV and Markdown, with
-a total per family) to `tools/results/zoo.*`.
-
-A model counts as *pruned effectively* if at 50 % at most 40 % of the parameters of its prunable layers are left,
-removed = masked at every ratio, and ONNX Runtime agrees with PyTorch.
+For each model, with random weights: trace, analysis, random plans at 25, 50 and 75 %, removed = masked, the parameters left, and at
+50 % ONNX export and parity in ONNX Runtime. One process per model, so that a crash costs that model only. Rows go to `--work`,
+one file per model; the table to `tools/results/zoo.*`. *Pruned effectively* means that at 50 % at most 40 % of the parameters of
+the prunable layers are left, removed = masked at every ratio, and ONNX Runtime agrees with PyTorch.
 """
 
 import argparse

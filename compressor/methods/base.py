@@ -1,8 +1,8 @@
 """What a compression method is given, and what it gives back."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Protocol, runtime_checkable
+from dataclasses import asdict, dataclass, field, replace
+from typing import ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -66,6 +66,22 @@ class Problem:
     def with_ranks(self) -> "Problem":
         """The same with the ranks of layers as further axes. Their engines are built by this process, on a cluster too."""
         return replace(self, channels=RankedChannels.of(self.channels), observe=None)
+
+
+class MethodSettings:
+    """What the settings of all methods have; their base."""
+
+    name: ClassVar[str]
+    of_paper: ClassVar[bool] = False
+
+    @property
+    def reduces_ranks(self) -> bool:
+        """See `Method`."""
+        return False
+
+    def to_dict(self) -> dict[str, object]:
+        """The settings as plain data, with the name, and whether they are those of a paper."""
+        return {"name": self.name, **({"published": True} if self.of_paper else {}), **asdict(self)}  # type: ignore[call-overload]
 
 
 class Method(Protocol):

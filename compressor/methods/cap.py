@@ -20,13 +20,13 @@ keeps the ranking, and decides otherwise:
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from compressor.errors import BackendError, BudgetError, DataError
-from compressor.methods.base import Problem
+from compressor.methods.base import MethodSettings, Problem
 from compressor.methods.losses.allocation import POWERS, RANK_PRICES, Allocation, Weighting
 from compressor.methods.losses.curves import curves_of, images_for_losses
 from compressor.methods.losses.nearness import Nearness
@@ -52,7 +52,7 @@ _BEGINNING = 0.5  # of the MACs: where the weightings of a walk to a floor are c
 
 
 @dataclass(frozen=True)
-class CaP:
+class CaP(MethodSettings):
     """Prune with compensation.
 
     Attributes:
@@ -68,6 +68,7 @@ class CaP:
         BudgetError: A setting is none of these.
     """
 
+    name: ClassVar[str] = "cap"
     floor: float | None = None
     space: Literal["channels", "ranks", "channels+ranks"] = "channels"
     accept: bool | None = None
@@ -81,11 +82,6 @@ class CaP:
         ranges = {"floor": (1e-9, 1), "holdout": (1, 1e9), "probes": (1, 1e9), "engines": (6, 1e4)}
         check(self, BudgetError, ranges)
 
-    @property
-    def name(self) -> str:
-        """As the command knows it."""
-        return "cap"
-
     @classmethod
     def published(cls, floor: float | None = None) -> PublishedCaP:
         """As in the paper and its released code."""
@@ -95,10 +91,6 @@ class CaP:
     def reduces_ranks(self) -> bool:
         """See `Method`."""
         return self.space != "channels"
-
-    def to_dict(self) -> dict[str, object]:
-        """The settings as plain data."""
-        return {"name": self.name, **asdict(self)}
 
     def plan(self, problem: Problem) -> Plan:
         """Decide what stays.

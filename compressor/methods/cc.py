@@ -7,11 +7,11 @@ producer, for all who read it, and what it saves there counts. ResNet-56 at half
 published 83.3 %, and 90.4 % where that is compensated.
 """
 
-from dataclasses import asdict, dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
 from compressor.errors import BudgetError
-from compressor.methods.base import Problem
+from compressor.methods.base import MethodSettings, Problem
 from compressor.methods.cap import CaP
 from compressor.methods.published.cc import PublishedCC
 from compressor.passes.fitting.settings import Compensation
@@ -26,7 +26,7 @@ _SPACES: dict[str, Literal["channels", "ranks", "channels+ranks"]] = {
 
 
 @dataclass(frozen=True)
-class CC:
+class CC(MethodSettings):
     """Compress channels and ranks together.
 
     Attributes:
@@ -38,6 +38,7 @@ class CC:
         BudgetError: A setting is none of these.
     """
 
+    name: ClassVar[str] = "cc"
     units: Literal["both", "channels", "ranks"] = "both"
     accept: bool | None = None
     compensation: Compensation | None = field(default_factory=Compensation)
@@ -45,11 +46,6 @@ class CC:
     def __post_init__(self) -> None:
         """Check the settings."""
         check(self, BudgetError)
-
-    @property
-    def name(self) -> str:
-        """As the command knows it."""
-        return "cc"
 
     @classmethod
     def published(cls, images: int = 10_000) -> PublishedCC:
@@ -60,10 +56,6 @@ class CC:
     def reduces_ranks(self) -> bool:
         """See `Method`."""
         return self.units != "channels"
-
-    def to_dict(self) -> dict[str, object]:
-        """The settings as plain data."""
-        return {"name": self.name, **asdict(self)}
 
     def plan(self, problem: Problem) -> Plan:
         """Decide what stays.

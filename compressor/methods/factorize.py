@@ -5,14 +5,14 @@ is kept, the share of its MACs that a layer may cost, or how far ranks go from t
 (`rank_choice.py`). A layer whose sequence would cost more stays as it is; the first and the linear layers are left alone.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from compressor.errors import BudgetError
-from compressor.methods.base import Problem
+from compressor.methods.base import MethodSettings, Problem
 from compressor.methods.layers.plans import UnitPlans
 from compressor.methods.structures.accept import refused
 from compressor.methods.structures.levels import least_accepted
@@ -27,7 +27,7 @@ from compressor.values.settings import check
 
 
 @dataclass(frozen=True)
-class Factorize:
+class Factorize(MethodSettings):
     """Factorize layers in one form.
 
     Attributes:
@@ -43,6 +43,7 @@ class Factorize:
         BudgetError: A setting is none of these.
     """
 
+    name: ClassVar[str] = "factorize"
     form: str = "svd"
     choice: Literal["rate", "energy", "vbmf", "fixed"] = "energy"
     rank: int | None = None
@@ -59,18 +60,9 @@ class Factorize:
             raise BudgetError("Factorize: the terms of `cp` are not the rank of a matrix: choose ranks by `rate`, or `fixed`")
 
     @property
-    def name(self) -> str:
-        """As the command knows it."""
-        return "factorize"
-
-    @property
     def reduces_ranks(self) -> bool:
         """See `Method`."""
         return True
-
-    def to_dict(self) -> dict[str, object]:
-        """The settings as plain data."""
-        return {"name": self.name, **asdict(self)}
 
     def plan(self, problem: Problem) -> Plan:
         """Decide which layers become sequences, and their ranks.

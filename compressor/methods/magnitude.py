@@ -16,14 +16,14 @@ measuring engines.
 """
 
 import itertools
-from dataclasses import asdict, dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from compressor.errors import BudgetError
-from compressor.methods.base import Problem
+from compressor.methods.base import MethodSettings, Problem
 from compressor.methods.structures.legal import widths
 from compressor.methods.structures.paths import Widths, fitting
 from compressor.passes.criteria import CRITERIA, Scores, Scoring, select
@@ -34,7 +34,7 @@ from compressor.values.settings import check
 
 
 @dataclass(frozen=True)
-class Magnitude:
+class Magnitude(MethodSettings):
     """Prune by a criterion, uniformly or globally.
 
     Attributes:
@@ -47,6 +47,7 @@ class Magnitude:
         BudgetError: A setting is none of these.
     """
 
+    name: ClassVar[str] = "magnitude"
     criterion: str = "l1"
     scope: Literal["uniform", "global"] = "global"
     aggregate: Literal["mean", "sum", "max"] = "sum"
@@ -55,20 +56,6 @@ class Magnitude:
     def __post_init__(self) -> None:
         """Check the settings."""
         check(self, BudgetError, known={"criterion": CRITERIA})
-
-    @property
-    def name(self) -> str:
-        """As the command knows it."""
-        return "magnitude"
-
-    @property
-    def reduces_ranks(self) -> bool:
-        """See `Method`."""
-        return False
-
-    def to_dict(self) -> dict[str, object]:
-        """The settings as plain data."""
-        return {"name": self.name, **asdict(self)}
 
     def scores(self, problem: Problem) -> dict[str, Scores]:
         """Scores of every free group."""

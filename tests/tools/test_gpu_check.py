@@ -59,9 +59,9 @@ def test_a_folder_that_is_too_large_for_a_call_is_said(tools, tmp_path, monkeypa
 def test_every_planned_step_exists(tools, monkeypatch):
     gpu_plan, _ = tools
     monkeypatch.setenv("GPU_CHECK_NETWORKS", "")
-    import gpu_steps
+    import gpu_check
 
-    assert {step.name for call in gpu_plan.CALLS for step in call.steps} <= set(gpu_steps.STEPS)
+    assert {step.name for call in gpu_plan.CALLS for step in call.steps} <= set(gpu_check.STEPS)
 
 
 def test_without_a_gpu_it_says_so_and_an_unknown_step_is_refused(tmp_path):

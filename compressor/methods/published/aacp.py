@@ -61,6 +61,8 @@ class PublishedAACP(SearchingMethod):
         BudgetError: A setting is out of range.
     """
 
+    name: ClassVar[str] = "aacp"
+    of_paper: ClassVar[bool] = True
     trials: int = 2010  # NP + T NP
     fitness: Fitness = field(default_factory=lambda: Fitness("recalibrate", objective="accuracy"))
     sampler: str = "aacp"
@@ -77,11 +79,6 @@ class PublishedAACP(SearchingMethod):
             AACPSampler(0, self.population)
         except ValueError as error:
             raise BudgetError(str(error)) from error
-
-    @property
-    def name(self) -> str:
-        """As the command knows it."""
-        return "aacp"
 
     def plan(self, problem: Problem) -> Plan:
         """Decide what stays.

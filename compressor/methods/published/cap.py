@@ -23,10 +23,11 @@ removed; accuracies are those of a hold-out of the training data (there, of the 
 in the released code. A budget is met by bisecting the floor.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 from compressor.errors import BudgetError, DataError
-from compressor.methods.base import Problem
+from compressor.methods.base import MethodSettings, Problem
 from compressor.methods.losses.masked import Holdout, Masked
 from compressor.methods.structures.legal import widths
 from compressor.methods.structures.meeting import closest, meets
@@ -41,7 +42,7 @@ _FLOORS = 6  # bisection steps for the floor that a budget asks for
 
 
 @dataclass(frozen=True)
-class PublishedCaP:
+class PublishedCaP(MethodSettings):
     """The binary structural search.
 
     Attributes:
@@ -55,6 +56,8 @@ class PublishedCaP:
         BudgetError: A setting is out of range.
     """
 
+    name: ClassVar[str] = "cap"
+    of_paper: ClassVar[bool] = True
     floor: float | None = None
     steps: int = 5
     most: float = 0.9
@@ -64,20 +67,6 @@ class PublishedCaP:
     def __post_init__(self) -> None:
         """Check the settings."""
         check(self, BudgetError, {"floor": (1e-9, 1), "steps": (1, 20), "most": (0, 1), "holdout": (1, 1e9)})
-
-    @property
-    def name(self) -> str:
-        """As the command knows it."""
-        return "cap"
-
-    @property
-    def reduces_ranks(self) -> bool:
-        """See `Method`."""
-        return False
-
-    def to_dict(self) -> dict[str, object]:
-        """The settings as plain data."""
-        return {"name": self.name, "published": True, **asdict(self)}
 
     def plan(self, problem: Problem) -> Plan:
         """Decide what stays.

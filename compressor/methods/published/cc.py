@@ -23,8 +23,8 @@ min(outputs, inputs * kernel); curves are drawn from at most a hundred states; g
 images (there, of all). Its traps (a backup that aliases the weights on a CPU, an index map that collapses) have no counterpart.
 """
 
-from dataclasses import asdict, dataclass
-from typing import Literal, cast
+from dataclasses import dataclass
+from typing import ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from torch import Tensor
 
 from compressor.data.images import unaugmented
 from compressor.errors import BudgetError
-from compressor.methods.base import Problem
+from compressor.methods.base import MethodSettings, Problem
 from compressor.methods.layers.plans import UnitPlans
 from compressor.methods.layers.rates import Exponential, fitted
 from compressor.methods.layers.units import Array, Layer, State, removal_path, sorted_path
@@ -46,7 +46,7 @@ from compressor.values.settings import check
 
 
 @dataclass(frozen=True)
-class PublishedCC:
+class PublishedCC(MethodSettings):
     """Compress channels and ranks together.
 
     Attributes:
@@ -61,6 +61,8 @@ class PublishedCC:
         BudgetError: A setting is out of range.
     """
 
+    name: ClassVar[str] = "cc"
+    of_paper: ClassVar[bool] = True
     units: Literal["both", "channels", "ranks"] = "both"
     gamma: float = 0.9
     share: float = 0.01
@@ -73,18 +75,9 @@ class PublishedCC:
         check(self, BudgetError, {"gamma": (0, 10), "share": (1e-6, 1), "most": (0.01, 0.999), "images": (1, 1e9)})
 
     @property
-    def name(self) -> str:
-        """As the command knows it."""
-        return "cc"
-
-    @property
     def reduces_ranks(self) -> bool:
         """See `Method`."""
         return self.units != "channels"
-
-    def to_dict(self) -> dict[str, object]:
-        """The settings as plain data."""
-        return {"name": self.name, "published": True, **asdict(self)}
 
     def plan(self, problem: Problem) -> Plan:
         """Decide what stays.

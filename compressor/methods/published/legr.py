@@ -68,6 +68,8 @@ class PublishedLeGR(SearchingMethod):
         BudgetError: A setting is out of range.
     """
 
+    name: ClassVar[str] = "legr"
+    of_paper: ClassVar[bool] = True
     fitness: Fitness = field(default_factory=lambda: Fitness("none"))
     sampler: str = "legr"
     compensation: Compensation | None = None
@@ -83,11 +85,6 @@ class PublishedLeGR(SearchingMethod):
             self._sampler(0, {})
         except ValueError as error:
             raise BudgetError(str(error)) from error
-
-    @property
-    def name(self) -> str:
-        """As the command knows it."""
-        return "legr"
 
     def plan(self, problem: Problem) -> Plan:
         """Decide what stays.

@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from compressor.data.batches import Batches
 from compressor.errors import BackendError, BudgetError, DataError
-from compressor.methods.base import Problem
+from compressor.methods.base import MethodSettings, Problem
 from compressor.methods.searching.selection import row_of
 from compressor.methods.structures.affordable import Affordable
 from compressor.methods.structures.paths import Rows, Widths
@@ -38,7 +38,7 @@ _MEASURING = "measuring:"  # and by whom it is being measured
 
 
 @dataclass(frozen=True)
-class SearchingMethod:
+class SearchingMethod(MethodSettings):
     """Base of methods that search: how candidates are proposed, judged and measured.
 
     Attributes:
@@ -75,11 +75,6 @@ class SearchingMethod:
         """Check the settings."""
         check(self, BudgetError, _RANGES, {"sampler": (self.name, *RIVALS)})
 
-    @property
-    def name(self) -> str:
-        """As the command knows it."""
-        return type(self).__name__.lower()
-
     def spaced(self, problem: Problem) -> Problem:
         """The problem with the axes that are searched."""
         return problem if self.space == "channels" else problem.with_ranks()
@@ -93,10 +88,6 @@ class SearchingMethod:
     def reduces_ranks(self) -> bool:
         """See `Method`."""
         return self.space != "channels"
-
-    def to_dict(self) -> dict[str, object]:
-        """The settings as plain data."""
-        return {"name": self.name, **asdict(self)}
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import compressor
-from compressor.passes.tracing.trace import outputs_of
-from compressor.passes.transforms.fold_constants import fold_constants, silenced
-from compressor.passes.transforms.verify import relative_error, verify_removal
+from compressor.passes.transforms.verify import verify_removal
 from tests.networks import Net, check_effective, randomize, with_buffer
 
 X2 = (2, 3, 8, 8)
@@ -174,31 +172,3 @@ def test_an_unbiased_deviation_keeps_two_channels():
     assert len(dict(channels.plan(1.0).kept)["a"]) == 2
     with pytest.raises(compressor.PlanError, match=r"keeps 1 of group `a`, aten.std.* needs at least 2"):
         channels.kept_masks(compressor.Plan.keep({"a": [3]}))
-
-
-def branch(i, o):
-    return nn.Sequential(nn.Conv2d(i, o, 1, bias=False), nn.BatchNorm2d(o))
-
-
-def folding(model):
-    channels = compressor.analyze(compressor.trace(randomize(model), (torch.randn(X2),)))
-    plan = channels.plan(0.3, seed=1)
-    result = fold_constants(channels, plan, compressor.apply(plan, channels.graph).eval())
-    x = torch.randn(X2)
-    with torch.no_grad():
-        return result, relative_error(outputs_of(result.graph(x)), outputs_of(silenced(channels, plan)(x)))
-
-
-def test_two_convolutions_before_one_batch_norm_get_a_bias_each():
-    model = Net(
-        lambda m, x: F.relu(m.n(m.b(F.relu(m.a(x))))) + F.relu(m.n(m.c(F.relu(m.d(x))))),
-        a=branch(3, 12), d=branch(3, 10), b=nn.Conv2d(12, 8, 1, bias=False), c=nn.Conv2d(10, 8, 1, bias=False), n=nn.BatchNorm2d(8),
-    )  # fmt: skip
-    result, error = folding(model)
-    assert set(result.folded) == {"b", "c"}
-    assert error < 1e-5
-
-
-def test_a_function_that_reads_removed_channels_is_named():
-    result, _ = folding(Net(lambda m, x: F.relu(m.a(x)).sum(1), a=branch(3, 12)))
-    assert any("only convolutions and linear layers are folded" in reason for reason in result.skipped.values())
