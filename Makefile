@@ -5,17 +5,26 @@ PYTHON312 ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.12*/bin/python) py
 BIN := .venv/bin
 WORKERS ?= 2
 
-.PHONY: gpu-plan demo test test-all zoo bench bench-channels bench-latency-model lint clean
+# Comments of one line above a target are its help.
 
+.PHONY: help gpu-plan demo test test-all zoo bench bench-channels bench-latency-model lint clean
+
+# what there is
+help:
+	@awk '/^# /{said=substr($$0, 3)} /^[a-z][a-z-]*:/{split($$1, name, ":"); printf "  make %-20s %s\n", name[1], said} /^$$/{said=""}' $(MAKEFILE_LIST)
+
+# train, halve the latency of and export a small network on real digits (3 minutes)
 demo: .venv/ready
 	$(BIN)/compressor demo
 
+# what CI runs
 test: lint .venv-triton/ready
 	@echo "== tests (the slow ones are in \`make test-all\`)"
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not quiet"
 	@echo "== tests that measure time, alone"
 	$(BIN)/python -m pytest -m "not slow and quiet"
 
+# the same with the slow tests (an hour and a half)
 test-all: lint .venv-triton/ready .venv-gpu/ready
 	@echo "== all tests, the wheel in a clean environment among them"
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not quiet"
@@ -34,12 +43,14 @@ bench: .venv/ready
 	@test -n "$(DATA)" -a -n "$(WEIGHTS)" || { echo "usage: make bench DATA=<folder of CIFAR-10, binary version> WEIGHTS=<resnet56 .safetensors>"; exit 2; }
 	$(BIN)/python tools/bench_cifar.py --data "$(DATA)" --weights "$(WEIGHTS)"
 
+# ruff and mypy
 lint: .venv/ready
 	@echo "== lint and types"
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# everything that was set up or built goes
 clean:
 	rm -rf .venv .venv-triton .venv-gpu build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 

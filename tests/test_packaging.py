@@ -37,6 +37,12 @@ def test_declared_packages_are_those_on_disk():
         assert (ROOT / folder / "__init__.py").is_file(), package
 
 
+def test_pre_commit_has_the_locked_versions():
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text()
+    (ruff,) = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if line.startswith("ruff==")]
+    assert f"rev: v{ruff.removeprefix('ruff==')}" in hooks
+
+
 STAND_ALONE = {"tensorrt_worker.py": 550}  # copied to devices as one file
 
 

@@ -55,12 +55,20 @@ def test_the_rule_from_outside_prunes_what_was_frozen():
         EDITS.pop(torch.ops.mine.rotate, None)
 
 
-@pytest.mark.parametrize("file", ["CONTRIBUTING.md", "README.md"])
+PAGES = ["CONTRIBUTING.md", "README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("file", PAGES)
 def test_links_and_files_exist(file):
     text = (ROOT / file).read_text()
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
-        assert (ROOT / target).exists(), target
-    for path in re.findall(r"`((?:tools|passes|runtime|compressor|tests)/[\w/.-]+\.(?:py|sh|json))`", text):
+    for target, place in re.findall(r"\]\((?!https?:)([^)#]*)(#[^)]*)?\)", text):
+        page = (ROOT / file).parent / target if target else ROOT / file
+        assert page.exists(), target
+        if place:
+            titles = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
+            titles = [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
+            assert place[1:] in titles, f"{target}{place}"
+    for path in re.findall(r"`((?:tools|passes|runtime|compressor|tests|docs)/[\w/.-]+\.(?:py|sh|json|md))`", text):
         assert (ROOT / path).exists(), path
 
 
