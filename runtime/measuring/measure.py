@@ -16,6 +16,7 @@ from compressor.passes.tracing.trace import DYNAMIC, example_inputs_of, outputs_
 from compressor.passes.transforms.verify import relative_error
 from compressor.runtime.backends import BACKENDS
 from compressor.runtime.backends.base import Engine, LayerTime, Workload
+from compressor.runtime.backends.fake import Fake
 from compressor.runtime.backends.onnxruntime import OnnxRuntimeEngine
 from compressor.runtime.backends.sentinel import sentinel_workload
 from compressor.runtime.onnx.export import to_onnx
@@ -154,17 +155,16 @@ def _compared(stack: ExitStack, workload: Workload, graph: fx.GraphModule, targe
 
 def sentinel_timer(stack: ExitStack, target: Target) -> Timer | None:
     """A timer of the sentinel on a target's back end and device, at its precision's batch 1; None for synthetic clocks."""
-    if target.backend == "fake":
+    if isinstance(BACKENDS[target.backend](), Fake):
         return None
     options = {**target.options, **({"max_batch": 0} if "max_batch" in target.options else {})}
     plain = Target(target.backend, 1, target.threads, precision="fp32", options=options)
-    workload = sentinel_workload(as_graph=target.backend == "torch")
-    return stack.enter_context(BACKENDS[target.backend]().build(workload, plain)).timer()
+    return stack.enter_context(BACKENDS[target.backend]().build(sentinel_workload(), plain)).timer()
 
 
 def clocks_of(target: Target) -> Source | None:
     """Where the clock of a target's device can be read."""
-    if target.backend == "fake":
+    if isinstance(BACKENDS[target.backend](), Fake):
         return None
     on_cpu = target.backend == "onnxruntime" or target.options.get("device") == "cpu"
     return cpu_source() if on_cpu else nvml_source(0)
