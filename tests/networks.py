@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import compressor
+from compressor.passes.layers.factorizable import sizes_of
 from compressor.passes.layers.forms import FORMS
-from compressor.passes.layers.sizes import sizes_of
 from compressor.passes.tracing.trace import outputs_of
 from compressor.passes.transforms.factorize_conv import FactorizeConv
 from compressor.passes.transforms.verify import relative_error, run_masked

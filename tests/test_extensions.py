@@ -11,8 +11,8 @@ import torch
 import compressor
 from compressor import Factorization, Plan, Target
 from compressor.methods.base import MethodSettings, Problem
-from compressor.methods.structures.legal import widths
-from compressor.methods.structures.meeting import meets
+from compressor.methods.structures.legal_widths import widths
+from compressor.methods.structures.meets_budget import meets
 from compressor.methods.structures.paths import Widths, fitting
 from compressor.passes.criteria import CRITERIA, FilterCriterion
 from compressor.passes.labels.labeler import Value

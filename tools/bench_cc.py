@@ -39,8 +39,8 @@ from compressor.data.images import load_data, load_images, unaugmented
 from compressor.data.loading import load_callable
 from compressor.errors import BudgetError
 from compressor.methods import CC, Factorize, Problem
-from compressor.methods.layers.plans import UnitPlans
-from compressor.methods.layers.units import Layer, removal_path
+from compressor.methods.layers.cc_removal import Layer, removal_path
+from compressor.methods.layers.unit_plans import UnitPlans
 from compressor.methods.published import cc as published
 from compressor.methods.published.cc import PublishedCC
 from compressor.passes.fitting.settings import Compensation

@@ -34,13 +34,13 @@ from compressor.cli.console import ConsoleProgress
 from compressor.methods import CaP, Problem
 from compressor.methods.losses.allocation import Allocation, Weighting
 from compressor.methods.losses.curves import curves_of
-from compressor.methods.structures.legal import widths
+from compressor.methods.structures.legal_widths import widths
 from compressor.passes.criteria import CRITERIA, Scoring
+from compressor.passes.fitting.compensated_ranking import Ranking
 from compressor.passes.fitting.losses import Curve
-from compressor.passes.fitting.ranking import Ranking
 from compressor.passes.fitting.settings import Compensation
 from compressor.passes.statistics.calibration import Calibration
-from compressor.runtime.latency_model.training import train_latency_model
+from compressor.runtime.latency_model.training_engines import train_latency_model
 from compressor.runtime.measuring.measure import Comparison
 from compressor.training.evaluate import evaluate
 from compressor.values.files import read_json, write_bytes, write_json

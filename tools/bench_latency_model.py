@@ -19,9 +19,9 @@ from scipy.stats import spearmanr
 
 import compressor
 from compressor.cli.console import ConsoleProgress
-from compressor.methods.structures.legal import widths
+from compressor.methods.structures.legal_widths import widths
 from compressor.runtime.backends import BACKENDS
-from compressor.runtime.latency_model.training import observe, spread, train_latency_model
+from compressor.runtime.latency_model.training_engines import observe, spread, train_latency_model
 from compressor.runtime.measuring.store import MeasurementStore
 from compressor.runtime.timing.protocol import Protocol
 from compressor.values.target import option_of

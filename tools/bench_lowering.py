@@ -17,12 +17,12 @@ import torchvision_ops
 from bench_latency_model import network
 
 import compressor
-from compressor.methods.structures.legal import widths
+from compressor.methods.structures.legal_widths import widths
 from compressor.passes.transforms.remove_channels import RemoveChannels
-from compressor.runtime.latency_model.training import plan_of, spread
+from compressor.runtime.latency_model.training_engines import plan_of, spread
 from compressor.runtime.measuring.measure import check_onnx
 from compressor.runtime.onnx.export import to_onnx
-from compressor.runtime.onnx.lowering import Lowering
+from compressor.runtime.onnx.templates import Lowering
 from compressor.values.plan import Structure
 
 RESULTS = Path(__file__).parent / "results" / "lowering.json"

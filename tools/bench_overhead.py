@@ -34,7 +34,7 @@ import compressor
 from compressor.methods import AACP, LeGR, Problem
 from compressor.methods.published.legr import NormRanking
 from compressor.methods.structures.global_ranking import GlobalRanking
-from compressor.methods.structures.legal import widths
+from compressor.methods.structures.legal_widths import widths
 from compressor.passes.fitting.settings import Compensation
 from compressor.passes.statistics.calibration import Calibration
 from compressor.search.fitness import Fitness

@@ -38,7 +38,7 @@ from compressor.cli.console import ConsoleProgress
 from compressor.data.images import load_data
 from compressor.methods import AACP, CaP, LeGR, Magnitude, Method, Problem
 from compressor.methods.published.legr import PublishedLeGR
-from compressor.methods.searching.trials import images_of
+from compressor.methods.searching.search_study import images_of
 from compressor.passes.fitting.settings import Compensation
 from compressor.passes.layers.product import take_state
 from compressor.passes.statistics.calibration import Calibration

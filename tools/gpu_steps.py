@@ -324,10 +324,10 @@ def search(arguments):
 def factorization(arguments):
     """Which forms are faster than the layers that they stand for, at half of a layer's MACs."""
     import compressor
+    from compressor.passes.layers.factorizable import factorizable, sizes_of
     from compressor.passes.layers.forms import FORMS
     from compressor.passes.layers.rank_choice import by_rate
-    from compressor.passes.layers.sizes import factorizable, sizes_of
-    from compressor.runtime.latency_model.pieces import choices
+    from compressor.runtime.latency_model.single_layers import choices
 
     for name, graph in networks(arguments).items():
         channels = compressor.analyze(graph)

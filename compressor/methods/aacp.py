@@ -5,7 +5,7 @@ be better (ResNet-56 to half its MACs, 120 candidates, before any training: as p
 
 * the steps of a group are those of its measured **staircase** on the target, instead of eighths;
 * channels within a group are ordered by the **loss** that compensation cannot make up for (`LossRanking`), instead of the L1
-  norm, and half of the first population, as members that are drawn anew, are `CaP`'s allocations, some with noise;
+  norm; of the first ten members three are `CaP`'s allocations and two are those with noise, as are members drawn anew;
 * candidates are **compensated** in closed form before they are judged (`Fitness("compensate")`), as the result is;
 * residual **streams** are pruned too;
 * steps that a repaired candidate still affords are **given back**, to groups drawn at random;
@@ -22,10 +22,10 @@ from compressor.methods.base import Problem
 from compressor.methods.losses.curves import images_for_losses
 from compressor.methods.published.aacp import PublishedAACP
 from compressor.methods.searching.loss_ranking import SENSITIVITIES, LossRanking
-from compressor.methods.searching.vectors import Vectors
+from compressor.methods.searching.structure_vectors import Vectors
 from compressor.methods.structures.affordable import Affordable
 from compressor.methods.structures.global_ranking import GlobalRanking, Walk
-from compressor.methods.structures.steps import options_of
+from compressor.methods.structures.searched_widths import options_of
 from compressor.passes.channels.rank_axes import axes_of
 from compressor.passes.criteria import Scores
 from compressor.passes.fitting.losses import rankable

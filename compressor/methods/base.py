@@ -11,7 +11,7 @@ from compressor.passes.channels.rank_axes import RankedChannels
 from compressor.passes.fitting.settings import Compensation
 from compressor.passes.statistics.calibration import Calibration
 from compressor.runtime.latency_model.model import Observation
-from compressor.runtime.latency_model.pieces import Choice
+from compressor.runtime.latency_model.single_layers import Choice
 from compressor.values.plan import Plan, Structure
 from compressor.values.progress import Progress
 from compressor.values.target import Target

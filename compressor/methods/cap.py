@@ -29,18 +29,19 @@ from compressor.errors import BackendError, BudgetError, DataError
 from compressor.methods.base import MethodSettings, Problem
 from compressor.methods.losses.allocation import POWERS, RANK_PRICES, Allocation, Weighting
 from compressor.methods.losses.curves import curves_of, images_for_losses
+from compressor.methods.losses.floor import last_above
 from compressor.methods.losses.nearness import Nearness
 from compressor.methods.published.cap import PublishedCaP
-from compressor.methods.structures.accept import refused
-from compressor.methods.structures.legal import widths
-from compressor.methods.structures.meeting import closest, meets
+from compressor.methods.structures.legal_widths import widths
+from compressor.methods.structures.meets_budget import closest, meets
 from compressor.methods.structures.paths import Widths, first_within
+from compressor.methods.structures.slower_sequences import refused
 from compressor.passes.channels.rank_axes import axes_of
 from compressor.passes.fitting.losses import rankable
 from compressor.passes.fitting.settings import Compensation
 from compressor.passes.statistics.calibration import Calibration
 from compressor.runtime.latency_model.model import LatencyModel
-from compressor.runtime.latency_model.training import train_latency_model
+from compressor.runtime.latency_model.training_engines import train_latency_model
 from compressor.search.fitness import Fitness, Judge
 from compressor.values.plan import Plan
 from compressor.values.settings import check
@@ -160,30 +161,16 @@ class CaP(MethodSettings):
 
     def _to_floor(self, problem: Problem, allocation: Allocation, used: Calibration, spared: Calibration) -> Plan:
         """The last network of the walk that is right often enough once it is repaired."""
+        assert self.floor is not None
         if not problem.validate:
             raise DataError("a floor is an accuracy: pass labelled images of a hold-out as validate=…")
-        assert self.floor is not None
-        fitness = Fitness("compensate" if self.compensation else "recalibrate", holdout=self.holdout, images=_JUDGED_ON)
+        repair: Literal["compensate", "recalibrate"] = "compensate" if self.compensation else "recalibrate"
+        fitness = Fitness(repair, holdout=self.holdout, images=_JUDGED_ON)
         judge = Judge(problem.channels, fitness, problem.validate, used, seed=problem.seed)
-        whole = float(problem.channels.costs_of(problem.channels.full).macs[0])
-        halved = replace(problem, limits={"macs": _BEGINNING * whole, **problem.limits})
+        limits = {"macs": _BEGINNING * problem.costs(problem.channels.full)["macs"], **problem.limits}
+        halved = replace(problem, limits=limits)
         weighting = self.order(halved, Allocation(halved, allocation.curves, None), used, spared)[0]
-        path = allocation.path(weighting)
-
-        def accuracy(position: int) -> float:
-            plan = allocation.plan(path[position])
-            found = judge(plan).accuracy / 100
-            share = problem.costs(problem.channels.structure(plan))["macs"] / whole
-            problem.progress.stage(f"{share:.3f} of the MACs: right on {found:.3f} of the hold-out")
-            return found
-
-        if (original := accuracy(0)) < self.floor:
-            raise BudgetError(f"CaP(floor={self.floor}): the original itself is right on {original:.3f} of the hold-out")
-        low, high = 0, len(path)  # `low` is right often enough, `high` is not
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if accuracy(middle) >= self.floor else (low, middle)
-        plan = allocation.plan(path[low])
+        plan = last_above(problem, allocation, weighting, judge, self.floor)
         if not meets(problem, plan):
             raise BudgetError(f"the budget cannot be met with {self.floor} as the lowest accuracy; {closest(problem, plan)}")
         return plan

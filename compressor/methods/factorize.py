@@ -13,15 +13,15 @@ import numpy as np
 
 from compressor.errors import BudgetError
 from compressor.methods.base import MethodSettings, Problem
-from compressor.methods.layers.plans import UnitPlans
-from compressor.methods.structures.accept import refused
-from compressor.methods.structures.levels import least_accepted
+from compressor.methods.layers.unit_plans import UnitPlans
+from compressor.methods.structures.bisect_level import least_accepted
+from compressor.methods.structures.slower_sequences import refused
 from compressor.passes.channels.layer_costs import Layer
 from compressor.passes.fitting.settings import Compensation
+from compressor.passes.layers.factorizable import blocks_of, factorizable, sizes_of
 from compressor.passes.layers.forms import FORMS, Sizes
 from compressor.passes.layers.rank_choice import by_energy, by_rate, by_vbmf, spectra
-from compressor.passes.layers.sizes import blocks_of, factorizable, sizes_of
-from compressor.runtime.latency_model.pieces import rank_edges
+from compressor.runtime.latency_model.single_layers import rank_edges
 from compressor.values.plan import Factorization, Plan
 from compressor.values.settings import check
 

@@ -21,6 +21,7 @@ from compressor.methods.losses.curves import images_for_losses
 from compressor.methods.published.legr import PublishedLeGR
 from compressor.methods.searching.loss_ranking import Genome, LossRanking
 from compressor.methods.structures.affordable import Affordable
+from compressor.methods.structures.searched_widths import options_of
 from compressor.passes.fitting.settings import Compensation
 from compressor.search.fitness import Fitness
 
@@ -59,7 +60,7 @@ class LeGR(PublishedLeGR):
 
     def widths(self, problem: Problem) -> list[tuple[int, ...]]:
         """See there."""
-        return self.options(problem, "staircase" if "latency" in problem.limits else "align")
+        return options_of(problem, "staircase" if "latency" in problem.limits else "align")
 
     def genome(self, problem: Problem, legal: Sequence[Sequence[int]], affordable: Affordable) -> Genome:
         """See there."""

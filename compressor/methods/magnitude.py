@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from compressor.errors import BudgetError
 from compressor.methods.base import MethodSettings, Problem
-from compressor.methods.structures.legal import widths
+from compressor.methods.structures.legal_widths import widths
 from compressor.methods.structures.paths import Widths, fitting
 from compressor.passes.criteria import CRITERIA, Scores, Scoring, select
 from compressor.passes.fitting.settings import Compensation

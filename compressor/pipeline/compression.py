@@ -26,7 +26,7 @@ from compressor.report import write_report
 from compressor.runs.folder import Run
 from compressor.runs.result import Result
 from compressor.runtime.latency_model.model import Observation
-from compressor.runtime.latency_model.pieces import Choice
+from compressor.runtime.latency_model.single_layers import Choice
 from compressor.runtime.measuring.measure import Comparison, measure
 from compressor.training.evaluate import device_of
 from compressor.training.fine_tune import FineTune

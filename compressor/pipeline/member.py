@@ -22,7 +22,7 @@ from compressor.passes.transforms.remove_channels import RemoveChannels
 from compressor.passes.transforms.verify import verify_removal
 from compressor.runs.folder import Run
 from compressor.runs.result import Result, Step
-from compressor.runtime.latency_model.pieces import Choice
+from compressor.runtime.latency_model.single_layers import Choice
 from compressor.runtime.measuring.measure import export_checked, measure
 from compressor.training.evaluate import evaluate, norms_of, recalibrate
 from compressor.training.fine_tune import FineTune

@@ -10,7 +10,7 @@ import numpy as np
 from compressor.pipeline.profiling import as_files
 from compressor.report.profile_page import write_profile_page
 from compressor.runtime.latency_model.staircase import Staircase
-from compressor.runtime.measuring.records import Profiled, analyser_files, trtexec_command
+from compressor.runtime.measuring.profile_records import Profiled, analyser_files, trtexec_command
 from compressor.values.files import write_bytes, write_json
 
 

@@ -22,10 +22,10 @@ from compressor.runtime.backends import BACKENDS, Engine, Workload
 from compressor.runtime.backends.onnxruntime import OnnxRuntimeEngine
 from compressor.runtime.backends.tensorrt import TensorRT
 from compressor.runtime.measuring.measure import check_parity, clocks_of, example_for, sentinel_timer
-from compressor.runtime.measuring.records import Profiled
+from compressor.runtime.measuring.profile_records import Profiled
 from compressor.runtime.measuring.store import MeasurementStore
-from compressor.runtime.onnx.lowering import Lowering
 from compressor.runtime.onnx.precision import PARITY
+from compressor.runtime.onnx.templates import Lowering
 from compressor.runtime.timing.protocol import PROTOCOL, Protocol, time_together
 from compressor.training.evaluate import Accuracy
 from compressor.values.measurement import Measurement

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from compressor.report.html import STYLE, table
 from compressor.report.plots import svg_of
 from compressor.runtime.latency_model.staircase import Staircase
-from compressor.runtime.measuring.records import Profiled
+from compressor.runtime.measuring.profile_records import Profiled
 
 _PAGE = Template("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>compressor profile: $title</title>

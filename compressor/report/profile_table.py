@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from compressor.runtime.latency_model.staircase import Staircase
-from compressor.runtime.measuring.records import Profiled
+from compressor.runtime.measuring.profile_records import Profiled
 
 
 def profile_table(found: Sequence[Profiled], stairs: Sequence[Staircase]) -> str:

@@ -9,7 +9,7 @@ from rich.table import Table
 from torch import fx
 
 from compressor.passes.fitting.settings import Repair
-from compressor.runtime.latency_model.pieces import Choice
+from compressor.runtime.latency_model.single_layers import Choice
 from compressor.values.measurement import Measurement
 from compressor.values.plan import Plan
 

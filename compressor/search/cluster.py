@@ -30,7 +30,7 @@ from compressor.passes.tracing.portable import Portable, assembled, portable
 from compressor.passes.tracing.trace import on_cpu
 from compressor.passes.transforms.apply_plan import applied
 from compressor.runtime.latency_model.model import Observation
-from compressor.runtime.latency_model.training import observe
+from compressor.runtime.latency_model.training_engines import observe
 from compressor.runtime.measuring.measure import Comparison
 from compressor.search.fitness import Fitness, Judge, Worth
 from compressor.values.plan import Plan, Structure

@@ -21,11 +21,11 @@ from compressor.errors import DataError
 from compressor.passes.channels.analyze import ChannelGraph
 from compressor.passes.channels.readers import readers_of
 from compressor.passes.fitting.compensate import Compensate
-from compressor.passes.fitting.fit import fit_on_statistics, jobs_of
+from compressor.passes.fitting.fit_layers import fit_on_statistics, jobs_of
 from compressor.passes.fitting.settings import Compensation
 from compressor.passes.statistics.calibration import Calibration
 from compressor.passes.statistics.collect import Statistics, collect
-from compressor.passes.statistics.original import Original, Remembered
+from compressor.passes.statistics.original_outputs import Original, Remembered
 from compressor.passes.tracing.modes import eval_mode
 from compressor.passes.tracing.trace import DYNAMIC, quiet_deepcopy
 from compressor.passes.transforms.factorize_conv import FactorizeConv

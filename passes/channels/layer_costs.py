@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from compressor.errors import PlanError
+from compressor.passes.layers.factorizable import form_of
 from compressor.passes.layers.forms import Sizes, StageSizes
 from compressor.passes.layers.product import Conv, Transposed, is_product
-from compressor.passes.layers.sizes import form_of
 from compressor.passes.tracing.shapes import shapes_of
 from compressor.passes.tracing.trace import BATCH
 from compressor.values.plan import Factorization, Structure

@@ -18,9 +18,9 @@ from compressor.passes.channels.costs import CostModel, Costs
 from compressor.passes.channels.layer_costs import Layer
 from compressor.passes.labels.groups import ChannelGroup, Grouping
 from compressor.passes.labels.labeler import IntArray, Labeler
+from compressor.passes.layers.factorizable import factorizable, sizes_of
 from compressor.passes.layers.forms import FORMS, Sizes
 from compressor.passes.layers.product import Product, is_product
-from compressor.passes.layers.sizes import factorizable, sizes_of
 from compressor.values.plan import Factorization, Structure
 
 _UNIT = Sizes(1, 1, ())  # one element

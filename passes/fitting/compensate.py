@@ -26,10 +26,10 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from compressor.passes.channels.analyze import ChannelGraph
-from compressor.passes.fitting.fit import fit_on_original, fit_side_by_side, jobs_of
+from compressor.passes.fitting.fit_layers import fit_on_original, fit_side_by_side, jobs_of
 from compressor.passes.fitting.settings import Compensation, Repair
 from compressor.passes.statistics.calibration import Calibration
-from compressor.passes.statistics.original import Original
+from compressor.passes.statistics.original_outputs import Original
 from compressor.passes.tracing.modes import eval_mode, full_float32
 from compressor.passes.tracing.trace import quiet_deepcopy
 from compressor.passes.transforms.base import PassResult

@@ -17,14 +17,14 @@ from torch import Tensor, fx
 from compressor.passes.channels.analyze import ChannelGraph
 from compressor.passes.channels.readers import Reader, affine, beyond_repair, columns_of, readers_of
 from compressor.passes.criteria import select
-from compressor.passes.fitting.fit import fit_on_statistics, jobs_of
-from compressor.passes.fitting.ranking import Ranking, Reading, rank
+from compressor.passes.fitting.compensated_ranking import Ranking, Reading, rank
+from compressor.passes.fitting.fit_layers import fit_on_statistics, jobs_of
 from compressor.passes.fitting.settings import Compensation
 from compressor.passes.labels.groups import ChannelGroup
 from compressor.passes.layers.product import Product
 from compressor.passes.statistics.calibration import Calibration
 from compressor.passes.statistics.collect import Statistics, collect, matrix_bytes
-from compressor.passes.statistics.prefix import Prefix, Shelf
+from compressor.passes.statistics.partial_run import Prefix, Shelf
 from compressor.passes.tracing.shapes import shapes_of
 from compressor.passes.tracing.trace import outputs_of
 from compressor.passes.transforms.remove_channels import RemoveChannels

@@ -15,12 +15,12 @@ import torch
 from compressor.passes.channels.analyze import ChannelGraph
 from compressor.passes.channels.rank_axes import RankAxis
 from compressor.passes.channels.readers import Reader, affine, readers_of
+from compressor.passes.fitting.compensated_ranking import Ranking
 from compressor.passes.fitting.losses import PROBE, Curve, Divergences, sensitivity, statistics_by_group
 from compressor.passes.fitting.rank_reduction import energies, reduced
-from compressor.passes.fitting.ranking import Ranking
 from compressor.passes.fitting.settings import Compensation
+from compressor.passes.layers.factorizable import sizes_of
 from compressor.passes.layers.product import Product
-from compressor.passes.layers.sizes import sizes_of
 from compressor.passes.statistics.calibration import Calibration
 from compressor.passes.statistics.collect import Statistics
 from compressor.passes.tracing.trace import quiet_deepcopy

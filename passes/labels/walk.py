@@ -15,7 +15,7 @@ from compressor.passes.labels.labeler import Labeler, Value
 from compressor.passes.labels.rules import CARRIES, RULES, SPARES, Call, SpareFunction, key_of
 from compressor.passes.labels.rules.filling import FILLS
 from compressor.passes.labels.splits import settle
-from compressor.passes.tracing.schema import arguments_of
+from compressor.passes.tracing.call_arguments import arguments_of
 from compressor.passes.tracing.shapes import scalar_of, shapes_of
 from compressor.passes.tracing.trace import BATCH, is_traced
 

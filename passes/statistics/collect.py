@@ -16,7 +16,7 @@ from compressor.errors import DataError
 from compressor.passes.layers.product import Product, sample
 from compressor.passes.statistics.calibration import Calibration
 from compressor.passes.statistics.moments import Moments
-from compressor.passes.statistics.prefix import Prefix, Shelf
+from compressor.passes.statistics.partial_run import Prefix, Shelf
 from compressor.passes.tracing.shapes import shapes_of
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from typing import Protocol, TypeAlias, cast
 import torch
 from torch import Tensor, fx, nn
 
-from compressor.passes.tracing.schema import arguments_of
+from compressor.passes.tracing.call_arguments import arguments_of
 
 logger = logging.getLogger(__name__)
 aten = torch.ops.aten

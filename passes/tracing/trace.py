@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from compressor.errors import TraceError
-from compressor.passes.tracing.literals import fold_literals
+from compressor.passes.tracing.constants import fold_literals
 from compressor.passes.tracing.remodulise import Remodulise
 from compressor.passes.tracing.shapes import record_shapes
 

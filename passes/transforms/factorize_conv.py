@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from compressor.passes.layers.factorizable import blocks_of, form_of, node_of, sizes_of
 from compressor.passes.layers.forms import Form, Stage, StageSizes, compose
 from compressor.passes.layers.product import Conv, Transposed
-from compressor.passes.layers.sizes import blocks_of, form_of, node_of, sizes_of
 from compressor.passes.tracing.shapes import VALUE, shapes_of
 from compressor.passes.tracing.trace import quiet_deepcopy
 from compressor.passes.transforms.base import PassResult

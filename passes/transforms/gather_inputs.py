@@ -15,7 +15,7 @@ from torch import fx
 
 from compressor.passes.layers.product import Product, Transposed
 from compressor.passes.tracing.shapes import VALUE, shapes_of
-from compressor.passes.transforms.fit_modules import fit
+from compressor.passes.transforms.update_attributes import fit
 
 
 def gather_inputs(gm: fx.GraphModule, chosen: Mapping[str, NDArray[np.int64]]) -> None:

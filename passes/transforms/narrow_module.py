@@ -8,8 +8,8 @@ from torch import Tensor, fx, nn
 
 from compressor.errors import PlanError
 from compressor.passes.tracing.trace import DYNAMIC, example_inputs_of, outputs_of
-from compressor.passes.transforms.fit_modules import fit
 from compressor.passes.transforms.remove_channels import RemoveChannels
+from compressor.passes.transforms.update_attributes import fit
 from compressor.passes.transforms.verify import TOLERANCE, relative_error
 from compressor.values.plan import Plan
 

@@ -22,8 +22,8 @@ from compressor.passes.labels.labeler import IntArray, Slot
 from compressor.passes.labels.rules import EDITS, Change, key_of
 from compressor.passes.tracing.shapes import VALUE
 from compressor.passes.transforms.base import PassResult
-from compressor.passes.transforms.fit_modules import fit
 from compressor.passes.transforms.gather_inputs import gather_inputs
+from compressor.passes.transforms.update_attributes import fit
 from compressor.values.plan import Plan
 
 logger = logging.getLogger(__name__)

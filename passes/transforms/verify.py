@@ -25,7 +25,7 @@ from compressor.passes.labels.labeler import IntArray, Value
 from compressor.passes.layers.product import Product
 from compressor.passes.tracing.modes import full_float32
 from compressor.passes.tracing.trace import BATCH, DYNAMIC, example_inputs_of, outputs_of
-from compressor.passes.transforms.fit_modules import fit
+from compressor.passes.transforms.update_attributes import fit
 from compressor.values.plan import Plan
 
 logger = logging.getLogger(__name__)

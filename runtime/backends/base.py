@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from compressor.errors import BackendError
-from compressor.runtime.onnx.lowering import Lowering
 from compressor.runtime.onnx.precision import Int8, converted
+from compressor.runtime.onnx.templates import Lowering
 from compressor.runtime.timing.timers import Timer
 from compressor.values.target import Option, Target
 

@@ -15,7 +15,7 @@ _CHANNELS, _SIZE, _LAYERS = 32, 28, 3
 
 
 def sentinel_workload() -> Workload:
-    """Three 3x3 convolutions of 32 channels on 28x28 pixels, 22 million MACs, the same everywhere and always; a graph and its ONNX."""
+    """Three 3x3 convolutions of 32 channels on 28x28 pixels, 22 million MACs, always the same; a graph and its ONNX."""
     example = (torch.randn(1, _CHANNELS, _SIZE, _SIZE, generator=torch.Generator().manual_seed(0)),)
     weight = np.random.default_rng(0).normal(0, 0.06, (_CHANNELS, _CHANNELS, 3, 3)).astype(np.float32)
     nodes, name = [], "x"

@@ -26,7 +26,7 @@ from compressor.passes.labels.groups import ChannelGroup
 from compressor.passes.tracing.shapes import shapes_of
 from compressor.passes.tracing.trace import trace
 from compressor.runtime.measuring.measure import built, clocks_of
-from compressor.runtime.onnx.lowering import Lowering
+from compressor.runtime.onnx.templates import Lowering
 from compressor.runtime.timing.protocol import Protocol, time_together
 from compressor.values.measurement import Measurement, contest
 from compressor.values.progress import Progress

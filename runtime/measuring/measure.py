@@ -20,8 +20,8 @@ from compressor.runtime.backends.fake import Fake
 from compressor.runtime.backends.onnxruntime import OnnxRuntimeEngine
 from compressor.runtime.backends.sentinel import sentinel_workload
 from compressor.runtime.onnx.export import to_onnx
-from compressor.runtime.onnx.lowering import Lowering
 from compressor.runtime.onnx.precision import PARITY
+from compressor.runtime.onnx.templates import Lowering
 from compressor.runtime.timing.clocks import Source, cpu_source, nvml_source
 from compressor.runtime.timing.protocol import Protocol, Timer, time_together
 from compressor.values.files import write_bytes
@@ -62,7 +62,7 @@ class Comparison:
     """Candidates against one reference, whose engine is built once and timed anew beside each of them.
 
     Use as a context manager. Candidates are one network with other widths: from the third on they are lowered
-    without the exporter (`lowering.py`).
+    without the exporter (`runtime/onnx/templates.py`).
 
     Args:
         reference: The graph to compare with.

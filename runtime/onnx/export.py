@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from compressor.errors import BackendError
-from compressor.passes.tracing.literals import fold_literals
+from compressor.passes.tracing.constants import fold_literals
 from compressor.passes.tracing.trace import DYNAMIC, on_cpu, quiet_deepcopy
 from compressor.passes.transforms.fold_batchnorm import FoldBatchNorm
 

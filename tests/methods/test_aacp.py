@@ -12,11 +12,11 @@ from compressor import BudgetError, Target
 from compressor.methods import Problem
 from compressor.methods import aacp as module
 from compressor.methods.losses.curves import curves_of
-from compressor.methods.searching.vectors import Vectors
+from compressor.methods.searching.structure_vectors import Vectors
 from compressor.methods.structures.affordable import Affordable
 from compressor.methods.structures.global_ranking import GlobalRanking
 from compressor.methods.structures.paths import give_back, steepest
-from compressor.methods.structures.steps import options_of
+from compressor.methods.structures.searched_widths import options_of
 from compressor.passes.fitting.losses import rankable
 from compressor.search.study import OUTCOME, STRUCTURE
 from tests.methods.searches import SMALL, TARGET, aacp, study_of

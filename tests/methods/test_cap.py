@@ -13,14 +13,14 @@ from compressor.errors import BudgetError, DataError
 from compressor.methods import Problem
 from compressor.methods.losses.allocation import POWERS, Allocation, Weighting
 from compressor.methods.losses.curves import curves_of
-from compressor.methods.losses.masked import Holdout, Masked
+from compressor.methods.losses.masked_network import Holdout, Masked
 from compressor.methods.published.aacp import is_stream
 from compressor.methods.published.cap import PublishedCaP
 from compressor.methods.structures.paths import steepest
 from compressor.passes.fitting.compensate import Compensate
 from compressor.passes.fitting.losses import loss_curves, rankable
 from compressor.passes.statistics.calibration import Calibration
-from compressor.runtime.latency_model.training import observe
+from compressor.runtime.latency_model.training_engines import observe
 from compressor.training.evaluate import evaluate
 from compressor.values.progress import Progress
 from tests.methods.digits import Net, pairs

@@ -12,8 +12,8 @@ import compressor
 from compressor import CC, Budget, BudgetError, CaP, Compensation, FineTune, Target
 from compressor.errors import DataError
 from compressor.methods import Problem
-from compressor.methods.layers.plans import UnitPlans
-from compressor.methods.layers.units import State
+from compressor.methods.layers.cc_removal import State
+from compressor.methods.layers.unit_plans import UnitPlans
 from compressor.methods.published.cc import PublishedCC
 from compressor.passes.channels.layer_costs import macs_by_layer
 from compressor.passes.fitting.compensate import Compensate
@@ -23,7 +23,7 @@ from compressor.passes.transforms.apply_plan import applied
 from compressor.passes.transforms.factorize_conv import FactorizeConv
 from compressor.passes.transforms.remove_channels import RemoveChannels
 from compressor.passes.transforms.verify import verify_removal
-from compressor.runtime.latency_model.pieces import Variant, choices, piece, variants_of
+from compressor.runtime.latency_model.single_layers import Variant, choices, piece, variants_of
 from compressor.runtime.measuring.measure import Comparison
 from compressor.training.gradients import squared_gradients
 from compressor.values.plan import Factorization, Plan

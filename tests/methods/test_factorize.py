@@ -14,7 +14,7 @@ from compressor.methods import Problem
 from compressor.methods.structures.paths import AIM
 from compressor.passes.layers.forms import FORMS
 from compressor.passes.transforms.apply_plan import applied
-from compressor.runtime.latency_model.pieces import rank_edges
+from compressor.runtime.latency_model.single_layers import rank_edges
 from compressor.runtime.measuring.measure import Comparison
 from compressor.values.plan import Factorization, Plan
 from tests.methods.test_cc import measured, share_of

@@ -7,14 +7,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import compressor.methods.published.legr
 from compressor import Target
 from compressor.methods.losses.curves import curves_of
 from compressor.methods.searching.loss_ranking import LossRanking
 from compressor.methods.structures.affordable import Affordable
 from compressor.methods.structures.global_ranking import GlobalRanking
-from compressor.methods.structures.legal import widths
+from compressor.methods.structures.legal_widths import widths
 from compressor.methods.structures.paths import steepest
+from compressor.methods.structures.searched_widths import above_quota
 from tests.methods.searches import SMALL, TARGET, legr, macs_of, unfilled
 
 
@@ -117,9 +117,8 @@ def test_staircases_are_measured_where_latency_is_limited_and_only_there(problem
     assert all(width % 8 == 0 or width in (4, sizes[name]) for name, width in structure.widths)
 
 
-def test_where_all_steps_lie_below_the_quota_multiples_above_it_are_walked(problem, monkeypatch):
-    monkeypatch.setattr(compressor.methods.published.legr, "_QUOTA", 0.5)
+def test_where_all_steps_lie_below_the_quota_multiples_above_it_are_walked(problem):
     group = max(problem.channels.free, key=lambda g: g.size)
-    method = legr()
-    assert method._above_quota(group, (4, group.size), 4) == tuple(w for w in range(4, group.size + 1, 4) if w >= group.size / 2)
-    assert method._above_quota(group, (4, group.size - 4, group.size), 4) == (group.size - 4, group.size)
+    above = tuple(w for w in range(4, group.size + 1, 4) if w >= group.size / 2)
+    assert above_quota(group, (4, group.size), 4, 0.5) == above
+    assert above_quota(group, (4, group.size - 4, group.size), 4, 0.5) == (group.size - 4, group.size)

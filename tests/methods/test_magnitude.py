@@ -10,7 +10,7 @@ import compressor
 from compressor import Budget, BudgetError, Magnitude, Target
 from compressor.methods import Problem
 from compressor.methods.magnitude import path_by_scores
-from compressor.methods.structures.legal import widths
+from compressor.methods.structures.legal_widths import widths
 from compressor.methods.structures.paths import Widths, fitting
 from compressor.passes.criteria import CRITERIA
 from compressor.values.measurement import Measurement

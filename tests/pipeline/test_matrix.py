@@ -15,7 +15,7 @@ QUICK = Fitness("compensate", holdout=200, images=100)
 CASES = {
     "magnitude": Magnitude(compensation=SMALL),
     "cap": CaP(compensation=SMALL, probes=64, engines=6),
-    "cc": CC(images=200, compensation=SMALL),
+    "cc": CC(compensation=SMALL),
     "factorize": Factorize("spatial_svd", compensation=SMALL),
     "legr": LeGR(6, QUICK, population=4, engines=6, leaders=3, compensation=SMALL),
     "aacp": AACP(6, QUICK, steps="align", population=4, engines=6, leaders=3, compensation=SMALL),

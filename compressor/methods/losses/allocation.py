@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from compressor.errors import BudgetError
 from compressor.methods.base import Problem
-from compressor.methods.structures.legal import widths
+from compressor.methods.structures.legal_widths import widths
 from compressor.methods.structures.paths import COSTS, Rows, Widths, fitting, give_back, steepest
 from compressor.passes.channels.rank_axes import RankAxis
 from compressor.passes.fitting.losses import Curve

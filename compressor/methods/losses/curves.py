@@ -8,9 +8,9 @@ import numpy as np
 from compressor.errors import DataError
 from compressor.methods.base import Problem
 from compressor.passes.channels.rank_axes import axes_of
+from compressor.passes.fitting.compensated_ranking import Ranking
 from compressor.passes.fitting.losses import Curve, loss_curves
 from compressor.passes.fitting.rank_losses import rank_curves
-from compressor.passes.fitting.ranking import Ranking
 from compressor.passes.fitting.settings import Compensation
 from compressor.passes.statistics.calibration import Calibration
 from compressor.values.files import digest_of_tensors

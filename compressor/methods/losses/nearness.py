@@ -9,8 +9,8 @@ from compressor.passes.fitting.compensate import Compensate
 from compressor.passes.fitting.losses import divergence, log_probabilities
 from compressor.passes.fitting.settings import Compensation
 from compressor.passes.statistics.calibration import Calibration
-from compressor.passes.statistics.original import Remembered
-from compressor.passes.statistics.prefix import Prefix, Shelf
+from compressor.passes.statistics.original_outputs import Remembered
+from compressor.passes.statistics.partial_run import Prefix, Shelf
 from compressor.passes.transforms.factorize_conv import FactorizeConv
 from compressor.passes.transforms.remove_channels import RemoveChannels
 from compressor.values.plan import Plan

@@ -1,4 +1,4 @@
-"""The four papers, each in one file, in the paper's order and symbols, with the released code's constants.
+"""The four papers as their released code does them, one file each: algorithm, formulae, constants, and every difference.
 
 Imports the other rooms of `methods`; `methods/legr.py` and the others beside it are what we do instead.
 """

@@ -9,18 +9,24 @@ c_l filters with the largest L1 norm; batch norms are reset and recalibrated on 
 **Improved differential evolution** (`search/samplers/aacp.py`), NP = 10, T = 200 generations, F = 0.5, CR = 0.8, max_stay = 4:
 
     first population: uniform; while a budget is exceeded, one step less in a group drawn at random           (repair)
+    best = the best of it
     each generation, each member x_i in its turn:
         not improved for max_stay turns:  x_i is drawn anew
         v = best + F (x_r2 - x_r3), rounded to the steps            r2, r3 drawn, not i
         u_l = v_l with probability CR, in one place surely, else x_i,l;  u is repaired
-        PSAE(u) > PSAE(x_i): u takes its place
+        PSAE(u) > PSAE(x_i): u takes its place; it is the best where it is better than that
 
-Where this differs from the released code: `inside` a MobileNetV2 too all residual streams are left alone, whose block outputs are
-searched there; every group has a width of its own (there, both inner ones of a ResNet-50's bottleneck have one) in eighths
-(there, steps of 8, 16 and 32 for a VGG-16); channels that a depthwise layer scales are ranked by the sum of its norm and its
-producer's (there: by the producer's); limits are of costs (there: of MACs and of the number of channels); candidates are judged on
-1,000 images held out of the training data (there: on the test set), on fixed images without augmentation, and statistics are
-those of 500 images, cumulative (there: a momentum of 0.1 over 101 batches of 64).
+Where this differs from the released code:
+
+* residual streams are left alone in a MobileNetV2 too (there, outputs of its blocks are searched), every group has a width of
+  its own (there, both inner ones of a ResNet-50's bottleneck have one), in eighths (there, 8, 16 and 32 for a VGG-16);
+* channels that a depthwise layer scales are ranked by the sum of its norm and its producer's, each over its layer's mean (there:
+  by the producer's);
+* limits are of costs (there: of MACs and of the number of channels); `trials` count restarts too (there: 10 + 2,000 + restarts);
+* a vector that exceeds a budget is always repaired (there, drawn anew for VGG and ResNet-50), after the crossover alone, and the
+  first best is that of the whole population (there: its first member);
+* candidates are judged on 1,000 images held out of the training data (there: on the test set), on fixed images without
+  augmentation, and statistics are those of 500 images, cumulative (there: a momentum of 0.1 over 101 batches of 64).
 """
 
 from collections.abc import Mapping
@@ -33,14 +39,14 @@ from optuna.trial import FrozenTrial
 
 from compressor.errors import BudgetError
 from compressor.methods.base import Problem
+from compressor.methods.searching.final_plan import accepted, row_of, select_measured
 from compressor.methods.searching.loss_ranking import singular_values
-from compressor.methods.searching.selection import accepted, row_of, select_measured
-from compressor.methods.searching.trials import Quest, SearchingMethod, search
-from compressor.methods.searching.vectors import Vectors
+from compressor.methods.searching.search_study import Quest, SearchingMethod, search
+from compressor.methods.searching.structure_vectors import Vectors
 from compressor.methods.structures.affordable import Affordable
 from compressor.methods.structures.global_ranking import Walk
 from compressor.methods.structures.paths import Rows, Widths
-from compressor.methods.structures.steps import options_of
+from compressor.methods.structures.searched_widths import options_of
 from compressor.passes.channels.analyze import ChannelGraph
 from compressor.passes.channels.rank_axes import axes_of
 from compressor.passes.criteria import CRITERIA, Scores, Scoring

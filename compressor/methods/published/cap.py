@@ -1,13 +1,15 @@
-"""CaP: pruning with compensation, as published (Xie et al., arXiv 2108.13728; released code `ZhouyangXie/compensation`).
+"""CaP: pruning with compensation, as published (Xie et al., arXiv 2108.13728).
+
+Released code: `ZhouyangXie/pseudopruner` for ranking and compensation, `ZhouyangXie/compensation` for the search.
 
 **Compensation.** A layer y = W x + b that goes on reading only the inputs S gets, in closed form, the least E||y - W' x_S - b'||²:
 
     W' = W Σ_{:,S} Σ_SS⁻¹          b' = b + W μ - W' μ_S          (`passes/fitting/regression.py`)
 
-and each output is scaled to the variance that it had.
+and, in the released code, each output is scaled to the variance that it had.
 
-**Ranking.** Channels are selected one after the other, each the one that lowers what is left of that error most; what was selected
-last goes first (`passes/fitting/ranking.py`).
+**Ranking.** Channels are selected one after the other, each the one that lowers what is left of that error most; what was
+selected last goes first (`passes/fitting/compensated_ranking.py`).
 
 **Binary structural search with step constraint.** Statistics and rankings are those of the whole network. Layers are decided
 in forward order; the accuracy that is tolerated falls by one step per layer, from the original's to the lowest tolerated:
@@ -18,9 +20,13 @@ in forward order; the accuracy that is tolerated falls by one step per layer, fr
                       low = middle if accuracy of the whole network >= tolerated else high = middle
         keep `low`, compensated
 
-Where this differs: channels of tied filters are ranked together, over all their readers; what is masked here is then really
-removed; accuracies are those of a hold-out of the training data (there, of the test set); K, `most` and the floor are not given
-in the released code. A budget is met by bisecting the floor.
+Where this differs from the released code:
+
+* channels of tied filters are ranked together, over all their readers, and widths are multiples of the target's `align`;
+* what is masked here is then really removed; groups that some op computes statistics over are left alone;
+* a ridge of 1e-6 of the mean variance is added to the diagonal (there: none); constant channels are not special;
+* accuracies are those of a hold-out of the training data (there: of the test set);
+* K, `most` and the floor, which are not given there, are 5, 0.9 and the caller's; a budget is met by bisecting the floor.
 """
 
 from dataclasses import dataclass, field
@@ -28,13 +34,13 @@ from typing import ClassVar
 
 from compressor.errors import BudgetError, DataError
 from compressor.methods.base import MethodSettings, Problem
-from compressor.methods.losses.masked import Holdout, Masked
-from compressor.methods.structures.legal import widths
-from compressor.methods.structures.meeting import closest, meets
+from compressor.methods.losses.masked_network import Holdout, Masked
+from compressor.methods.structures.legal_widths import widths
+from compressor.methods.structures.meets_budget import closest, meets
 from compressor.methods.structures.paths import AIM
 from compressor.passes.fitting.losses import rankable
 from compressor.passes.fitting.settings import Compensation
-from compressor.passes.statistics.prefix import Prefix, Shelf
+from compressor.passes.statistics.partial_run import Prefix, Shelf
 from compressor.values.plan import Plan
 from compressor.values.settings import check
 

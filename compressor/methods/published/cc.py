@@ -1,26 +1,36 @@
-"""CC: channels and ranks of each layer together, as published (Li et al., CVPR 2021; released code).
+"""CC: channels and ranks of each layer together, as published (Li et al., CVPR 2021).
 
-**Information loss** (`layers/units.py`). W is a layer's weight as a matrix, H the square of the mean gradient of the loss for
-each of its elements. Replacing W by W^ loses, by a Taylor expansion of first order, squared element by element, l(W^) = sum H
-(W^ - W)².
+Released code: `liuguoyou/Towards-Compact-CNNs-via-Collaborative-Compression`.
 
-**Multi-step heuristic removal** (`layers/units.py`). Input channels and singular values are units of one kind. The unit that
-goes next is the one with the lowest score: what is lost without it, and gamma times what is lost if one more went, averaged
-over those left.
+**Information loss.** W is a layer's weight as a matrix, H the square of the mean gradient of the loss for each of its elements.
+Replacing W by W^ loses, by a Taylor expansion of first order, squared element by element, l(W^) = sum H (W^ - W)².
 
-**Global compression rate optimization** (`layers/rates.py`). The losses of each layer, its units ordered once by their loss
+**Global compression rate optimization** (`layers/cc_rates.py`). The losses of each layer, its units ordered once by what each loses
 alone, are fitted by p1 exp(p2 c), c the share of its MACs that is saved, and
 
-    minimise sum F_l p1_l exp(p2_l c_l)   subject to   sum F_l c_l = what is to be saved.
+    minimise sum F_l p1_l exp(p2_l c_l)   subject to   sum F_l c_l = what is to be saved
+    =>  c_l = ln(x / (p1_l p2_l)) / p2_l,  clipped to [0, 0.95]                          F_l: its MACs
+
+**Multi-step heuristic removal** (`layers/cc_removal.py`). Input channels and singular values are units of one kind; 1 % of a
+layer's units go per step, those with the lowest score: what is lost without the unit, and what is lost if one more went,
+averaged over the n - 1 that are then left (D = W_k - W, U S V' the decomposition of W_k):
+
+    score    = backward + gamma forward                                                    gamma = 0.9
+    backward = sum H D²
+    forward  = backward - 4/(n-1) sum H D W_k + 1/(n-1) [sum H W_k² + sum H (U² S² V'²)]
 
 **The cut.** What is left of a layer is taken from its original weights: the channels that stay, and the largest singular values.
 
-Where this differs from the released code: the multiplier is found by bisection against the costs of the network that comes out
-(there, a million steps of gradient descent, and a dead producer's MACs are not counted as saved), in widths and ranks that the
-target's `align` allows; a channel that all readers drop is removed with its producer, where only some do they read the others
-through a gather; channels of frozen and block-wise tied groups stay; a decomposition that saves nothing is not made; R is
-min(outputs, inputs * kernel); curves are drawn from at most a hundred states; gradients are those of at most `images` training
-images (there, of all). Its traps (a backup that aliases the weights on a CPU, an index map that collapses) have no counterpart.
+Where this differs from the released code:
+
+* the multiplier x is found by bisection against the costs of the network that comes out (there: a million steps of gradient
+  descent, and a dead producer's MACs are not counted as saved), in widths and ranks that the target's `align` allows;
+* a channel that all readers drop is removed with its producer; where only some do, they read the others through a gather;
+* channels of frozen and block-wise tied groups stay; a layer is a sequence only where that is smaller (there: unless channels
+  alone reach the rate); R is min(outputs, inputs * kernel); curves are drawn from at most a hundred states;
+* gradients are those of at most `images` training images (there: of all);
+* the released code's traps (a backup that aliases the weights on a CPU, an index map that collapses) have no counterpart;
+* `compress` recalibrates batch norms of the result where nothing is compensated, before any training.
 """
 
 from dataclasses import dataclass
@@ -33,10 +43,10 @@ from torch import Tensor
 from compressor.data.images import unaugmented
 from compressor.errors import BudgetError
 from compressor.methods.base import MethodSettings, Problem
-from compressor.methods.layers.plans import UnitPlans
-from compressor.methods.layers.rates import Exponential, fitted
-from compressor.methods.layers.units import Array, Layer, State, removal_path, sorted_path
-from compressor.methods.structures.levels import least_within
+from compressor.methods.layers.cc_rates import Exponential, fitted
+from compressor.methods.layers.cc_removal import Array, Layer, State, removal_path, sorted_path
+from compressor.methods.layers.unit_plans import UnitPlans
+from compressor.methods.structures.bisect_level import least_within
 from compressor.passes.fitting.settings import Compensation
 from compressor.passes.layers.product import Product
 from compressor.training.gradients import squared_gradients

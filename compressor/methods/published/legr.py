@@ -4,12 +4,11 @@
 
     I_i = α_l(i) ||Θ_i||² + κ_l(i)                                                        (`NormRanking`)
 
-and the filters with the lowest go, whichever layer they are of, until MACs < ζ (`GlobalRanking`, the walk). Filters that are
-tied, by an addition or a depthwise layer, have one importance, the sum of theirs. At most 1 - s of a group goes, and two of its
-channels stay.
+and the filters with the lowest go, of whichever layer, until MACs < ζ (`GlobalRanking`, the walk). Filters that are tied, by an
+addition or a depthwise layer, have one importance, the sum of theirs. A share s = 0.1 of every group stays, at least 2 channels.
 
 **Learning α and κ** by regularised evolution at the tightest budget (`search/samplers/legr.py`), σ_l the standard deviation of
-{||Θ_i||²} in layer l:
+{||Θ_i||²} in layer l; the lowest fitness wins:
 
     for i in 0 … E-1:                                               E = 400 evaluations
         i < P-1:     α_l = exp(N(0, σ)),  κ_l = N(0, σ_l)           P = 64, σ = 1
@@ -17,12 +16,17 @@ channels stay.
         otherwise:   parent = best of S drawn from the latest P     S = 16
                      in u L layers drawn anew (u = 0.1):            α_l *= exp(N(0, σ step)),  κ_l += N(0, σ_l)
                                                                     step = max(1 - i / 1.25 E, 0.2)
-        fitness(i) = mean cross-entropy of the network pruned to ζ, after τ steps of training
+        fitness(i) = mean cross-entropy of the network pruned to ζ, after τ steps of training (0 for the paper's Table 1)
 
 **Every other budget** is met by walking the learnt ranking less far: one search, a family of networks.
 
-Where this differs from the released code: a quota holds for a group, not for a layer (there, an exhausted layer's shortcut ends
-misaligned); candidates are judged on images held out of the training data; budgets are of any cost.
+Where this differs from the released code:
+
+* a walk stops on multiples of the target's `align` (there, after any filter), a notch being due by the mean of its scores;
+* a quota holds for a group, not for a layer (there, an exhausted layer's shortcut ends misaligned);
+* candidates are judged on 1,000 images held out of the training data (there, on 5,000 that are trained on as well);
+* α and κ end four units from the middle (four σ, four σ_l); budgets are of any cost, ranks may be ranked beside filters;
+* batch norms of the result are recalibrated, before any training.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,18 +41,15 @@ from optuna.trial import FrozenTrial
 
 from compressor.errors import BudgetError
 from compressor.methods.base import Problem
+from compressor.methods.searching.final_plan import accepted, row_of, select_measured
 from compressor.methods.searching.loss_ranking import Genome, singular_values
-from compressor.methods.searching.selection import accepted, row_of, select_measured
-from compressor.methods.searching.trials import Quest, SearchingMethod, search
+from compressor.methods.searching.search_study import Quest, SearchingMethod, search
 from compressor.methods.structures.affordable import Affordable
 from compressor.methods.structures.global_ranking import GlobalRanking
-from compressor.methods.structures.legal import widths
 from compressor.methods.structures.paths import Rows, Widths, fitting, through
-from compressor.methods.structures.steps import Steps, options_of
-from compressor.passes.channels.rank_axes import RankAxis
+from compressor.methods.structures.searched_widths import above_quota, options_of
 from compressor.passes.criteria import Scores, Scoring
 from compressor.passes.fitting.settings import Compensation
-from compressor.passes.labels.groups import ChannelGroup
 from compressor.search.fitness import Fitness
 from compressor.search.samplers import LeGRSampler
 from compressor.values.plan import Plan
@@ -63,9 +64,6 @@ class PublishedLeGR(SearchingMethod):
 
     Attributes, besides those of `SearchingMethod`:
         population: P.
-
-    Raises:
-        BudgetError: A setting is out of range.
     """
 
     name: ClassVar[str] = "legr"
@@ -109,7 +107,7 @@ class PublishedLeGR(SearchingMethod):
         tightest = min(problems, key=lambda p: sorted(p.limits.items()))
         self.check(tightest)
         groups = tightest.channels.groups
-        legal = [self._above_quota(g, own, tightest.target.align) for g, own in zip(groups, self.widths(tightest), strict=True)]
+        legal = [above_quota(g, own, tightest.target.align, _QUOTA) for g, own in zip(groups, self.widths(tightest), strict=True)]
         affordable = Affordable(tightest, legal, self.engines)
         genome = self.genome(tightest, legal, affordable)
         options = [own if group.name in genome.groups else (group.size,) for group, own in zip(groups, legal, strict=True)]
@@ -144,26 +142,12 @@ class PublishedLeGR(SearchingMethod):
 
     def widths(self, problem: Problem) -> list[tuple[int, ...]]:
         """Widths and ranks on which a walk may stop, per group: all that the target's `align` allows."""
-        return self.options(problem, "align")
+        return options_of(problem, "align")
 
     def genome(self, problem: Problem, legal: Sequence[Sequence[int]], affordable: Affordable) -> Genome:
         """What the parameters stand for."""
         del legal, affordable
         return NormRanking(problem)
-
-    @staticmethod
-    def options(problem: Problem, steps: Steps) -> list[tuple[int, ...]]:
-        """See `options_of`; of all groups."""
-        return options_of(problem, steps, frozenset(group.name for group in problem.channels.groups))
-
-    def _above_quota(self, group: ChannelGroup, legal: tuple[int, ...], align: int) -> tuple[int, ...]:
-        if isinstance(group, RankAxis) or len(legal) == 1:
-            return legal
-        least = max(int(np.ceil(_QUOTA * group.size)), 2)
-        found = tuple(w for w in legal if w >= least or w == group.size)
-        if len(found) > 1:
-            return found
-        return tuple(w for w in widths(group, align) if w >= least or w == group.size)  # all steps may lie below the quota
 
     def _sampler(self, seed: int, space: Mapping[str, FloatDistribution], start: Sequence[Mapping[str, float]] = ()) -> BaseSampler:
         population = self.population or max(round(64 / 400 * self.trials), 1)

@@ -11,7 +11,7 @@ from compressor.errors import BackendError, BudgetError
 from compressor.methods.base import Problem
 from compressor.methods.structures.paths import AIM, Rows, Widths
 from compressor.runtime.latency_model.model import LatencyModel, Observation
-from compressor.runtime.latency_model.training import observe, train_latency_model
+from compressor.runtime.latency_model.training_engines import observe, train_latency_model
 from compressor.values.plan import Structure
 
 logger = logging.getLogger(__name__)

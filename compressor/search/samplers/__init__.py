@@ -1,4 +1,4 @@
-"""Samplers by name: ours, and Optuna's as rivals. One line each in `SAMPLERS`."""
+"""Samplers: ours, and Optuna's as rivals, one line each in `RIVALS`."""
 
 from collections.abc import Callable
 
@@ -17,6 +17,4 @@ RIVALS: dict[str, Callable[[int], BaseSampler]] = {
 }
 """Optuna's samplers, from a seed."""
 
-SAMPLERS = ("legr", "aacp", *RIVALS)
-
-__all__ = ["ABANDONED", "RIVALS", "SAMPLERS", "AACPSampler", "LeGRSampler", "Past", "PopulationSampler", "index_of"]
+__all__ = ["ABANDONED", "RIVALS", "AACPSampler", "LeGRSampler", "Past", "PopulationSampler", "index_of"]

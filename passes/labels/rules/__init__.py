@@ -2,16 +2,16 @@
 
 from compressor.passes.labels.rules import (
     attention,
+    edits_of_parts,
+    edits_of_sizes,
     elementwise,
     filling,
     indexing,
     joins,
     mixers,
     norms,
-    parts,
     reducers,
     shuffles,
-    sizes,
     views,
 )
 from compressor.passes.labels.rules.base import (
@@ -49,9 +49,9 @@ __all__ = [
     "joins",
     "mixers",
     "norms",
-    "parts",
+    "edits_of_parts",
     "reducers",
     "shuffles",
-    "sizes",
+    "edits_of_sizes",
     "views",
 ]

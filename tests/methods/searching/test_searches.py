@@ -20,7 +20,7 @@ from compressor.errors import BackendError, DataError
 from compressor.methods import METHODS
 from compressor.methods.published.aacp import PublishedAACP, is_stream
 from compressor.methods.structures.affordable import Affordable
-from compressor.methods.structures.legal import widths
+from compressor.methods.structures.legal_widths import widths
 from compressor.search.storage import claim
 from compressor.search.study import OUTCOME, Search
 from tests.methods.digits import pairs

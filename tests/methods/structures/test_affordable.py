@@ -8,7 +8,7 @@ import pytest
 
 from compressor import BudgetError
 from compressor.methods.structures.affordable import Affordable
-from compressor.methods.structures.steps import options_of
+from compressor.methods.structures.searched_widths import options_of
 from compressor.passes.fitting.losses import rankable
 from tests.methods.searches import TARGET, aacp, legr
 

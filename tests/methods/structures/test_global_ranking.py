@@ -10,7 +10,7 @@ from compressor.errors import BudgetError
 from compressor.methods import LeGR, Problem
 from compressor.methods.published.legr import NormRanking
 from compressor.methods.structures.global_ranking import GlobalRanking
-from compressor.methods.structures.legal import widths
+from compressor.methods.structures.legal_widths import widths
 from compressor.methods.structures.paths import Widths
 from compressor.passes.criteria import select
 from tests.methods.digits import Net

@@ -11,7 +11,7 @@ from compressor import AACP, BudgetError, Compensation, Fitness, LeGR, Target
 from compressor.methods.published.aacp import PublishedAACP
 from compressor.methods.published.legr import PublishedLeGR
 from compressor.methods.searching.loss_ranking import singular_values
-from compressor.methods.structures.legal import widths
+from compressor.methods.structures.legal_widths import widths
 from compressor.passes.channels.rank_axes import RankAxis, RankedChannels, axes_of
 from compressor.passes.fitting.rank_losses import rank_curves
 from compressor.passes.fitting.settings import Compensation as Settings
@@ -19,7 +19,7 @@ from compressor.passes.statistics.calibration import Calibration
 from compressor.passes.transforms.apply_plan import applied
 from compressor.runtime.latency_model.blocks import blocks_of, widths_in
 from compressor.runtime.latency_model.model import LatencyModel
-from compressor.runtime.latency_model.training import observe, plan_of, spread
+from compressor.runtime.latency_model.training_engines import observe, plan_of, spread
 from compressor.runtime.measuring.store import MeasurementStore
 from tests.methods.conftest import digits, net, problem  # noqa: F401 - fixtures
 from tests.methods.test_cc import share_of

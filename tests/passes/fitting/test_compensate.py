@@ -11,12 +11,12 @@ import compressor
 from compressor.errors import DataError
 from compressor.passes.channels.readers import beyond_repair, readers_of
 from compressor.passes.fitting.compensate import Compensate
-from compressor.passes.fitting.fit import jobs_of
+from compressor.passes.fitting.fit_layers import jobs_of
 from compressor.passes.fitting.settings import Compensation
 from compressor.passes.statistics.calibration import Calibration
 from compressor.passes.statistics.collect import collect
-from compressor.passes.statistics.original import Remembered
-from compressor.passes.statistics.prefix import Prefix, Shelf
+from compressor.passes.statistics.original_outputs import Remembered
+from compressor.passes.statistics.partial_run import Prefix, Shelf
 from compressor.passes.tracing.trace import outputs_of
 from compressor.values.files import digest_of_tensors
 from compressor.values.plan import Plan

@@ -10,7 +10,7 @@ from compressor.passes.channels.readers import beyond_repair, readers_of
 from compressor.passes.fitting.compensate import Compensate
 from compressor.passes.fitting.settings import Compensation
 from compressor.passes.statistics.calibration import Calibration
-from compressor.passes.statistics.prefix import Prefix, Shelf
+from compressor.passes.statistics.partial_run import Prefix, Shelf
 from compressor.passes.tracing.trace import outputs_of
 from compressor.passes.transforms.factorize_conv import FactorizeConv
 from compressor.values.plan import Factorization, Plan

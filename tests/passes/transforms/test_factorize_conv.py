@@ -6,8 +6,8 @@ from torch import nn
 
 import compressor
 from compressor.errors import PassError, PlanError
+from compressor.passes.layers.factorizable import factorizable, sizes_of
 from compressor.passes.layers.forms import FORMS
-from compressor.passes.layers.sizes import factorizable, sizes_of
 from compressor.passes.transforms.apply_plan import applied
 from compressor.passes.transforms.factorize_conv import FactorizeConv
 from compressor.passes.transforms.remove_channels import RemoveChannels

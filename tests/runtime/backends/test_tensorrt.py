@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import compressor
+from compressor.passes.layers.factorizable import sizes_of
 from compressor.passes.layers.forms import FORMS
-from compressor.passes.layers.sizes import sizes_of
 from compressor.runtime.backends import BACKENDS, Workload
 from compressor.runtime.backends.onnxruntime import OnnxRuntimeEngine
 from compressor.runtime.backends.tensorrt import TensorRT, TensorRTRTX

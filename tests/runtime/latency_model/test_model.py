@@ -6,11 +6,11 @@ import torch
 from scipy.stats import spearmanr
 
 import compressor
-from compressor.methods.structures.legal import widths
+from compressor.methods.structures.legal_widths import widths
 from compressor.passes.channels.rank_axes import RankedChannels
 from compressor.runtime.latency_model.blocks import blocks_of, times_by_block, widths_in
 from compressor.runtime.latency_model.model import LatencyModel, Observation
-from compressor.runtime.latency_model.training import observe, plan_of, spread, train_latency_model
+from compressor.runtime.latency_model.training_engines import observe, plan_of, spread, train_latency_model
 from compressor.runtime.measuring.measure import built
 from compressor.runtime.measuring.store import MeasurementStore
 from compressor.runtime.timing.protocol import Protocol

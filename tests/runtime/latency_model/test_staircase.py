@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import compressor
-from compressor.methods.structures.legal import widths
+from compressor.methods.structures.legal_widths import widths
 from compressor.runtime.latency_model.staircase import measure_staircase
 
 

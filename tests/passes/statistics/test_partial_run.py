@@ -7,7 +7,7 @@ import torch
 
 import compressor
 from compressor.passes.statistics.calibration import Calibration
-from compressor.passes.statistics.prefix import Prefix, Shelf
+from compressor.passes.statistics.partial_run import Prefix, Shelf
 from compressor.passes.tracing.trace import outputs_of
 from tests.networks import Residual, randomize
 

@@ -8,7 +8,7 @@ from torch import nn
 import compressor
 from compressor.passes.transforms.remove_channels import RemoveChannels
 from compressor.runtime.measuring.measure import check_onnx
-from compressor.runtime.onnx.lowering import Lowering
+from compressor.runtime.onnx.templates import Lowering
 from tests.networks import randomize
 
 

@@ -9,11 +9,11 @@ import pytest
 
 from compressor import Target
 from compressor.errors import BackendError
-from compressor.methods.searching.selection import row_of, select_measured
-from compressor.methods.structures.accept import refused
+from compressor.methods.searching.final_plan import row_of, select_measured
 from compressor.methods.structures.affordable import Affordable
 from compressor.methods.structures.paths import Widths
-from compressor.methods.structures.steps import options_of
+from compressor.methods.structures.searched_widths import options_of
+from compressor.methods.structures.slower_sequences import refused
 from compressor.search.study import STRUCTURE
 from tests.methods.searches import TARGET, aacp, legr, study_of, unfilled
 

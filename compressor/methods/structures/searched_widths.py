@@ -4,15 +4,16 @@ import logging
 from collections.abc import Sequence
 from typing import Any, Literal, cast
 
+import numpy as np
 from torch import nn
 
 from compressor.errors import BackendError, BudgetError
 from compressor.methods.base import Problem
-from compressor.methods.structures.legal import widths
+from compressor.methods.structures.legal_widths import widths
 from compressor.passes.channels.rank_axes import RankAxis
 from compressor.passes.labels.groups import ChannelGroup
 from compressor.passes.tracing.shapes import shapes_of
-from compressor.runtime.latency_model.pieces import rank_edges
+from compressor.runtime.latency_model.single_layers import rank_edges
 from compressor.runtime.latency_model.staircase import measure_staircase, piece_of
 from compressor.runtime.timing.protocol import Protocol
 
@@ -23,7 +24,7 @@ Steps = Literal["staircase", "eighths", "align"]
 _QUICK = Protocol(half_width=0.01, max_samples=200, max_s=1.5)  # an edge matters by some percent
 
 
-def options_of(problem: Problem, steps: Steps, groups: frozenset[str]) -> list[tuple[int, ...]]:
+def options_of(problem: Problem, steps: Steps, groups: frozenset[str] | None = None) -> list[tuple[int, ...]]:
     """Legal widths of every group, ascending; those not among `groups` stay whole.
 
     Args:
@@ -31,7 +32,7 @@ def options_of(problem: Problem, steps: Steps, groups: frozenset[str]) -> list[t
         steps: `align`: multiples of the target's `align`; `staircase`: those of them that no wider one was measured to be as fast
             as on the target (groups whose layers have the same shapes are measured once); `eighths`: multiples of an eighth
             of the group, as AACP.
-        groups: Names.
+        groups: Names; all by default.
 
     Raises:
         BudgetError: There are no such steps.
@@ -39,9 +40,25 @@ def options_of(problem: Problem, steps: Steps, groups: frozenset[str]) -> list[t
     if steps not in ("staircase", "eighths", "align"):
         raise BudgetError(f"there are no steps {steps!r}; there are staircase, eighths and align")
     return [
-        _options(problem, steps, group) if group.name in groups and group.frozen is None else (group.size,)
+        _options(problem, steps, group) if (groups is None or group.name in groups) and group.frozen is None else (group.size,)
         for group in problem.channels.groups
     ]
+
+
+def above_quota(group: ChannelGroup, legal: tuple[int, ...], align: int, share: float) -> tuple[int, ...]:
+    """Those widths of a group that leave a share of it, and at least two channels; ranks have no such quota.
+
+    Args:
+        group: The group.
+        legal: Its widths, ascending; all but the whole group may lie below the quota, then multiples of `align` above it are given.
+        align: Of the target.
+        share: That stays.
+    """
+    if isinstance(group, RankAxis) or len(legal) == 1:
+        return legal
+    least = max(int(np.ceil(share * group.size)), 2)
+    found = tuple(w for w in legal if w >= least or w == group.size)
+    return found if len(found) > 1 else tuple(w for w in widths(group, align) if w >= least or w == group.size)
 
 
 def _options(problem: Problem, steps: Steps, group: ChannelGroup) -> tuple[int, ...]:

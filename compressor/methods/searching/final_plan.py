@@ -7,9 +7,9 @@ import numpy as np
 from optuna.trial import FrozenTrial
 
 from compressor.errors import BackendError
-from compressor.methods.structures.accept import refused
 from compressor.methods.structures.affordable import Affordable
 from compressor.methods.structures.paths import AIM, Rows, Widths, distinct, fitting
+from compressor.methods.structures.slower_sequences import refused
 from compressor.passes.channels.rank_axes import RankAxis
 from compressor.search.study import STRUCTURE
 from compressor.values.plan import Plan

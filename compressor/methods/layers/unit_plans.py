@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.methods.layers.units import State
+from compressor.methods.layers.cc_removal import State
 from compressor.passes.channels.analyze import ChannelGraph
 from compressor.passes.channels.layer_costs import Layer
 from compressor.passes.channels.readers import Reader, readers_of

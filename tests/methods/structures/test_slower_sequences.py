@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from compressor import Target
-from compressor.methods.structures.accept import refused
+from compressor.methods.structures.slower_sequences import refused
 from compressor.values.plan import Factorization, Plan
 
 STAIRS = Target("fake", options={"step": 16, "noise": 0.001})

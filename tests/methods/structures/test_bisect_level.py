@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from compressor import BudgetError
-from compressor.methods.structures.levels import least_within
+from compressor.methods.structures.bisect_level import least_within
 from compressor.passes.transforms.apply_plan import applied
 from compressor.runtime.measuring.measure import Comparison
 from compressor.values.plan import Plan

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from compressor.methods.layers.rates import Curves, Exponential, fitted
-from compressor.methods.layers.units import Layer, State, _Current, removal_path, sorted_path
+from compressor.methods.layers.cc_rates import Curves, Exponential, fitted
+from compressor.methods.layers.cc_removal import Layer, State, _Current, removal_path, sorted_path
 
 
 def layer_of(weight, information=None, removable=True, ranks=True, seed=1):

@@ -13,7 +13,7 @@ from compressor.passes.channels.readers import Reader, readers_of
 from compressor.passes.layers.product import Product, sample
 from compressor.passes.statistics.calibration import Calibration
 from compressor.passes.statistics.collect import generator_of
-from compressor.passes.statistics.prefix import Prefix, Shelf
+from compressor.passes.statistics.partial_run import Prefix, Shelf
 from compressor.passes.tracing.modes import eval_mode
 
 

@@ -17,15 +17,15 @@ from compressor.errors import DataError
 from compressor.passes.channels.analyze import ChannelGraph
 from compressor.passes.channels.readers import Reader, kept_channels, norm_of
 from compressor.passes.criteria import select
-from compressor.passes.fitting.fit import jobs_of, solve_on_statistics, write
+from compressor.passes.fitting.compensated_ranking import Ranking, rank
+from compressor.passes.fitting.fit_layers import jobs_of, solve_on_statistics, write
 from compressor.passes.fitting.losses import rankable, readings_of, statistics_by_group
-from compressor.passes.fitting.ranking import Ranking, rank
 from compressor.passes.fitting.settings import Compensation
 from compressor.passes.labels.groups import ChannelGroup
 from compressor.passes.layers.product import Product
 from compressor.passes.statistics.calibration import Calibration
 from compressor.passes.statistics.collect import Statistics
-from compressor.passes.statistics.prefix import Prefix, Shelf
+from compressor.passes.statistics.partial_run import Prefix, Shelf
 from compressor.passes.tracing.trace import outputs_of, quiet_deepcopy
 from compressor.values.plan import Plan
 

@@ -1,7 +1,7 @@
 """Accept only what is faster: which factorized layers are not."""
 
 from compressor.methods.base import Problem
-from compressor.runtime.latency_model.pieces import choices
+from compressor.runtime.latency_model.single_layers import choices
 from compressor.values.plan import Plan
 
 

@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 from compressor.data.batches import Batches
 from compressor.errors import BackendError, BudgetError, DataError
 from compressor.methods.base import MethodSettings, Problem
-from compressor.methods.searching.selection import row_of
+from compressor.methods.searching.final_plan import row_of
 from compressor.methods.structures.affordable import Affordable
 from compressor.methods.structures.paths import Rows, Widths
 from compressor.passes.fitting.settings import Compensation

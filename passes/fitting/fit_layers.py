@@ -15,14 +15,14 @@ from compressor.passes.channels.readers import Reader, affine, inputs_read, kept
 from compressor.passes.fitting.rank_reduction import reduced
 from compressor.passes.fitting.regression import Facts, Solution, error_of, pooled, solve, solve_held_out
 from compressor.passes.fitting.settings import Compensation, Repair
+from compressor.passes.layers.factorizable import sizes_of
 from compressor.passes.layers.forms import Stage
 from compressor.passes.layers.product import Product
-from compressor.passes.layers.sizes import sizes_of
 from compressor.passes.statistics.calibration import Calibration
 from compressor.passes.statistics.collect import Statistics, check_finite, collect, parts_of
 from compressor.passes.statistics.moments import Moments
-from compressor.passes.statistics.original import Original
-from compressor.passes.statistics.prefix import Prefix, Shelf
+from compressor.passes.statistics.original_outputs import Original
+from compressor.passes.statistics.partial_run import Prefix, Shelf
 from compressor.passes.transforms.factorize_conv import STAGES
 from compressor.values.plan import Factorization, Plan
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from compressor.passes.fitting.ranking import Reading, rank
+from compressor.passes.fitting.compensated_ranking import Reading, rank
 from compressor.passes.fitting.regression import Facts, solve
 from compressor.passes.statistics.moments import Moments
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.methods.layers.units import State, cheapest_first
+from compressor.methods.layers.cc_removal import State, cheapest_first
 
 Array = NDArray[np.float64]
 
