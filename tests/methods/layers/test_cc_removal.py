@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from compressor.methods.layers.cc_rates import Curves, Exponential, fitted
+from compressor.methods.layers.cc_rates import Exponential, fitted
 from compressor.methods.layers.cc_removal import Layer, State, _Current, removal_path, sorted_path
 
 
@@ -196,14 +196,3 @@ def test_the_published_rates_solve_the_published_problem():
     found = Exponential(curves, paths)(0.4)
     for name, c in zip(curves, rates, strict=True):
         assert found[name].elements == pytest.approx(1000 * (1 - c), abs=1.0)
-
-
-def test_curves_take_the_cheapest_loss_first():
-    paths = {"cheap": [state(100, 0.0), state(50, 0.1), state(10, 5.0)], "dear": [state(100, 0.0), state(50, 2.0), state(10, 3.0)]}
-    allocation = Curves(paths, {name: [s.elements for s in path] for name, path in paths.items()})
-    assert {name: s.elements for name, s in allocation(0.0).items()} == {"cheap": 100, "dear": 100}
-    assert {name: s.elements for name, s in allocation(1.0).items()} == {"cheap": 10, "dear": 10}
-    seen = [tuple(s.elements for s in allocation(level).values()) for level in np.linspace(0, 1, 60)]
-    assert (50, 100) in seen
-    assert (100, 50) not in seen
-    assert (50, 10) in seen  # 3.0 for 90 is cheaper than 4.9 more for 40
