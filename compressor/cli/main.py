@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from compressor.cli import export, latency
+from compressor.cli import export, profile
 from compressor.cli.compress import compress
 from compressor.cli.inputs import inputs_of
 from compressor.cli.options import Json, Model, Shapes, Weights
@@ -26,8 +26,8 @@ app = typer.Typer(
 )
 
 app.command()(compress)
-app.command()(latency.profile)
-app.command()(latency.doctor)
+app.command()(profile.profile)
+app.command()(profile.doctor)
 app.command()(export.export)
 app.command()(export.check_repository)
 

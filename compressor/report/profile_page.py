@@ -6,8 +6,8 @@ from string import Template
 
 from matplotlib.figure import Figure
 
-from compressor.report.html import STYLE, table
 from compressor.report.plots import svg_of
+from compressor.report.style import STYLE, table
 from compressor.runtime.latency_model.staircase import Staircase
 from compressor.runtime.measuring.profile_records import Profiled
 

@@ -155,4 +155,8 @@ def _constant(call: Call, name: str) -> IntArray | None:
     if len(found) != 1 or not found[0].name:
         return None
     tensor = call.stored(found[0].name)
-    return tensor.numpy() if isinstance(tensor, Tensor) and not tensor.is_floating_point() and tensor.dim() == 1 else None
+    return (
+        tensor.detach().cpu().numpy()
+        if isinstance(tensor, Tensor) and not tensor.is_floating_point() and tensor.dim() == 1
+        else None
+    )

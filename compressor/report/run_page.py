@@ -9,8 +9,8 @@ from typing import cast
 from compressor.passes.channels.analyze import ChannelGraph
 from compressor.passes.channels.layer_costs import macs_by_layer
 from compressor.passes.fitting.settings import Repair
-from compressor.report.html import STYLE, table
 from compressor.report.plots import accuracy_against_latency, widths_per_group
+from compressor.report.style import STYLE, table
 from compressor.runs.folder import versions
 from compressor.runs.result import Result, human
 from compressor.values.measurement import CPU, Measurement
