@@ -8,7 +8,7 @@ So the first two networks are exported, and the numbers in which these two diffe
 of the fx graph (arguments, module attributes, parameter shapes) that have the same two values. From then on the ONNX
 of a network is written down directly: 0.03 to 0.17 s for ResNet-56, MobileNetV2 and ResNet-50
 (`python tools/bench_lowering.py`). Where a number has no such origin, or the nodes differ, or the
-result's shapes do not fit together, the network is exported as usual. `latency.py` compares every engine with
+result's shapes do not fit together, the network is exported as usual. `measuring/measure.py` compares every engine with
 PyTorch before it is timed, so a wrong guess costs an export, never a wrong measurement.
 """
 
