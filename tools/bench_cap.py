@@ -29,7 +29,7 @@ import cifar_resnet
 import compressor
 from compressor.cli.console import ConsoleProgress
 from compressor.data.images import Images, load_data, load_images
-from compressor.data.loading import load_callable
+from compressor.data.user_models import load_callable
 from compressor.methods import CaP, Magnitude, Problem
 from compressor.methods.losses.allocation import POWERS, Allocation, Weighting
 from compressor.methods.magnitude import path_by_scores

@@ -36,7 +36,7 @@ import cifar_resnet
 import compressor
 from compressor.cli.console import ConsoleProgress
 from compressor.data.images import load_data, load_images, unaugmented
-from compressor.data.loading import load_callable
+from compressor.data.user_models import load_callable
 from compressor.errors import BudgetError
 from compressor.methods import CC, Factorize, Problem
 from compressor.methods.layers.cc_removal import Layer, removal_path

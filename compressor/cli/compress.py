@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from compressor.cli.inputs import inputs_of
 from compressor.cli.options import (
     Align,
     BackendName,
@@ -51,10 +50,12 @@ from compressor.cli.options import (
     Trials,
     Units,
     Weights,
+    budget_of,
+    inputs_of,
+    numbers,
 )
 
 if TYPE_CHECKING:
-    from compressor.values.budget import Budget
     from compressor.values.target import Target
 
 
@@ -80,7 +81,7 @@ def compress(
     from compressor import api
     from compressor.cli.console import ConsoleProgress, resumable
     from compressor.cli.method_options import method_of
-    from compressor.data.loading import load_model
+    from compressor.data.user_models import load_model
     from compressor.methods import METHODS
     from compressor.training.fine_tune import FineTune
 
@@ -89,7 +90,7 @@ def compress(
     where = _target(backend, batch, threads, align, precision, option or [])
     if data is None and images is None:
         raise typer.BadParameter("give data with labels (--data), or images without (--images)", param_hint="--data / --images")
-    budget = _budget(floor is None, latency=latency, macs=macs, params=params, memory=memory)
+    budget = budget_of(floor is None, latency=latency, macs=macs, params=params, memory=memory)
     own = {
         "criterion": criterion, "scope": scope, "floor": floor, "units": units, "form": form, "ranks": ranks, "trials": trials,
         "sampler": sampler, "fitness": fitness, "steps": steps, "space": space, "parallel": parallel,
@@ -98,7 +99,7 @@ def compress(
     chosen = chosen if compensate else replace(chosen, compensation=None)
     finetune = FineTune(epochs=epochs, learning_rate=lr, distillation=distillation, label_smoothing=label_smoothing)
     inputs, network = inputs_of(shapes), load_model(model, weights)
-    normal = (_numbers(mean), _numbers(std))
+    normal = (numbers(mean), numbers(std))
     given = _data(data, images, train_batch, train_images, calibration_images, normal)
     with ConsoleProgress() as progress, resumable(out):
         result = api.compress(
@@ -135,34 +136,3 @@ def _data(
     if images is not None:
         given["calibrate"] = load_images(images, batch, *normal, calibration or 2000)
     return given
-
-
-def _budget(needed: bool, **asked: str | None) -> "Budget | None":
-    """None where nothing is limited, and need not be: the method has a floor."""
-    from compressor.values.budget import Budget
-
-    bounds: dict[str, Any] = {name: _bound(text) for name, text in asked.items() if text}
-    return Budget(**bounds) if bounds or needed else None
-
-
-def _bound(text: str) -> float | str | list[float | str]:
-    """A plain number is a fraction; anything else is absolute and carries a unit; several are joined by commas."""
-    if "," in text:
-        return [_one_bound(part.strip()) for part in text.split(",") if part.strip()]
-    return _one_bound(text)
-
-
-def _one_bound(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def _numbers(text: str | None) -> tuple[float, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise typer.BadParameter(f"{text!r}: write numbers joined by commas", param_hint="--mean / --std") from error

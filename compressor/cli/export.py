@@ -93,8 +93,8 @@ def _file(source: str, out: Path, shapes: list[str] | None, weights: Path | None
 
 def _graph(source: str, shapes: list[str] | None, weights: Path | None) -> "fx.GraphModule":
     from compressor import api
-    from compressor.cli.inputs import inputs_of
-    from compressor.data.loading import load_model
+    from compressor.cli.options import inputs_of
+    from compressor.data.user_models import load_model
     from compressor.errors import DataError
 
     if not shapes:

@@ -11,8 +11,7 @@ import typer
 
 from compressor.cli import export, profile
 from compressor.cli.compress import compress
-from compressor.cli.inputs import inputs_of
-from compressor.cli.options import Json, Model, Shapes, Weights
+from compressor.cli.options import Json, Model, Shapes, Weights, inputs_of
 from compressor.version import __version__
 
 # torch takes seconds to import, so commands import what they need; `--help` and wrong options answer at once.
@@ -59,7 +58,7 @@ def inspect(
     Example: compressor inspect torchvision.models:resnet18 --input 1x3x224x224
     """
     from compressor.cli.inspection import inspection, inspection_table
-    from compressor.data.loading import load_model
+    from compressor.data.user_models import load_model
     from compressor.passes.channels.analyze import analyze
     from compressor.passes.tracing.trace import trace
 

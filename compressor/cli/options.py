@@ -1,9 +1,12 @@
-"""Arguments and options of the commands, with their help; those of `compress` in its order."""
+"""Arguments and options of the commands, with their help, and what is read from their texts; those of `compress` in its order."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from compressor.values.budget import Budget
 
 Model = Annotated[
     str,
@@ -84,3 +87,48 @@ TrainImages = Annotated[int | None, typer.Option(min=2, help="At most this many 
 Mean = Annotated[str | None, typer.Option(help="Normalisation of built-in data: means of values in 0..1, such as 0.5,0.5,0.5.")]
 Std = Annotated[str | None, typer.Option(help="Its standard deviations.")]
 Seed = Annotated[int, typer.Option(help="Of everything random.")]
+
+
+def inputs_of(shapes: list[str]) -> tuple[Any, ...]:
+    """Zeros of the given shapes; only the shapes matter."""
+    import torch
+
+    inputs = []
+    for text in shapes:
+        parts = text.lower().replace(",", "x").split("x")
+        if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+            raise typer.BadParameter(f"{text!r}: write sizes joined by x, such as 1x3x224x224", param_hint="--input")
+        inputs.append(torch.zeros([int(part) for part in parts]))
+    return tuple(inputs)
+
+
+def budget_of(needed: bool, **asked: str | None) -> "Budget | None":
+    """The budget of `--latency` and the others; None where nothing is limited, and need not be: the method has a floor."""
+    from compressor.values.budget import Budget
+
+    bounds: dict[str, Any] = {name: _bound(text) for name, text in asked.items() if text}
+    return Budget(**bounds) if bounds or needed else None
+
+
+def _bound(text: str) -> float | str | list[float | str]:
+    """A plain number is a fraction; anything else is absolute and carries a unit; several are joined by commas."""
+    if "," in text:
+        return [_one_bound(part.strip()) for part in text.split(",") if part.strip()]
+    return _one_bound(text)
+
+
+def _one_bound(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def numbers(text: str | None) -> tuple[float, ...] | None:
+    """Of a list joined by commas."""
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r}: write numbers joined by commas", param_hint="--mean / --std") from error

@@ -104,8 +104,8 @@ def _targets(name: str, precisions: str, batches: str, threads: int, options: li
 
 def _network(source: str, weights: Path | None, shapes: list[str], target: str) -> "Network":
     from compressor import api
-    from compressor.cli.inputs import inputs_of
-    from compressor.data.loading import load_model
+    from compressor.cli.options import inputs_of
+    from compressor.data.user_models import load_model
     from compressor.errors import DataError
     from compressor.pipeline.profiling import ENGINE_SUFFIXES, Network, load_onnx
 

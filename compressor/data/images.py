@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from compressor.data.batches import Batches
-from compressor.data.loading import called
+from compressor.data.user_models import called
 from compressor.errors import DataError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

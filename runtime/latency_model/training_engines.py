@@ -36,7 +36,7 @@ def train_latency_model(
 
     Args:
         channels: The analysis of the network.
-        widths: For every group the widths that may be asked for, ascending (`methods.structures.legal.widths`, or the right edges
+        widths: For every group the widths that may be asked for, ascending (`methods.structures.legal_widths`, or the right edges
             of its staircase).
         target: Where.
         engines: How many engines; those already in the store are not built again.
