@@ -20,14 +20,14 @@ demo: .venv/ready
 # what CI runs
 test: lint .venv-triton/ready
 	@echo "== tests (the slow ones are in \`make test-all\`)"
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not quiet"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not quiet" --durations 10
 	@echo "== tests that measure time, alone"
 	$(BIN)/python -m pytest -m "not slow and quiet"
 
 # the same with the slow tests (an hour and a half)
 test-all: lint .venv-triton/ready .venv-gpu/ready
 	@echo "== all tests, the wheel in a clean environment among them"
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not quiet"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not quiet" --durations 40
 	$(BIN)/python -m pytest -m quiet
 
 # every torchvision model and timm's families, one process each; goes on where it stopped (some two hours on two cores)
