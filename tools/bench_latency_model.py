@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision_ops
-from cifar_resnet import resnet56
+from cifar_resnet import resnet20, resnet56
 from scipy.stats import spearmanr
 
 import compressor
@@ -33,7 +33,12 @@ def network(name, size):
     torchvision_ops.declare()
     import torchvision
 
-    builders = {"resnet56": resnet56, "resnet50": torchvision.models.resnet50, "mobilenet_v2": torchvision.models.mobilenet_v2}
+    builders = {
+        "resnet20": resnet20,
+        "resnet56": resnet56,
+        "resnet50": torchvision.models.resnet50,
+        "mobilenet_v2": torchvision.models.mobilenet_v2,
+    }
     model = builders[name]().eval()
     for module in model.modules():  # statistics as of a trained network: norms that do nothing would be folded away
         if isinstance(module, torch.nn.BatchNorm2d):

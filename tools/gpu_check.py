@@ -60,7 +60,7 @@ def main():
 def check(arguments):
     os.environ.setdefault("COMPRESSOR_CACHE", str(arguments.out / "cache"))
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # asks without making CUDA unusable after a fork
-    os.environ["GPU_CHECK_NETWORKS"] = "resnet56" if arguments.dry else "resnet50,mobilenet_v2,resnet56"
+    os.environ["GPU_CHECK_NETWORKS"] = "resnet20" if arguments.dry else "resnet50,mobilenet_v2,resnet56"
     import torch
 
     if not torch.cuda.is_available() and not arguments.dry:

@@ -14,7 +14,7 @@ from bench_latency_model import network  # noqa: E402 - after the number of thre
 
 from compressor.values.progress import Progress  # noqa: E402 - the same
 
-SIZES = {"resnet50": 224, "mobilenet_v2": 224, "resnet56": 32}
+SIZES = {"resnet50": 224, "mobilenet_v2": 224, "resnet56": 32, "resnet20": 32}
 NAMES = [name for name in os.environ.get("GPU_CHECK_NETWORKS", "").split(",") if name]
 TRACED = {name: network(name, SIZES[name]) for name in NAMES}
 

@@ -32,7 +32,7 @@ def target_of(arguments, batch=1, precision="fp16", mode="cudagraph"):
 
 def networks(arguments, names=NETWORKS):
     """Traced networks, where they are compared: a ResNet-50 at batch 32 takes seconds on a CPU."""
-    return {name: on_gpu(graph_of(name), arguments) for name in (("resnet56",) if arguments.dry else names)}
+    return {name: on_gpu(graph_of(name), arguments) for name in (("resnet20",) if arguments.dry else names)}
 
 
 def begin(arguments):
@@ -165,7 +165,7 @@ def compress(arguments):
     (name, graph), *_ = networks(arguments, NETWORKS[:1]).items()
     size = graph.meta["compressor.inputs"][0][0][-1]
     images = torch.randn(64 if arguments.dry else 128, 3, size, size, generator=torch.Generator().manual_seed(0))
-    target = target_of(arguments, 32)
+    target = target_of(arguments, 1 if arguments.dry else 32)
     settings = {"engines": 8, "probes": 16, "compensation": compressor.Compensation(images=64, positions=8)}  # fits the lease
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
@@ -214,9 +214,10 @@ def fine_tune(arguments):
         train(quiet_deepcopy(model), data.train, compressor.FineTune(epochs=1), teacher=model)
         epoch_s = time.monotonic() - begun
         epochs = max(min(int((left_s(arguments) - 35) / epoch_s), 30), 1)
+        few = {"probes": 16, "compensation": compressor.Compensation(images=64, positions=8)} if arguments.dry else {}
         result = compressor.compress(
             model, (torch.zeros(1, 3, 32, 32),), train=data.train, validate=data.validate, calibrate=data.plain, test=test,
-            budget=compressor.Budget(macs=0.5), target=target_of(arguments, 8), method=compressor.CaP(),
+            budget=compressor.Budget(macs=0.5), target=target_of(arguments, 8), method=compressor.CaP(**few),
             finetune=compressor.FineTune(epochs=epochs), out=Path(folder) / "run", progress=Said(),
         )  # fmt: skip
         yield {
@@ -253,7 +254,7 @@ def latency_model(arguments):
     from compressor.runtime.measuring.store import MeasurementStore
     from compressor.values.progress import Progress
 
-    for name in ("resnet56",) if arguments.dry else NETWORKS:
+    for name in ("resnet20",) if arguments.dry else NETWORKS:
         size, counts = (32, (8, 2)) if arguments.dry else (32 if name == "resnet56" else 224, (24, 20))
         target = target_of(arguments, 8)
         store = MeasurementStore(arguments.out / "cache" / "latency.sqlite")
