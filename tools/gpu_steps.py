@@ -213,7 +213,7 @@ def fine_tune(arguments):
         begun = time.monotonic()
         train(quiet_deepcopy(model), data.train, compressor.FineTune(epochs=1), teacher=model)
         epoch_s = time.monotonic() - begun
-        epochs = max(min(int((left_s(arguments) - 35) / epoch_s), 30), 1)
+        epochs = 1 if arguments.dry else max(min(int((left_s(arguments) - 35) / epoch_s), 30), 1)
         few = {"probes": 16, "compensation": compressor.Compensation(images=64, positions=8)} if arguments.dry else {}
         result = compressor.compress(
             model, (torch.zeros(1, 3, 32, 32),), train=data.train, validate=data.validate, calibrate=data.plain, test=test,
