@@ -73,10 +73,14 @@ def test_a_criterion(graph, monkeypatch):
     monkeypatch.setitem(CRITERIA, "largest", Largest)
     with torch.no_grad():
         weight = graph.get_submodule("conv1").weight
-        weight[:] = 0.01
+        weight[:] = 0.5
+        weight[[1, 4]] = 0.0
         weight[[1, 4], 0, 0, 0] = 1.0
-    plan = compressor.Magnitude("largest", "uniform").plan(problem_of(graph, 0.3))
-    assert {1, 4} <= set(dict(plan.kept)["conv1"])
+    largest, sums = (
+        dict(compressor.Magnitude(by, "uniform").plan(problem_of(graph, 0.3)).kept)["conv1"] for by in ("largest", "l1")
+    )
+    assert {1, 4} <= set(largest)
+    assert not {1, 4} & set(sums)
 
 
 def test_a_factorized_form(graph, monkeypatch):

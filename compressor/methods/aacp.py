@@ -53,6 +53,7 @@ class AACP(PublishedAACP):
     compensation: Compensation | None = field(default_factory=Compensation)
     steps: Literal["staircase", "align"] = "staircase"
 
+    of_paper: ClassVar[bool] = False
     fills: ClassVar[bool] = True
     distinct: ClassVar[bool] = True
 

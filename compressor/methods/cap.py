@@ -18,7 +18,7 @@ keeps the ranking, and decides otherwise:
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
@@ -37,7 +37,7 @@ from compressor.methods.structures.meets_budget import closest, meets
 from compressor.methods.structures.paths import Widths, first_within
 from compressor.methods.structures.slower_sequences import refused
 from compressor.passes.channels.rank_axes import axes_of
-from compressor.passes.fitting.losses import rankable
+from compressor.passes.fitting.losses import Curve, rankable
 from compressor.passes.fitting.settings import Compensation
 from compressor.passes.statistics.calibration import Calibration
 from compressor.runtime.latency_model.model import LatencyModel
@@ -111,7 +111,11 @@ class CaP(MethodSettings):
         if not curves:
             raise BudgetError("nothing of this network can be compressed by loss curves; `--method magnitude` needs no repair")
         if self.floor is not None:
-            return self._to_floor(problem, Allocation(problem, curves, None), used, spared)
+            plan = self._to_floor(problem, Allocation(problem, curves, None), used, spared)
+            while slow := refused(problem, plan, self.accept):  # every round, at least one layer more is left plain
+                curves = _without(problem, curves, slow)
+                plan = self._to_floor(problem, Allocation(problem, curves, None), used, spared)
+            return plan
         latency = self._latency(problem)
         allocation = Allocation(problem, curves, latency)
         order, current = self.order(problem, allocation, used, spared), True
@@ -121,8 +125,7 @@ class CaP(MethodSettings):
             if current and not slow:
                 return plan
             if slow:
-                plain = {axis.name for axis in axes_of(problem.channels) if axis.layer in slow}
-                curves = {name: own for name, own in curves.items() if name not in plain}
+                curves = _without(problem, curves, slow)
                 allocation = Allocation(problem, curves, latency)
             else:
                 order = self.order(problem, allocation, used, spared)
@@ -198,6 +201,12 @@ class CaP(MethodSettings):
         except BackendError as error:
             logger.warning("CaP: no latency model for this target (%s); notches are chosen by MACs, then measured", error)
             return None
+
+
+def _without(problem: Problem, curves: Mapping[str, Curve], layers: frozenset[str]) -> dict[str, Curve]:
+    """Curves but for those of the ranks of some layers, which stay plain."""
+    plain = {axis.name for axis in axes_of(problem.channels) if axis.layer in layers}
+    return {name: own for name, own in curves.items() if name not in plain}
 
 
 def _divide(calibration: Calibration, spare: int) -> tuple[Calibration, Calibration]:

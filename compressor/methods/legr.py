@@ -41,6 +41,7 @@ class LeGR(PublishedLeGR):
     compensation: Compensation | None = field(default_factory=Compensation)
     population: int | None = None
 
+    of_paper: ClassVar[bool] = False
     fills: ClassVar[bool] = True
     distinct: ClassVar[bool] = True
 

@@ -17,6 +17,7 @@ from compressor.methods.losses.masked_network import Holdout, Masked
 from compressor.methods.published.aacp import is_stream
 from compressor.methods.published.cap import PublishedCaP
 from compressor.methods.structures.paths import steepest
+from compressor.methods.structures.slower_sequences import refused
 from compressor.passes.fitting.compensate import Compensate
 from compressor.passes.fitting.losses import loss_curves, rankable
 from compressor.passes.statistics.calibration import Calibration
@@ -107,6 +108,16 @@ def test_the_walk_to_a_floor_goes_farther_than_the_published_search(problem):
     published = PublishedCaP(0.85, compensation=Compensation.published(images=300, positions=16))
     ours, theirs = (m.plan(replace(problem, limits={})) for m in (CaP(0.85, compensation=SMALL, probes=60), published))
     assert problem.costs(problem.channels.structure(ours))["macs"] < problem.costs(problem.channels.structure(theirs))["macs"]
+
+
+def test_down_to_a_floor_too_sequences_have_to_be_faster_where_that_is_asked(problem):
+    stairs = replace(problem, limits={}, target=Target("fake", align=1, options={"step": 16, "noise": 0.001}))
+    method = CaP(0.85, "channels+ranks", accept=True, compensation=SMALL, probes=60)
+    careless, found = (own.plan(stairs) for own in (replace(method, accept=False), method))
+    slow = refused(stairs, careless, accept=True)
+    assert slow
+    assert not slow & {one.layer for one in found.factors}
+    assert not refused(stairs, found, accept=True)
 
 
 def test_masked_in_the_search_is_removed_in_the_network(problem):

@@ -37,7 +37,6 @@ import numpy as np
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 
-from compressor.errors import BudgetError
 from compressor.methods.base import Problem
 from compressor.methods.searching.final_plan import accepted, row_of, select_measured
 from compressor.methods.searching.loss_ranking import singular_values
@@ -77,14 +76,6 @@ class PublishedAACP(SearchingMethod):
 
     fills: ClassVar[bool] = False
     """Whether steps that a repaired candidate still affords are given back, and a result that leaves latency is widened."""
-
-    def __post_init__(self) -> None:
-        """Check the settings."""
-        super().__post_init__()
-        try:
-            AACPSampler(0, self.population)
-        except ValueError as error:
-            raise BudgetError(str(error)) from error
 
     def plan(self, problem: Problem) -> Plan:
         """Decide what stays.
@@ -141,8 +132,11 @@ class PublishedAACP(SearchingMethod):
             return vectors.params(vectors.repaired(vectors.levels(params), random))
 
         allowed = vectors.allowed if vectors.learning else None
-        own = {"repair": repair, "lag": self.parallel, "space": vectors.space, "allowed": allowed}
-        return AACPSampler(seed, self.population, **own, **more)  # type: ignore[arg-type]
+        return self.own_sampler(seed, repair=repair, space=vectors.space, allowed=allowed, **more)
+
+    def own_sampler(self, seed: int, **more: Any) -> BaseSampler:
+        """The same by its settings, for whatever space."""
+        return AACPSampler(seed, self.population, lag=self.parallel, **more)
 
 
 def is_stream(channels: ChannelGraph, name: str) -> bool:

@@ -39,7 +39,6 @@ from optuna.distributions import FloatDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 
-from compressor.errors import BudgetError
 from compressor.methods.base import Problem
 from compressor.methods.searching.final_plan import accepted, row_of, select_measured
 from compressor.methods.searching.loss_ranking import Genome, singular_values
@@ -76,14 +75,6 @@ class PublishedLeGR(SearchingMethod):
     fills: ClassVar[bool] = False
     """Whether notches that the budget still allows where the walk stops are undone, the latest first."""
 
-    def __post_init__(self) -> None:
-        """Check the settings."""
-        super().__post_init__()
-        try:
-            self._sampler(0, {})
-        except ValueError as error:
-            raise BudgetError(str(error)) from error
-
     def plan(self, problem: Problem) -> Plan:
         """Decide what stays.
 
@@ -119,7 +110,7 @@ class PublishedLeGR(SearchingMethod):
             walk = ranking.walk(genome.scores(params))
             return walk.filled(affordable.within) if self.fills else walk.first(affordable.within)
 
-        sampler = self._sampler(tightest.seed, genome.space, genome.start)
+        sampler = self.own_sampler(tightest.seed, space=genome.space, start=genome.start)
         quest = Quest(genome.space, sampler, row, lambda params: Widths(tightest, genome.scores(params)))
         found = search(tightest, self, quest, affordable)
 
@@ -149,10 +140,11 @@ class PublishedLeGR(SearchingMethod):
         del legal, affordable
         return NormRanking(problem)
 
-    def _sampler(self, seed: int, space: Mapping[str, FloatDistribution], start: Sequence[Mapping[str, float]] = ()) -> BaseSampler:
-        population = self.population or max(round(64 / 400 * self.trials), 1)
+    def own_sampler(self, seed: int, **more: Any) -> BaseSampler:
+        """The regularised evolution."""
+        population = max(round(64 / 400 * self.trials), 1) if self.population is None else self.population
         samples = max(int(_SAMPLES * population), 1)
-        return LeGRSampler(seed, population, samples, self.trials, lag=self.parallel, space=space, start=start)
+        return LeGRSampler(seed, population, samples, self.trials, lag=self.parallel, **more)
 
 
 class NormRanking:

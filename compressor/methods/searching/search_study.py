@@ -74,6 +74,18 @@ class SearchingMethod(MethodSettings):
     def __post_init__(self) -> None:
         """Check the settings."""
         check(self, BudgetError, _RANGES, {"sampler": (self.name, *RIVALS)})
+        try:
+            self.own_sampler(0)
+        except ValueError as error:
+            raise BudgetError(str(error)) from error
+
+    def own_sampler(self, seed: int, **more: Any) -> BaseSampler:
+        """The sampler that the method was published with, by its settings and what else it takes.
+
+        Raises:
+            ValueError: A setting is out of range.
+        """
+        raise NotImplementedError
 
     def spaced(self, problem: Problem) -> Problem:
         """The problem with the axes that are searched."""

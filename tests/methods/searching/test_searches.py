@@ -239,6 +239,8 @@ def test_what_cannot_be_is_told_before_anything_is_searched(problem, net, digits
         legr(sampler="bayes")
     with pytest.raises(BudgetError, match="at least 4 members"):
         aacp(population=2)
+    with pytest.raises(BudgetError, match="population, samples, generations"):
+        legr(population=0)
     with pytest.raises(BudgetError, match="trials=0"):
         aacp(0)
     with pytest.raises(BudgetError, match="only one bound may be"):
@@ -250,3 +252,14 @@ def test_what_cannot_be_is_told_before_anything_is_searched(problem, net, digits
 def test_settings_are_plain_data():
     for name in METHODS:
         json.dumps(METHODS[name]().to_dict())
+
+
+@pytest.mark.parametrize("method", [LeGR, AACP])
+def test_ours_with_the_settings_of_the_paper_is_not_taken_for_it(method):
+    """Runs and studies are told apart by these: they rank by other things."""
+    paper = method.published(20)
+    own = {key: getattr(paper, key) for key in ("trials", "fitness", "compensation", "population")}
+    ours = method(**own).to_dict()
+    assert paper.to_dict()["published"]
+    assert "published" not in ours
+    assert {**ours, "published": True} == {**paper.to_dict(), **({"steps": "staircase"} if method is AACP else {})}
