@@ -28,7 +28,7 @@ NEEDED = (
 STEPS = {
     name: f"gpu_steps:{name.replace('-', '_')}"
     for name in (
-        "latency", "repeat", "compress", "compensation", "fine-tune", "latency-model", "staircase", "conformance",
+        "latency", "compress", "compensation", "fine-tune", "latency-model", "staircase", "conformance",
         "factorization", "search",
     )
 } | {"compile": "gpu_steps:compiled", "tensorrt": "gpu_tensorrt:tensorrt", "tensorrt-rtx": "gpu_tensorrt:tensorrt_rtx"}  # fmt: skip
@@ -60,7 +60,8 @@ def main():
 def check(arguments):
     os.environ.setdefault("COMPRESSOR_CACHE", str(arguments.out / "cache"))
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # asks without making CUDA unusable after a fork
-    os.environ["GPU_CHECK_NETWORKS"] = "resnet20" if arguments.dry else "resnet50,mobilenet_v2,resnet56"
+    shared = gpu_plan.CALLS[arguments.call - 1].networks if arguments.call else "resnet50,mobilenet_v2,resnet56"
+    os.environ["GPU_CHECK_NETWORKS"] = "resnet20" if arguments.dry else shared
     import torch
 
     if not torch.cuda.is_available() and not arguments.dry:
@@ -125,7 +126,7 @@ def step(name, arguments, limit, context, kept):
     queue = context.Queue()
     arguments.limit = limit
     process = context.Process(target=_in_process, args=(name, arguments, queue))
-    begun, rows, found = time.monotonic(), [], None
+    begun, rows, where, found = time.monotonic(), [], [], None
     process.start()
     while found is None:
         try:
@@ -139,18 +140,22 @@ def step(name, arguments, limit, context, kept):
         if kind == "row":
             rows.append(value)
             kept(value)
+        elif kind == "where":
+            where = value
         else:
             found = value
     with contextlib.suppress(OSError):
         os.killpg(process.pid, signal.SIGKILL)  # its children too
     process.join(10)
-    return {**found, "rows": rows, "seconds": round(time.monotonic() - begun, 1)}
+    return {**found, "rows": rows, "seconds": round(time.monotonic() - begun, 1), "where": where}
 
 
 def _in_process(name, arguments, queue):
     os.setsid()
     import gpu_steps
+    from gpu_where import watch
 
+    watch(lambda lines: queue.put(("where", lines)))
     try:
         gpu_steps.begin(arguments)
         module, _, function = STEPS.get(name, f"gpu_steps:{name}").partition(":")

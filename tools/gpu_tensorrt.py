@@ -17,7 +17,7 @@ def tensorrt(arguments):
     print(health.detail)
     if not health.works:
         raise Skip(f"{health.detail}; {health.remedy}")
-    graphs = networks(arguments, NETWORKS[:2])
+    graphs = dict(networks(arguments, NETWORKS[:2]))
     variants = {f"{name} 50 % removed" if r else name: pruned(g, r) if r else g for name, g in graphs.items() for r in (0, 0.5)}
     for precision, names in (
         ("fp16", list(variants)[:2]),
@@ -91,7 +91,7 @@ def tensorrt_rtx(arguments):
     health = BACKENDS["tensorrt-rtx"]().check()
     if not health.works:
         raise Skip(f"{health.detail}; {health.remedy}")
-    name, graph = next(iter(networks(arguments).items()))
+    name, graph = next(networks(arguments))
     (found,) = profile_network(Network(name, graph=graph), [Target("tensorrt-rtx", precision="fp16")], protocol=protocol(arguments))
     return [
         {

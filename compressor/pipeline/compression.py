@@ -19,7 +19,7 @@ from compressor.passes.channels.analyze import ChannelGraph, analyze
 from compressor.passes.channels.readers import biases_added
 from compressor.passes.fitting.settings import Compensation
 from compressor.passes.statistics.calibration import Calibration
-from compressor.passes.tracing.trace import INPUTS, outputs_of, trace
+from compressor.passes.tracing.trace import INPUTS, device_of, outputs_of, trace
 from compressor.passes.transforms.apply_plan import applied
 from compressor.pipeline.member import Given, Member, choices_of
 from compressor.report import write_report
@@ -28,7 +28,6 @@ from compressor.runs.result import Result
 from compressor.runtime.latency_model.model import Observation
 from compressor.runtime.latency_model.single_layers import Choice
 from compressor.runtime.measuring.measure import Comparison, measure
-from compressor.training.evaluate import device_of
 from compressor.training.fine_tune import FineTune
 from compressor.values.budget import Budget, absolute
 from compressor.values.files import digest_of_tensors, write_bytes, write_json

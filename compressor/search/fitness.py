@@ -27,10 +27,10 @@ from compressor.passes.statistics.calibration import Calibration
 from compressor.passes.statistics.collect import Statistics, collect
 from compressor.passes.statistics.original_outputs import Original, Remembered
 from compressor.passes.tracing.modes import eval_mode
-from compressor.passes.tracing.trace import DYNAMIC, quiet_deepcopy
+from compressor.passes.tracing.trace import DYNAMIC, device_of, quiet_deepcopy
 from compressor.passes.transforms.factorize_conv import FactorizeConv
 from compressor.passes.transforms.remove_channels import RemoveChannels
-from compressor.training.evaluate import check_labels, device_of, recalibrate
+from compressor.training.evaluate import check_labels, recalibrate
 from compressor.values.plan import Plan
 from compressor.values.settings import check
 

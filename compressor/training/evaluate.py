@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from compressor.data.batches import Batches, batch_count, pair_of
 from compressor.errors import DataError
 from compressor.passes.tracing.modes import eval_mode
+from compressor.passes.tracing.trace import device_of
 from compressor.values.progress import Progress
 
 
@@ -114,8 +115,3 @@ def recalibrate(model: nn.Module, batches: Batches, limit: int = 50, progress: P
 def norms_of(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
     """The batch norms with running statistics."""
     return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None]
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the parameters lie; the CPU for a model without any."""
-    return next((p.device for p in model.parameters()), torch.device("cpu"))

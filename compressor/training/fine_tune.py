@@ -14,7 +14,8 @@ from compressor.data.batches import Batches, batch_count, pair_of
 from compressor.data.seeding import seeded
 from compressor.errors import DataError
 from compressor.passes.tracing.modes import eval_mode
-from compressor.training.evaluate import check_labels, device_of
+from compressor.passes.tracing.trace import device_of
+from compressor.training.evaluate import check_labels
 from compressor.values.files import load_tensors, save_tensors
 from compressor.values.progress import Progress
 from compressor.values.settings import check

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from compressor.errors import DataError
 from compressor.passes.tracing.modes import eval_mode
-from compressor.passes.tracing.trace import DYNAMIC
-from compressor.training.evaluate import check_labels, device_of
+from compressor.passes.tracing.trace import DYNAMIC, device_of
+from compressor.training.evaluate import check_labels
 from compressor.values.progress import Progress
 
 

@@ -23,6 +23,7 @@ from compressor.passes.labels.labeler import IntArray
 from compressor.passes.layers.norms import foldable, scale_and_shift
 from compressor.passes.layers.product import Product, is_product
 from compressor.passes.tracing.shapes import shapes_of
+from compressor.passes.tracing.trace import device_of
 from compressor.values.plan import Plan
 
 _Norm = nn.modules.batchnorm._BatchNorm
@@ -135,7 +136,7 @@ def affine(graph: fx.GraphModule, node: str | None, outputs: int) -> tuple[Tenso
     """Scale and shift (outputs,) of a batch norm in eval mode, float64: `norm(y) = scale y + shift`; 1 and 0 without one."""
     norm = norm_of(graph, node)
     if norm is None:
-        ones = torch.ones(outputs, dtype=torch.float64, device=next((p.device for p in graph.parameters()), None))
+        ones = torch.ones(outputs, dtype=torch.float64, device=device_of(graph))
         return ones, torch.zeros_like(ones)
     return scale_and_shift(norm)
 

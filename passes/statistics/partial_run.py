@@ -16,6 +16,7 @@ from torch import Tensor, fx
 
 from compressor.errors import DataError
 from compressor.passes.statistics.calibration import Calibration
+from compressor.passes.tracing.trace import device_of
 
 
 class Shelf:
@@ -77,10 +78,9 @@ class Prefix:
         self._index(graph)
         self._cursor = 0
         self._interpreter = fx.Interpreter(graph, garbage_collect_values=False)
-        device = next((p.device for p in graph.parameters()), torch.device("cpu"))
         inputs = [node for node in self._nodes if node.op == "placeholder"]
         self._environments: list[dict[fx.Node, Any]] = [
-            dict(zip(inputs, (x.to(device) for x in batch), strict=True)) for batch in calibration.batches
+            dict(zip(inputs, (x.to(device_of(graph)) for x in batch), strict=True)) for batch in calibration.batches
         ]
 
     def _index(self, graph: fx.GraphModule) -> None:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
 
 from compressor.errors import TraceError
@@ -54,7 +55,7 @@ def trace(model: nn.Module, example_inputs: Sequence[Tensor]) -> fx.GraphModule:
             names the line of the model where it did.
     """
     _check_arguments(model, example_inputs)
-    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    device = device_of(model)
     if device.type == "cuda":  # there the exporter takes the batch size for a constant (cuDNN chooses by it)
         copied = on_cpu(model) if isinstance(model, fx.GraphModule) else quiet_deepcopy(model).to("cpu")
         return moved(trace(copied, [x.cpu() for x in example_inputs]), device)
@@ -107,20 +108,30 @@ def quiet_deepcopy(value: _T, memo: dict[int, object] | None = None) -> _T:
         return copy.deepcopy(value, memo)
 
 
-def moved(graph: fx.GraphModule, device: torch.device) -> fx.GraphModule:
-    """Move a graph: parameters, buffers, and the devices that its nodes name."""
-    graph.to(device)
+def moved(graph: fx.GraphModule, device: torch.device, dtype: torch.dtype | None = None) -> fx.GraphModule:
+    """Move a graph: parameters, buffers, and the devices that its nodes name; with a `dtype`, what is float32 becomes that."""
+
+    def there(value: Any) -> Any:
+        return device if isinstance(value, torch.device) else (dtype or value) if value is torch.float32 else value
+
+    graph.to(device=device, dtype=dtype)
     for node in graph.graph.nodes:
-        if isinstance(node.kwargs.get("device"), torch.device):
-            node.kwargs = {**node.kwargs, "device": device}
+        node.args, node.kwargs = map_aggregate((node.args, node.kwargs), there)
     graph.recompile()
     return graph
 
 
 def on_cpu(graph: fx.GraphModule) -> fx.GraphModule:
     """The graph itself, or a copy on the CPU of one that is elsewhere: what is exported does not depend on where it was made."""
-    elsewhere = any(tensor.device.type != "cpu" for tensor in (*graph.parameters(), *graph.buffers()))
-    return moved(quiet_deepcopy(graph), torch.device("cpu")) if elsewhere else graph
+    found = {tensor.device.type for tensor in (*graph.parameters(), *graph.buffers())}
+    for node in graph.graph.nodes:
+        map_aggregate((node.args, node.kwargs), lambda value: found.add(value.type) if isinstance(value, torch.device) else None)
+    return moved(quiet_deepcopy(graph), torch.device("cpu")) if found - {"cpu"} else graph
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module's parameters are, or its buffers where it has none; a module without tensors is on the CPU."""
+    return next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))
 
 
 class CheckInputs:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from compressor.errors import PlanError
-from compressor.passes.tracing.trace import DYNAMIC, example_inputs_of, outputs_of
+from compressor.passes.tracing.trace import DYNAMIC, device_of, example_inputs_of, outputs_of
 from compressor.passes.transforms.remove_channels import RemoveChannels
 from compressor.passes.transforms.update_attributes import fit
 from compressor.passes.transforms.verify import TOLERANCE, relative_error
@@ -87,7 +87,7 @@ def _compare(model: nn.Module, narrowed: fx.GraphModule) -> None:
     model.eval()
     expected = copy.deepcopy(narrowed).eval()
     for batch in (2, 3) if narrowed.meta[DYNAMIC] else (None,):
-        inputs = example_inputs_of(narrowed, batch)
+        inputs = [x.to(device_of(narrowed)) for x in example_inputs_of(narrowed, batch)]
         try:
             with torch.no_grad():
                 error = relative_error(outputs_of(model(*inputs)), outputs_of(expected(*inputs)))

@@ -21,6 +21,7 @@ from compressor.passes.channels.readers import inputs_read, kept_channels, reade
 from compressor.passes.labels.labeler import IntArray, Slot
 from compressor.passes.labels.rules import EDITS, Change, key_of
 from compressor.passes.tracing.shapes import VALUE
+from compressor.passes.tracing.trace import device_of
 from compressor.passes.transforms.base import PassResult
 from compressor.passes.transforms.gather_inputs import gather_inputs
 from compressor.passes.transforms.update_attributes import fit
@@ -177,7 +178,7 @@ def _constant_adder(gm: fx.GraphModule, node: fx.Node) -> Callable[[IntArray, st
             owner = gm.get_submodule(path)
             setattr(owner, leaf, tensor.to(getattr(owner, leaf).device))
             return cast(fx.Node, readers[0])
-        gm.register_buffer(f"{node.name}_index", tensor)
+        gm.register_buffer(f"{node.name}_index", tensor.to(device_of(gm)))
         with gm.graph.inserting_before(node):
             new: fx.Node = gm.graph.get_attr(f"{node.name}_index")
             return new

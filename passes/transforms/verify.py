@@ -24,7 +24,7 @@ from compressor.passes.channels.readers import inputs_read
 from compressor.passes.labels.labeler import IntArray, Value
 from compressor.passes.layers.product import Product
 from compressor.passes.tracing.modes import full_float32
-from compressor.passes.tracing.trace import BATCH, DYNAMIC, example_inputs_of, outputs_of
+from compressor.passes.tracing.trace import BATCH, DYNAMIC, device_of, example_inputs_of, outputs_of
 from compressor.passes.transforms.update_attributes import fit
 from compressor.values.plan import Plan
 
@@ -209,6 +209,7 @@ def verify_removal(
     """
     error = 0.0
     for example in _examples(channels.graph) if inputs is None else [inputs]:
+        example = [x.to(device_of(removed)) for x in example]
         masked = run_masked(channels, plan, example)
         training = removed.training
         removed.eval()
@@ -227,11 +228,5 @@ def verify_removal(
     return Verification(error, lossy)
 
 
-def _examples(graph: fx.GraphModule) -> list[list[Tensor]]:
-    device = _device_of(graph)
-    sizes = (2, 3) if graph.meta.get(DYNAMIC) else (None,)
-    return [[x.to(device) for x in example_inputs_of(graph, size)] for size in sizes]
-
-
-def _device_of(module: nn.Module) -> torch.device:
-    return next((p.device for p in module.parameters()), torch.device("cpu"))
+def _examples(graph: fx.GraphModule) -> list[Sequence[Tensor]]:
+    return [example_inputs_of(graph, size) for size in ((2, 3) if graph.meta.get(DYNAMIC) else (None,))]

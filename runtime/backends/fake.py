@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import fx, nn
 
 from compressor.errors import BackendError
-from compressor.passes.tracing.trace import outputs_of
+from compressor.passes.tracing.trace import device_of, outputs_of
 from compressor.runtime.backends.base import Arrays, Health, LayerTime, Workload
 from compressor.runtime.timing.timers import Sample, Timer
 from compressor.values.target import Option, Target
@@ -65,9 +65,9 @@ class FakeEngine:
         training = self._graph.training
         self._graph.eval()
         with torch.no_grad():
-            outputs = outputs_of(self._graph(*[torch.from_numpy(np.asarray(x)) for x in inputs]))
+            outputs = outputs_of(self._graph(*[torch.from_numpy(np.asarray(x)).to(device_of(self._graph)) for x in inputs]))
         self._graph.train(training)
-        return [x.numpy() for x in outputs]
+        return [x.cpu().numpy() for x in outputs]
 
     def timer(self) -> Timer:
         """Synthetic samples."""

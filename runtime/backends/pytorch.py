@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compressor.errors import BackendError
-from compressor.passes.tracing.trace import outputs_of, quiet_deepcopy
+from compressor.passes.tracing.trace import moved, outputs_of, quiet_deepcopy
 from compressor.passes.transforms.fold_batchnorm import FoldBatchNorm
 from compressor.runtime.backends.base import Arrays, Health, LayerTime, Workload
 from compressor.runtime.timing.protocol import PROTOCOL
@@ -94,7 +94,7 @@ class PyTorchEngine:
         self._dtype = _DTYPES[target.precision]
         self._on_gpu = self._device.type == "cuda"
         graph = quiet_deepcopy(FoldBatchNorm()(workload.graph).graph).eval().requires_grad_(False)
-        self._graph: Any = graph.to(device=self._device, dtype=self._dtype)
+        self._graph: Any = moved(graph, self._device, self._dtype)
         if target.options["channels_last"]:
             for tensor in (*graph.parameters(), *graph.buffers()):
                 if tensor.dim() == 4:

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from compressor.errors import BackendError, DataError
 from compressor.passes.tracing.modes import full_float32
-from compressor.passes.tracing.trace import DYNAMIC, example_inputs_of, outputs_of
+from compressor.passes.tracing.trace import DYNAMIC, device_of, example_inputs_of, outputs_of
 from compressor.passes.transforms.verify import relative_error
 from compressor.runtime.backends import BACKENDS
 from compressor.runtime.backends.base import Engine, LayerTime, Workload
@@ -194,9 +194,8 @@ def check_parity(engine: Engine, graph: fx.GraphModule, example: Sequence[Tensor
     """
     training = graph.training
     graph.eval()
-    device = next((p.device for p in graph.parameters()), torch.device("cpu"))
     with full_float32(), torch.no_grad():
-        expected = outputs_of(graph(*[x.to(device) for x in example]))
+        expected = outputs_of(graph(*[x.to(device_of(graph)) for x in example]))
     graph.train(training)
     found = engine.run([x.numpy() for x in example])
     error = relative_error([torch.from_numpy(np.asarray(x)) for x in found], expected)

@@ -22,6 +22,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, fx
 
+from compressor.passes.tracing.trace import on_cpu
 from compressor.passes.transforms.fold_batchnorm import folded_state
 from compressor.runtime.onnx.export import to_onnx, with_final_weights
 
@@ -86,6 +87,7 @@ class Lowering:
         Raises:
             BackendError: The exporter refuses the graph.
         """
+        graph = on_cpu(graph)
         source = with_final_weights(graph)
         numbers, weights = dict(_numbers(source)), folded_state(source)
         if self._template is not None and not fresh:

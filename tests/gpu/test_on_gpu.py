@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 import compressor
 from compressor.passes.fitting.compensate import Compensate
@@ -9,8 +10,9 @@ from compressor.passes.fitting.settings import Compensation
 from compressor.passes.statistics.calibration import Calibration
 from compressor.passes.tracing.modes import full_float32
 from compressor.passes.tracing.trace import DYNAMIC
+from compressor.passes.transforms.narrow_module import narrow_module
 from compressor.passes.transforms.verify import verify_removal
-from compressor.runtime.measuring.measure import export_checked
+from compressor.runtime.measuring.measure import export_checked, measure
 from tests.networks import Residual, randomize
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is visible to PyTorch")
@@ -71,3 +73,38 @@ def test_a_whole_compression_runs_there(model, tmp_path):
     with torch.no_grad():
         loaded, program = compressor.load(tmp_path / "run", model.cpu())(x), compressor.load(tmp_path / "run")(x)
         torch.testing.assert_close(loaded, program, rtol=1e-4, atol=1e-5)
+
+
+class NamesDevices(nn.Module):
+    """Asks its input where and what it is, and makes tensors there."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.out = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        y = self.conv(x)
+        y = y + torch.linspace(0, 1, y.shape[-1], device=x.device).to(y.device, torch.float32)
+        return self.out(y[:, torch.arange(7, -1, -1, device=x.device)])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_network_that_names_devices_and_types_is_built_there(precision):
+    model = NamesDevices().eval()
+    channels = compressor.analyze(compressor.trace(model.cuda(), (torch.zeros(1, 3, 8, 8),)))
+    small = compressor.apply(channels.plan(0.5), channels.graph)
+    target = compressor.Target("torch", precision=precision, options={"device": "cuda", "mode": "cudagraph"})
+    assert measure({"small": small}, target)["small"].median_ms > 0  # compares with PyTorch first
+
+
+def test_narrowed_in_place_and_the_synthetic_clock_there(model):
+    graph = compressor.trace(model.cuda(), (torch.randn(1, 3, 8, 8),))
+    plan = compressor.analyze(graph).plan(0.5)
+    small = compressor.apply(plan, graph)
+    verify_removal(compressor.analyze(graph), plan, small, inputs=[torch.randn(2, 3, 8, 8)])
+    narrowed = narrow_module(plan, model, graph)
+    x = torch.randn(2, 3, 8, 8, device="cuda")
+    with full_float32(), torch.no_grad():
+        torch.testing.assert_close(narrowed(x), small(x), rtol=1e-4, atol=1e-5)
+    assert measure({"small": small}, compressor.Target("fake"))["small"].median_ms > 0

@@ -41,7 +41,7 @@ def test_the_plan_fits_the_lease_and_every_call_is_complete_in_itself(tools):
     assert gpu_plan.CALLS[0].seconds <= 240
     assert [call.carries for call in gpu_plan.CALLS[1:]] == [(f".gpu-part{k}",) for k in range(gpu_plan.PARTS)]
     assert all(call.steps and len(call.command(k)) <= 2000 for k, call in enumerate(gpu_plan.CALLS, 1))
-    assert all(sum(step.seconds for step in call.steps) <= 60 for call in gpu_plan.CALLS[1:-1])
+    assert all(sum(step.seconds for step in call.steps) <= 90 for call in gpu_plan.CALLS[1:-1])
 
 
 def test_a_folder_that_is_too_large_for_a_call_is_said(tools, tmp_path, monkeypatch):
@@ -114,12 +114,17 @@ def test_the_page_is_what_the_committed_rows_say(tools):
 def test_later_rows_replace_earlier_ones_and_a_step_without_rows_replaces_none(tools, tmp_path):
     _, gpu_page = tools
     about = {"environment": {"device": "one"}, "dry": False}
-    first = {**about, "steps": {"a": {"status": "ok", "rows": [1]}, "b": {"status": "ok", "rows": [1]}}}
-    second = {**about, "steps": {"a": {"status": "ok", "rows": [2]}, "b": {"status": "failed", "rows": []}}}
+    old = [{"network": "one", "batch": 8, "median_ms": 3}, {"network": "one", "batch": 1, "median_ms": 1}]
+    new = {"network": "one", "batch": 8, "median_ms": 2}
+    first = {**about, "steps": {"a": {"status": "ok", "rows": [{"x": 1}, *old]}, "b": {"status": "ok", "rows": [{"x": 1}]}}}
+    second = {**about, "steps": {"a": {"status": "ok", "rows": [{"x": 2}, new]}, "b": {"status": "failed", "rows": []}}}
     for name, found in (("1", first), ("2", second), ("3", {**first, "environment": {"device": "two"}})):
         (tmp_path / name).write_text(json.dumps(found))
     merged = gpu_page.merged([tmp_path / "1", tmp_path / "2"])
-    assert merged["steps"] == {"a": {"status": "ok", "rows": [2]}, "b": {"status": "ok", "rows": [1]}}
+    assert merged["steps"] == {
+        "a": {"status": "ok", "rows": [old[1], {"x": 2}, new]},
+        "b": {"status": "ok", "rows": [{"x": 1}]},
+    }
     with pytest.raises(SystemExit, match="is of two, not one"):
         gpu_page.merged([tmp_path / "1", tmp_path / "3"])
 
