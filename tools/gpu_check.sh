@@ -34,6 +34,7 @@ while [ $# -gt 0 ]; do
     *) arguments+=("$1"); shift ;;
   esac
 done
-export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+# The server that steps are forked from takes its path from here alone, and would leave out what it cannot import.
+export PYTHONPATH=$root:$root/tools${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONUNBUFFERED=1
 exec "$python" "$root/tools/gpu_check.py" ${arguments[@]+"${arguments[@]}"}

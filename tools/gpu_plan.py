@@ -68,14 +68,14 @@ def _keep(k: int) -> str:
 WHEELS = "--wheels .whl"
 JOIN = f"PYTHONPATH={TENSORRT}/site bash {TENSORRT}/parts/join_parts.sh {TENSORRT}/parts {TENSORRT} && "
 CALLS = (
-    Call((".whl", ".gpu-data"), (Step("compress", 130), Step("fine-tune", 80)), arguments=f"{WHEELS} --data .gpu-data"),
-    Call((".gpu-part0",), (Step("latency", 70),), _keep(0), WHEELS),
-    Call((".gpu-part1",), (Step("latency-model", 85),), _keep(1), WHEELS),
-    Call((".gpu-part2",), (Step("staircase", 50), Step("compensation", 25)), _keep(2), WHEELS, "resnet50"),
-    Call((".gpu-part3",), (Step("conformance", 50),), _keep(3), WHEELS),
+    Call((".whl", ".gpu-data"), (Step("compress", 110), Step("fine-tune", 60)), arguments=f"{WHEELS} --data .gpu-data"),
+    Call((".gpu-part0",), (Step("latency", 75),), _keep(0), WHEELS),
+    Call((".gpu-part1",), (Step("latency-model", 80),), _keep(1), WHEELS),
+    Call((".gpu-part2",), (Step("staircase", 60), Step("compensation", 15)), _keep(2), WHEELS, "resnet50"),
+    Call((".gpu-part3",), (Step("conformance", 60),), _keep(3), WHEELS),
     Call(
         (".gpu-part4",),
-        (Step("tensorrt", 165), Step("compile", 25), Step("factorization", 20), Step("search", 15)),
+        (Step("tensorrt", 170), Step("compile", 30), Step("factorization", 30), Step("search", 20)),
         f"{_keep(4)}mkdir -p {TENSORRT}/site && python3 -m zipfile -e {TENSORRT}/parts/zstandard*.whl {TENSORRT}/site && {JOIN}",
         f"{WHEELS} --trt8 {TENSORRT}/trt8/run",
         "resnet50,mobilenet_v2",

@@ -103,6 +103,8 @@ def conformance(arguments):
         "-q",
         "-p",
         "no:cacheprovider",
+        "-p",
+        "no:benchmark",  # it warns where tests run side by side, and warnings are errors here
         "-o",
         "addopts=",
         *(("-n", "4") if importlib.util.find_spec("xdist") else ()),

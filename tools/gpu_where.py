@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = str(Path(__file__).resolve().parent.parent)
 EVERY_S = 0.02
-MOST = 40  # lines that are kept
+MOST = 25  # lines that are kept
 
 
 def watch(say, every_s=2.0):

@@ -134,14 +134,21 @@ def _modules_of(model: onnx.ModelProto | None) -> dict[str, str]:
 
 
 def engine_types(layers: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Precision -> number of convolution and matrix layers, from the engine inspector's descriptions of their inputs."""
+    """Precision -> number of convolution and matrix layers, from the engine inspector's descriptions.
+
+    It is the type of a layer's weights, or of its input where those are not told; for an engine of a dynamic batch, TensorRT
+    8 tells the types of no tensor ("N/A due to dynamic shapes").
+    """
     counts: dict[str, int] = {}
     for layer in layers:
         kind = f"{layer.get('LayerType', '')} {layer.get('Name', '')}".lower()
         inputs = [tensor for tensor in layer.get("Inputs") or [] if isinstance(tensor, dict)]
-        if not inputs or not any(word in kind for word in ("conv", "gemm", "matmul", "matrix")):
+        weights = layer.get("Weights")
+        weights = weights if isinstance(weights, dict) else {}
+        if not (inputs or weights) or not any(word in kind for word in ("conv", "gemm", "matmul", "matrix")):
             continue
-        text = f"{inputs[0].get('Format/Datatype', '')} {inputs[0].get('Datatype', '')}".lower()
+        described = [weights.get("Type"), *(inputs[0].get(key) for key in ("Format/Datatype", "Datatype") if inputs)]
+        text = next((str(x).lower() for x in described if x and not str(x).startswith("N/A")), "")
         for word, name in (("int8", "int8"), ("fp16", "float16"), ("half", "float16"), ("fp32", "float32"), ("float", "float32")):
             if word in text:
                 counts[name] = counts.get(name, 0) + 1

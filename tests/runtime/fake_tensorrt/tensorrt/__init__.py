@@ -202,8 +202,11 @@ class _Engine:
                 kind = "INT8"
             said = {"FLOAT": "Row major linear FP32", "HALF": "Row major linear FP16 format", "INT8": "Int8"}.get(kind, kind)
             layer = "CaskConvolution" if node.op_type in KINDS and KINDS[node.op_type] < 3 else node.op_type
-            inputs = [{"Name": node.input[0], "Format/Datatype": said}] if node.input else []
-            yield {"Name": node.name, "LayerType": layer, "Inputs": inputs, "Metadata": f"[ONNX Layer: {node.name}]"}
+            dynamic = WEAK and any(-1 in self.get_tensor_shape(name) for name in self.io)  # old releases: the weights' type alone
+            told = "N/A due to dynamic shapes" if dynamic else said
+            inputs = [{"Name": node.input[0], "Format/Datatype": told}] if node.input else []
+            weights = {"Weights": {"Type": kind.capitalize(), "Count": 1}} if layer == "CaskConvolution" else {}
+            yield {"Name": node.name, "LayerType": layer, "Inputs": inputs, "Metadata": f"[ONNX Layer: {node.name}]", **weights}
 
     def create_execution_context(self):
         return _Context(self)
