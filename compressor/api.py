@@ -4,23 +4,21 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import cast
 
-import torch
 from torch import Tensor, fx, nn
 
 from compressor.data.batches import Batches
-from compressor.errors import DataError, PlanError
+from compressor.errors import PlanError
 from compressor.methods import Magnitude, Method
 from compressor.passes.channels.analyze import analysis_of, analyze
-from compressor.passes.layers.product import take_state
 from compressor.passes.tracing.trace import is_traced, trace
 from compressor.passes.transforms.apply_plan import applied
 from compressor.passes.transforms.narrow_module import narrow_module
 from compressor.pipeline.compression import Compression
+from compressor.pipeline.loading import network_of_run, rebuilt
 from compressor.runs.result import Result
 from compressor.runtime.measuring.measure import export_checked, measure
 from compressor.training.fine_tune import FineTune
 from compressor.values.budget import Budget
-from compressor.values.files import load_tensors, read_json
 from compressor.values.measurement import Measurement
 from compressor.values.plan import Plan
 from compressor.values.progress import Progress
@@ -130,37 +128,19 @@ def export(graph: fx.GraphModule, path: str | Path) -> Path:
     return Path(path)
 
 
-def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
-    """Load what a run left.
+def load(path: str | Path, model: nn.Module | None = None) -> fx.GraphModule:
+    """Load what a run left: a traced graph that can be run, trained and compressed further. No file of it runs code.
 
     Args:
         path: A run's folder, or a member of its front.
         model: The original architecture (weights do not matter). With it the network is rebuilt from plan
-            and safetensors as a traced graph that can be trained and compressed further; without it the
-            exported program is loaded.
+            and weights; without it the network file is read.
 
     Raises:
-        DataError: There is no finished run.
+        DataError: There is no finished run, or a file was changed since it was written.
         PlanError: The plan does not fit `model`.
     """
-    folder = Path(path)
-    if model is None:
-        program = folder / "program.pt2"
-        if not program.exists():
-            raise DataError(f"{folder} holds no program.pt2; is the run finished?")
-        return torch.export.load(program).module()
-    for base in (folder, *folder.parents):
-        if (base / "run.json").exists():
-            break
-    else:
-        raise DataError(f"{folder} is no run: there is no run.json in it or above it")
-    config = cast(dict[str, object], read_json(base / "run.json").get("config"))
-    inputs = [
-        torch.zeros(shape, dtype=getattr(torch, dtype)) for shape, dtype in cast(list[tuple[list[int], str]], config["inputs"])
-    ]
-    graph = applied(Plan.load(folder / "plan.json"), analyze(trace(model, inputs)), weights=False)
-    take_state(graph, load_tensors(folder / "weights.safetensors"))
-    return graph.eval()
+    return network_of_run(Path(path)) if model is None else rebuilt(Path(path), model)
 
 
 def profile(graph: fx.GraphModule, target: Target | None = None, seed: int = 0) -> Measurement:

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -86,6 +87,17 @@ def check(model: nn.Module, inputs, ratio: float, seed: int | None):
     return channels, plan, check_plan(model, inputs, channels, plan)
 
 
+def zero_blocks(tensors, channels, plan):
+    """What no slice says: the blocks of a grouped weight lose different positions."""
+    masks = channels.kept_masks(plan)
+    for slot in channels.walk.labeler.slots.values():
+        kept = channels.kept_labels(slot.labels, masks).reshape(slot.blocks, -1)
+        if slot.name in tensors and not (kept == kept[0]).all():
+            blocks = tensors[slot.name].view(slot.blocks, -1, *tensors[slot.name].shape[1:])
+            for block, own in zip(blocks, kept, strict=True):
+                block.index_fill_(slot.axis, torch.from_numpy(np.flatnonzero(~own)), 0)
+
+
 def check_plan(model: nn.Module, inputs, channels, plan):
     """Removed = masked, by two oracles: masks in front of every reader, and zeroed slices of the user's own model.
 
@@ -111,6 +123,7 @@ def check_plan(model: nn.Module, inputs, channels, plan):
         for name, axis, removed in channels.slices(plan):
             if name in tensors and tensors[name].is_floating_point():
                 tensors[name].index_fill_(axis, torch.tensor(removed), 0)
+        zero_blocks(tensors, channels, plan)
         with torch.no_grad():
             assert relative_error(found, outputs_of(twin(*inputs))) < TOLERANCE
     costs = channels.costs(channels.widths([channels.structure(plan)]))

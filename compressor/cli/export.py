@@ -78,14 +78,14 @@ def check_repository(
 def _file(source: str, out: Path, shapes: list[str] | None, weights: Path | None, form: str) -> None:
     """A plain ONNX file, without a manifest."""
     from compressor import api
-    from compressor.runtime.measuring.measure import check_run
+    from compressor.pipeline.loading import check_run, onnx_of_run
     from compressor.values.files import write_bytes
 
     if form != "onnx":
         raise typer.BadParameter(f"{form} is written with a manifest, into a folder; {out} names a file", param_hint="--out")
     if Path(source).is_dir():
         error = check_run(Path(source))
-        write_bytes(out, (Path(source) / "model.onnx").read_bytes())
+        write_bytes(out, onnx_of_run(Path(source)))
         print(f"{out}: ONNX Runtime = PyTorch within a relative {error:.1e}")
         return
     print(f"{api.export(_graph(source, shapes, weights), out)}: checked against PyTorch")

@@ -107,7 +107,8 @@ def _network(source: str, weights: Path | None, shapes: list[str], target: str) 
     from compressor.cli.options import inputs_of
     from compressor.data.user_models import load_model
     from compressor.errors import DataError
-    from compressor.pipeline.profiling import ENGINE_SUFFIXES, Network, load_onnx
+    from compressor.pipeline.profiling import ENGINE_SUFFIXES, Network
+    from compressor.runtime.onnx.read import load_onnx
 
     inputs = inputs_of(shapes)
     path = Path(source)

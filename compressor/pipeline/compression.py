@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from compressor.data.batches import Batches
 from compressor.data.seeding import first_seen, seeded
@@ -68,6 +68,7 @@ class Compression:
         self._storage, self._cluster, self._calibrate = storage, cluster, calibrate
         progress.stage("trace and analyze")
         self._original = trace(model, example_inputs).eval()
+        _check_weights(self._original)
         self._channels: ChannelGraph = analyze(self._original)
         if not self._channels.free and not method.reduces_ranks:
             reasons = "; ".join(f"{g.name}: {g.frozen}" for g in self._channels.groups[:5])
@@ -160,7 +161,7 @@ class Compression:
     def _plans(self) -> list[Plan]:
         """One plan for every budget; all of them are there, or none."""
         given, files = self._given, [self._run.member(k) / "plan.json" for k in range(len(self._budgets))]
-        if all(file.exists() for file in files):
+        if all(self._run.intact(file) for file in files):
             return [Plan.load(file) for file in files]
         given.progress.stage(f"search: {given.method.name}")
         with seeded(given.seed, given.train, given.validate), self._gauge() as gauge:
@@ -174,6 +175,7 @@ class Compression:
             self._run.finish(choices_of(k), {layer: asdict(choice) for layer, choice in found.items()})
         for file, plan in zip(files, plans, strict=True):
             write_bytes(file, plan.to_json().encode())
+            self._run.keep(file)
         return plans
 
     def _once(self, name: str, work: Callable[[], dict[str, object]]) -> dict[str, object]:
@@ -255,6 +257,24 @@ class Compression:
         trial = self._run.trial(structure, gauge.fingerprint, lambda: gauge.trial(plan))
         self._given.progress.stage(f"search: measured a candidate at {trial.ratio:.3f} of the original's latency")
         return trial
+
+
+def _check_weights(graph: fx.GraphModule) -> None:
+    """Refuse a model of another type than float32, or with weights that are no numbers.
+
+    Raises:
+        DataError: It is; the tensor is named.
+    """
+    for name, parameter in graph.named_parameters():
+        if parameter.dtype is not torch.float32:
+            kind = str(parameter.dtype).removeprefix("torch.")
+            raise DataError(
+                f"`{name}` is {kind}; networks are compressed in float32: pass model.float(), and ask for another precision by "
+                "Target(precision=…)"
+            )
+    for name, tensor in (*graph.named_parameters(), *graph.named_buffers()):
+        if not torch.isfinite(tensor).all() and (isinstance(tensor, nn.Parameter) or "running_" in name):
+            raise DataError(f"the model's `{name}` holds NaN or infinity; was it trained, and its weights loaded?")
 
 
 @dataclass(frozen=True)

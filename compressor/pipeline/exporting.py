@@ -16,7 +16,8 @@ from compressor.errors import BackendError, DataError
 from compressor.passes.channels.analyze import digest_of_graph
 from compressor.passes.tracing.trace import example_inputs_of, outputs_of
 from compressor.passes.transforms.verify import relative_error
-from compressor.pipeline.profiling import calibration_of, engine_accuracy, load_onnx, onnx_inputs
+from compressor.pipeline.loading import network_of_run, onnx_of_run
+from compressor.pipeline.profiling import calibration_of, engine_accuracy, onnx_inputs
 from compressor.runs.folder import versions
 from compressor.runtime.backends import BACKENDS, Engine, Workload
 from compressor.runtime.backends.onnxruntime import OnnxRuntimeEngine, int8_form
@@ -26,6 +27,7 @@ from compressor.runtime.engines.triton import Serving, perf_analyzer_command, sa
 from compressor.runtime.measuring.measure import clocks_of, sentinel_timer
 from compressor.runtime.onnx.export import to_onnx
 from compressor.runtime.onnx.precision import PARITY, converted
+from compressor.runtime.onnx.read import onnx_from
 from compressor.runtime.timing.protocol import Protocol, time_together
 from compressor.values.files import digest_of_tensors, replacing, write_bytes
 from compressor.values.measurement import Measurement
@@ -101,16 +103,12 @@ def from_run(folder: Path) -> Exportable:
     Raises:
         DataError: The run is not finished, or a file is damaged.
     """
-    program, file = folder / "program.pt2", folder / "model.onnx"
-    for path in (program, file):
-        if not path.exists():
-            raise DataError(f"{folder} holds no {path.name}; is it a run, and is it finished?")
-    loaded = torch.export.load(program)
-    module = loaded.module()
-    model = load_onnx(file)
+    file, network, data = folder / "model.onnx", network_of_run(folder), onnx_of_run(folder)
+    model = onnx_from(data, file)
     inputs, _ = specs_of(model)
-    digests: dict[str, object] = {"run": folder.name, "weights": digest_of_tensors(loaded.state_dict), "onnx": digest_of_file(file)}
-    return Exportable(folder.resolve().name, model, lambda x: outputs_of(module(*x)), inputs[0].shape[:1] == (-1,), digests)
+    weights = digest_of_tensors(network.state_dict())
+    digests: dict[str, object] = {"run": folder.name, "weights": weights, "onnx": digest_of_file(file)}
+    return Exportable(folder.resolve().name, model, lambda x: outputs_of(network(*x)), inputs[0].shape[:1] == (-1,), digests)
 
 
 def from_graph(graph: fx.GraphModule, name: str) -> Exportable:

@@ -1,13 +1,11 @@
 """One network of a family: from its plan to a finished, exported and measured result, step by step, none done twice."""
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from compressor.data.batches import Batches
 from compressor.methods import Method
@@ -16,7 +14,7 @@ from compressor.passes.fitting.compensate import Compensate
 from compressor.passes.fitting.settings import Repair
 from compressor.passes.layers.product import take_state
 from compressor.passes.statistics.calibration import Calibration
-from compressor.passes.tracing.trace import DYNAMIC, example_inputs_of, on_cpu
+from compressor.passes.tracing.network_file import network_bytes
 from compressor.passes.transforms.factorize_conv import FactorizeConv
 from compressor.passes.transforms.remove_channels import RemoveChannels
 from compressor.passes.transforms.verify import verify_removal
@@ -28,7 +26,7 @@ from compressor.training.evaluate import evaluate, norms_of, recalibrate
 from compressor.training.fine_tune import FineTune
 from compressor.training.fine_tune import train as fine_tune
 from compressor.values.budget import Budget
-from compressor.values.files import load_tensors, replacing, save_tensors, write_json
+from compressor.values.files import load_tensors, save_tensors, write_bytes, write_json
 from compressor.values.measurement import Measurement
 from compressor.values.plan import Plan
 from compressor.values.progress import Progress
@@ -119,8 +117,8 @@ class Member:
         if given.train is not None:
             graph = self._trained(graph, given.train, accuracies)
         graph.eval()
-        if not self._finished().exists():
-            save_tensors(self._finished(), graph.state_dict())
+        if not given.run.intact(self._finished()):
+            self._finish(graph.state_dict())
         (self._folder / "compensated.safetensors").unlink(missing_ok=True)
         self._export(graph)
         original, compressed = self._measure(graph)
@@ -150,7 +148,7 @@ class Member:
         if not to_fit and not factors:
             return graph
         file = self._folder / "compensated.safetensors"
-        if run.done(self._step("compensated")) is None or not (file.exists() or self._finished().exists()):
+        if run.done(self._step("compensated")) is None or not (run.intact(file) or run.intact(self._finished())):
             repairs: tuple[Repair, ...] = ()
             if settings is not None and images is not None:
                 given.progress.stage(self._step("compensate"))
@@ -162,6 +160,7 @@ class Member:
                 pairs = [(batch[0], batch[0]) for batch in images.batches]
                 recalibrate(graph, pairs, len(pairs), given.progress)
             save_tensors(file, graph.state_dict())
+            run.keep(file)
             run.finish(self._step("compensated"), {"layers": [asdict(repair) for repair in repairs]})
         else:
             graph = FactorizeConv(factors, weights=False)(graph).graph
@@ -181,6 +180,10 @@ class Member:
     def _finished(self) -> Path:
         return self._folder / "weights.safetensors"
 
+    def _finish(self, state: Mapping[str, Tensor]) -> None:
+        save_tensors(self._finished(), state)
+        self._given.run.keep(self._finished())
+
     def _trained(self, graph: fx.GraphModule, train: Batches, accuracies: dict[str, float]) -> fx.GraphModule:
         given = self._given
         if not given.finetune.epochs:
@@ -188,28 +191,31 @@ class Member:
         finished = self._finished()
         earlier, before = list(accuracies.items())[-1]
         state = {name: tensor.clone() for name, tensor in graph.state_dict().items()}
-        if finished.exists():
+        if given.run.intact(finished):
             take_state(graph, load_tensors(finished))
         else:
             given.progress.stage(self._step("fine-tune"))
             teacher = given.original if given.finetune.distillation else None
             checkpoint = self._folder / "checkpoint.safetensors"
             fine_tune(graph, train, given.finetune, teacher, checkpoint, given.seed, given.progress)
-            save_tensors(finished, graph.state_dict())
+            self._finish(graph.state_dict())
             checkpoint.unlink(missing_ok=True)
         accuracies["fine-tuned"] = self._accuracy("fine-tuned", graph)
         if accuracies["fine-tuned"] < before:  # a short fine-tune at a high rate undoes some of a good compensation
             accuracies[f"{earlier}, kept"] = before
             take_state(graph, state)
-            save_tensors(finished, state)
+            self._finish(state)
         return graph
 
     def _export(self, graph: fx.GraphModule) -> None:
         run, name = self._given.run, self._step("exported")
-        if run.done(name) is None:
+        files = self._folder / "model.onnx", self._folder / "network.safetensors"
+        if run.done(name) is None or not all(run.intact(file) for file in files):
             self._given.progress.stage(self._step("export ONNX and check it against PyTorch"))
-            error = export_checked(graph, self._folder / "model.onnx")
-            save_program(graph, self._folder / "program.pt2")
+            error = export_checked(graph, files[0])
+            write_bytes(files[1], network_bytes(graph))
+            for file in files:
+                run.keep(file)
             run.finish(name, {"onnx_relative_error": error})
 
     def _measure(self, graph: fx.GraphModule) -> tuple[Measurement, Measurement]:
@@ -272,13 +278,3 @@ class Member:
 def choices_of(index: int) -> str:
     """What the step is recorded as that holds what was measured of a member's factorized layers beside the plain ones."""
     return f"layers measured beside the plain ones (member {index})"
-
-
-def save_program(graph: fx.GraphModule, path: Path) -> None:
-    """Write a graph as an exported program (`.pt2`), whole or not at all."""
-    example = example_inputs_of(graph, 2 if graph.meta[DYNAMIC] else None)
-    shapes = ({0: torch.export.Dim("batch", min=1, max=1 << 20)},) * len(example) if graph.meta[DYNAMIC] else None
-    with replacing(path) as temporary, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.export.export(on_cpu(graph), example, dynamic_shapes=shapes, strict=False)
-        torch.export.save(program, temporary)

@@ -13,7 +13,7 @@ import onnx
 import torch
 from torch import Tensor, fx
 
-from compressor.data.batches import Batches, pair_of
+from compressor.data.batches import Batches, labelled
 from compressor.errors import BackendError, DataError
 from compressor.passes.channels.analyze import digest_of_graph
 from compressor.passes.tracing.trace import INPUTS
@@ -85,23 +85,6 @@ class Network:
             )
         assert self.model is not None
         return Workload(onnx_inputs(self.model, batch, self.shapes), model=self.model, calibration=calibration)
-
-
-def load_onnx(path: Path) -> onnx.ModelProto:
-    """Read an ONNX file.
-
-    Raises:
-        DataError: It is missing, cut off, or no ONNX.
-    """
-    if not path.is_file():
-        raise DataError(f"no such file: {path}")
-    try:
-        model = onnx.load(path)
-        onnx.checker.check_model(model)
-    except Exception as error:  # protobuf's and the checker's errors have no common class
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{path} is no ONNX model, or cut off: {line}") from error
-    return model
 
 
 def onnx_inputs(model: onnx.ModelProto, batch: int, shapes: Sequence[tuple[int, ...]] = ()) -> tuple[Tensor, ...]:
@@ -251,8 +234,7 @@ def engine_accuracy(engine: Engine, data: Batches, batch: int) -> Accuracy:
         DataError: There are no batches, or they are no pairs.
     """
     correct = count = 0
-    for k, item in enumerate(data):
-        x, y = pair_of(item, k)
+    for x, y in labelled(data, "accuracy"):
         for start in range(0, len(y), batch):
             part, labels = x[start : start + batch], y[start : start + batch]
             filled = torch.cat([part, part[:1].expand(batch - len(part), *part.shape[1:])]) if len(part) < batch else part
@@ -269,8 +251,7 @@ def calibration_of(data: Batches | None, batch: int) -> list[tuple[Tensor, ...]]
     if data is None:
         return []
     portions: list[tuple[Tensor, ...]] = []
-    for k, item in enumerate(islice(data, CALIBRATION_BATCHES)):
-        x, _ = pair_of(item, k)
+    for x, _ in islice(labelled(data, "calibration"), CALIBRATION_BATCHES):
         portions += [(x[start : start + batch],) for start in range(0, len(x) - batch + 1, batch)]
     return portions[: max(256 // batch, 8)]
 

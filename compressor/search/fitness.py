@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from compressor.data.batches import Batches, pair_of
+from compressor.data.batches import Batches, labelled
 from compressor.data.seeding import seeded
 from compressor.errors import DataError
 from compressor.passes.channels.analyze import ChannelGraph
@@ -240,9 +240,9 @@ _CLOSED = Compensation("original", ridge=1e-4, positions=12)
 def _endless(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterable[tuple[Tensor, Tensor]]:
     while True:
         empty = True
-        for k, batch in enumerate(batches):
+        for pair in labelled(batches, "training"):
             empty = False
-            yield pair_of(batch, k)
+            yield pair
         if empty:
             raise DataError("the training data is empty")
 
@@ -252,8 +252,7 @@ def _first(
 ) -> list[tuple[Tensor, Tensor]]:
     """The first so many samples; a few more where batches are left whole."""
     found: list[tuple[Tensor, Tensor]] = []
-    for k, batch in enumerate(batches):
-        x, y = pair_of(batch, k)
+    for x, y in labelled(batches, "hold-out"):
         left = images - sum(len(labels) for _, labels in found)
         if left <= 0:
             break
@@ -271,7 +270,7 @@ def _in_layout(x: Tensor, layout: torch.memory_format) -> Tensor:
 def _layout(graph: fx.GraphModule, batches: Iterable[tuple[Tensor, Tensor]]) -> torch.memory_format:
     """Channels last, which CPUs and tensor cores run faster (1.5 times on a ResNet-56), where the network allows it."""
     few = 2 if graph.meta[DYNAMIC] else None
-    x = next((pair_of(batch, 0)[0][:few] for batch in batches), None)
+    x = next((x[:few] for x, _ in labelled(batches, "hold-out")), None)
     if x is None or x.dim() != 4:
         return torch.contiguous_format
     try:

@@ -5,6 +5,7 @@ import copy
 import json
 import os
 import platform
+import sqlite3
 import threading
 import time
 import uuid
@@ -18,7 +19,7 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 
-from compressor.errors import DataError
+from compressor.errors import CompressorError, DataError
 from compressor.values.plan import digest_of
 
 OWNER = "owner"
@@ -27,6 +28,8 @@ ATTEMPTS = "attempts"
 """User attribute: how many processes have begun to evaluate a trial, where the first was lost."""
 
 _BEAT_S, _PATIENCE_S = 30.0, 180.0  # how often an owner says that it is there; silent for so long, it is taken to be lost
+_DAMAGED = "the study's storage {} is damaged, or of another version ({}); remove it, and the search begins anew"
+_MALFORMED = (LookupError, ValueError, TypeError, AttributeError)  # of an attribute or distribution of another form
 _TRIES = 5  # of opening a storage that another process sets up at the same moment
 
 
@@ -49,15 +52,57 @@ def open_storage(url: str | None) -> BaseStorage:
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         if not file or file == ":memory:":
             raise ValueError("name a file, sqlite:///FILE")
+        _check_sqlite(file)
         storage = _set_up(url)
         with storage.engine.connect() as connection:
             connection.exec_driver_sql("PRAGMA journal_mode=WAL")
         sqlalchemy.event.listen(storage.engine, "connect", _relax)
         storage.engine.dispose()
         return optuna.storages.get_storage(storage)
+    except DataError:
+        raise
     except (sqlalchemy.exc.SQLAlchemyError, OSError, ValueError, ImportError, RuntimeError) as error:
-        line = str(error).strip().splitlines()[0]
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(f"the study's storage {url} cannot be opened: {line}") from error
+
+
+def _check_sqlite(file: str) -> None:
+    """Refuse a file that is no database, or a damaged one, before anything is read from it."""
+    path = Path(file)
+    if not os.path.lexists(path):
+        return
+    if not path.is_file():
+        raise DataError(f"the study's storage {file} is no plain file")
+    try:
+        with contextlib.closing(sqlite3.connect(path, timeout=120)) as connection:
+            found = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
+    except sqlite3.DatabaseError as error:
+        found = str(error)
+    if found != "ok":
+        raise DataError(_DAMAGED.format(file, found))
+
+
+@contextlib.contextmanager
+def readable(url: str | None) -> Iterator[None]:
+    """What cannot be read of a storage is said as such.
+
+    Raises:
+        DataError: It is damaged, or was written by another version.
+    """
+    try:
+        yield
+    except CompressorError:
+        raise
+    except (
+        sqlalchemy.exc.SQLAlchemyError,
+        optuna.exceptions.OptunaError,
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+    ) as error:
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(_DAMAGED.format(url, line)) from error
 
 
 class _Storage(RDBStorage):

@@ -14,13 +14,26 @@ from typing import Any, Generic, Literal, TypeVar
 
 import optuna
 from optuna.distributions import BaseDistribution
+from optuna.exceptions import StorageInternalError
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from compressor.errors import CompressorError, DataError
 from compressor.search.execution import Executor
 from compressor.search.samplers import ABANDONED, Past, PopulationSampler
-from compressor.search.storage import ATTEMPTS, OWNER, beating, claim, is_own, let_go, lost_trials, open_storage, owners_of
+from compressor.search.storage import (
+    ATTEMPTS,
+    OWNER,
+    beating,
+    claim,
+    is_own,
+    let_go,
+    lost_trials,
+    open_storage,
+    owners_of,
+    readable,
+)
 from compressor.values.progress import Progress, SearchState
 
 logger = logging.getLogger(__name__)
@@ -104,11 +117,12 @@ class Search(Generic[Task, Answer]):
     ) -> None:
         self._job, self._executor, self._progress, self._alone = job, executor, progress or Progress(), alone
         self.after: Callable[[int], None] = lambda count: None
-        self.study = optuna.create_study(
-            storage=open_storage(storage), study_name=job.name, direction=job.direction, load_if_exists=True
-        )
-        trials = self.study.get_trials(deepcopy=False)  # before the digest, which whoever is first writes before any trial
-        found = self.study.user_attrs.get("digest")
+        with readable(storage):
+            self.study = optuna.create_study(
+                storage=open_storage(storage), study_name=job.name, direction=job.direction, load_if_exists=True
+            )
+            trials = self.study.get_trials(deepcopy=False)  # before the digest, which whoever is first writes before any trial
+            found = self.study.user_attrs.get("digest")
         if found is None and not trials:
             self._say_others(storage)
             self.study.set_user_attr("digest", job.digest)
@@ -139,8 +153,11 @@ class Search(Generic[Task, Answer]):
         try:
             with contextlib.nullcontext() if self._alone else beating(self.study):
                 self._do()
-        except BaseException:  # an interrupt too: the same call in the same process must find nobody at work
-            let_go(self.study)
+        except BaseException as error:  # an interrupt too: the same call in the same process must find nobody at work
+            with contextlib.suppress(SQLAlchemyError, StorageInternalError):
+                let_go(self.study)
+            if isinstance(error, SQLAlchemyError | StorageInternalError):
+                raise DataError(f"the study's storage cannot be used any more: {str(error).splitlines()[0]}") from error
             raise
         good = [t for t in _begun(self._trials()) if t.state == TrialState.COMPLETE]
         sign = -1 if self._job.direction == "maximize" else 1

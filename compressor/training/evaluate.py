@@ -6,10 +6,11 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from compressor.data.batches import Batches, batch_count, pair_of
+from compressor.data.batches import Batches, labelled
 from compressor.errors import DataError
 from compressor.passes.tracing.modes import eval_mode
 from compressor.passes.tracing.trace import device_of
+from compressor.values.loaders import batch_count
 from compressor.values.progress import Progress
 
 
@@ -45,8 +46,7 @@ def evaluate(model: nn.Module, batches: Batches, progress: Progress | None = Non
     correct = count = 0
     device = device_of(model)
     with eval_mode(model), torch.no_grad():
-        for k, batch in enumerate(batches):
-            x, y = pair_of(batch, k)
+        for k, (x, y) in enumerate(labelled(batches, "validation")):
             output = model(x.to(device))
             if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != len(y):
                 shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
@@ -57,7 +57,7 @@ def evaluate(model: nn.Module, batches: Batches, progress: Progress | None = Non
             if progress:
                 progress.tick(k + 1, batch_count(batches), f"accuracy {100 * correct / count:.2f} %")
     if not count:
-        raise DataError("there is no validation data: the loader yields no batch")
+        raise DataError("there is no validation data: the loader yields no batch (a generator can be read only once: pass a list)")
     return Accuracy(correct, count)
 
 
@@ -102,8 +102,8 @@ def recalibrate(model: nn.Module, batches: Batches, limit: int = 50, progress: P
             norm.momentum = None  # cumulative mean
             norm.train()
         try:
-            for k, batch in enumerate(islice(batches, limit)):
-                model(pair_of(batch, k)[0].to(device))
+            for k, batch in enumerate(islice(labelled(batches, "batch norms"), limit)):
+                model(batch[0].to(device))
                 if progress:
                     progress.tick(k + 1, min(limit, batch_count(batches) or limit), "batch norms")
         finally:

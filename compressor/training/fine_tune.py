@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from compressor.data.batches import Batches, batch_count, pair_of
+from compressor.data.batches import Batches, labelled
 from compressor.data.seeding import seeded
 from compressor.errors import DataError
 from compressor.passes.tracing.modes import eval_mode
 from compressor.passes.tracing.trace import device_of
 from compressor.training.evaluate import check_labels
 from compressor.values.files import load_tensors, save_tensors
+from compressor.values.loaders import batch_count
 from compressor.values.progress import Progress
 from compressor.values.settings import check
 
@@ -113,8 +114,7 @@ def _epoch(
 ) -> None:
     device = device_of(model)
     loss_sum = correct = count = 0.0
-    for k, batch in enumerate(batches):
-        x, y = pair_of(batch, k)
+    for k, (x, y) in enumerate(labelled(batches, "fine-tuning")):
         x = x.to(device)
         done = epoch + (k / total if total else 0.0)
         for group in optimizer.param_groups:

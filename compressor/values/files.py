@@ -1,21 +1,26 @@
 """Files of a run: written whole or not at all, weights as safetensors, nothing pickled."""
 
 import hashlib
+import io
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
-import safetensors
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from compressor.errors import DataError
+from compressor.values.json_text import parse_json
+from compressor.values.plan import digest_of
 
+SEAL = "seal"
+"""Key of the digest that a sealed file holds of itself."""
 PARTIAL = ".partial"
 """In the name of files that are being written; what a kill leaves of them is swept when the run goes on."""
 
@@ -24,7 +29,12 @@ def cache_folder() -> Path:
     """Where measurements and timing caches are kept: `COMPRESSOR_CACHE`, else the user's cache folder."""
     given = os.environ.get("COMPRESSOR_CACHE")
     base = os.environ.get("XDG_CACHE_HOME")
-    return Path(given) if given else (Path(base) if base else Path.home() / ".cache") / "compressor"
+    if given:
+        return Path(given)
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "compressor"
+    except RuntimeError:  # a user without a home, as in many containers
+        return Path(tempfile.gettempdir()) / f"compressor-{os.getuid()}"
 
 
 @contextmanager
@@ -68,19 +78,51 @@ def write_json(path: Path, value: object) -> None:
     write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def read_json(path: Path) -> dict[str, object]:
-    """Read a JSON object.
+def write_sealed(path: Path, value: Mapping[str, object]) -> None:
+    """Write plain data as JSON with a digest of itself, atomically: `read_json` then finds out what was changed."""
+    plain = json.loads(json.dumps(value))
+    write_json(path, {**plain, SEAL: digest_of(plain)})
+
+
+def read_json(path: Path, most: int = 1 << 26) -> dict[str, object]:
+    """Read a JSON object; a seal is checked where there is one.
+
+    Args:
+        path: The file.
+        most: Bytes; a larger one is refused unread.
 
     Raises:
-        DataError: There is no such file, or it is no JSON object.
+        DataError: There is no such file, it is no JSON object, or was changed since it was written.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{path} should hold a JSON object, found {type(value).__name__}")
+        value = parse_json(read_bytes(path, most))
+    except DataError as error:
+        raise DataError(f"{path} {'' if str(error).startswith('cannot') else 'is '}{error}") from error
+    seal = value.pop(SEAL, None)
+    if seal is not None and seal != digest_of(value):
+        raise DataError(f"{path} was changed since it was written, or is damaged; remove it, and it is made anew")
     return value
+
+
+def read_bytes(path: Path, most: int | None = None) -> bytes:
+    """Read a plain file: a pipe or a device would keep its reader waiting.
+
+    Args:
+        path: The file.
+        most: Bytes; a larger one is refused unread.
+
+    Raises:
+        DataError: There is no such file, it is no plain one, too large, or cannot be read.
+    """
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise DataError("cannot be read: it is no plain file")
+        if most is not None and found.st_size > most:
+            raise DataError(f"cannot be read: it has {found.st_size:,} bytes, at most {most:,} are expected")
+        return path.read_bytes()
+    except (OSError, RuntimeError, ValueError) as error:  # loops of links, too
+        raise DataError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -95,12 +137,16 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         DataError: The file is missing, cut off, or holds something else.
     """
-    if not path.is_file():
+    if not path.exists():
         raise DataError(f"no such weights file: {path}")
-    if path.suffix == ".safetensors":
-        return _load_safetensors(path)
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        data = read_bytes(path)
+    except DataError as error:
+        raise DataError(f"{path} {error}") from error
+    if path.suffix == ".safetensors":
+        return tensors_from(data, path)
+    try:
+        found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds for a file that is cut off or holds code
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(f"{path}: cut off, or not a file of plain tensors ({line}); save model.state_dict()") from error
@@ -112,11 +158,34 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     return {str(name).removeprefix("module."): cast(Tensor, tensor) for name, tensor in found.items()}
 
 
-def _load_safetensors(path: Path) -> dict[str, Tensor]:
+def tensors_from(data: bytes, path: Path) -> dict[str, Tensor]:
+    """Tensors of the bytes of a safetensors file; the path is for messages.
+
+    Raises:
+        DataError: It is cut off, or something else.
+    """
     try:
-        return load_file(path)
-    except (safetensors.SafetensorError, OSError) as error:
+        return load(data)
+    except Exception as error:  # its own kinds, and those of torch for a type or size that there is not
         raise DataError(f"{path}: not a safetensors file, or cut off ({error})") from error
+
+
+def check_finite(tensors: Mapping[str, Tensor], path: Path, own: Mapping[str, Tensor] | None = None) -> None:
+    """Refuse tensors that hold NaN or infinity.
+
+    Args:
+        tensors: What was read.
+        path: For messages.
+        own: What the model holds itself: where that is infinite (a mask), the same is allowed.
+
+    Raises:
+        DataError: Some tensor does; it is named.
+    """
+    for name, tensor in tensors.items():
+        if (tensor.is_floating_point() or tensor.is_complex()) and not torch.isfinite(tensor).all():
+            mine, off = (own or {}).get(name), ~torch.isfinite(tensor)
+            if mine is None or mine.shape != tensor.shape or not torch.equal(tensor[off], mine.cpu()[off].to(tensor.dtype)):
+                raise DataError(f"{path}: `{name}` holds NaN or infinity")
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -125,11 +194,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
     Raises:
         DataError: Keys or shapes do not fit (they are named), or a tensor holds NaN or infinity.
     """
-    tensors = load_tensors(path)
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise DataError(f"{path}: `{name}` holds NaN or infinity")
-    own = model.state_dict()
+    tensors, own = load_tensors(path), model.state_dict()
+    check_finite(tensors, path, own)
     missing = [name for name in own if name not in tensors and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in tensors if name not in own]
     wrong = [

@@ -111,14 +111,18 @@ class Measurement:
         }
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, object]) -> "Measurement":
+    def from_dict(cls, data: object) -> "Measurement":
         """Read what `to_dict` wrote.
 
         Raises:
             DataError: A field is missing or of the wrong kind; it is named.
         """
-        text = json.dumps(data)  # only plain data gets through
-        plain = json.loads(text)
+        try:
+            plain = json.loads(json.dumps(data))  # only plain data gets through
+        except (TypeError, ValueError, RecursionError) as error:
+            raise DataError(f"measurement: no plain data ({error})") from error
+        if not isinstance(plain, dict):
+            raise DataError(f"measurement: must be an object, found {type(plain).__name__}")
         for name, kind in (("times_ms", list), ("discarded", int), ("status", str), ("target", dict), ("session", str)):
             if not isinstance(plain.get(name), kind):
                 raise DataError(f"measurement: field `{name}` must be a {kind.__name__}, found {plain.get(name)!r}")
@@ -128,14 +132,16 @@ class Measurement:
         times, raw = _times("times_ms", plain["times_ms"]), _times("raw_ms", plain.get("raw_ms", []))
         if not times:
             raise DataError("measurement: field `times_ms` must hold finite times")
-        blocks = tuple(int(b) for b in plain.get("blocks", []))
+        if not all(isinstance(b, int) for b in plain.get("blocks", [])):
+            raise DataError("measurement: field `blocks` must hold whole numbers")
+        blocks = tuple(plain.get("blocks", []))
         return cls(
             times, plain["discarded"], plain["status"], plain["target"], plain["session"], blocks, raw, plain.get("details", {})
         )
 
 
 def _times(name: str, values: list[object]) -> tuple[float, ...]:
-    if not all(isinstance(v, int | float) and math.isfinite(v) for v in values):
+    if not all(isinstance(v, int | float) and not isinstance(v, bool) and 0 < v < 1e12 for v in values):
         raise DataError(f"measurement: field `{name}` must hold finite times")
     return tuple(float(v) for v in values if isinstance(v, int | float))
 

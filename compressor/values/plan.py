@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
-from compressor.errors import PlanError
+from compressor.errors import DataError, PlanError
+from compressor.values.json_text import parse_json
 
 SCHEMA = 1
 
@@ -186,8 +187,10 @@ class Plan:
             PlanError: The file cannot be read or holds no plan.
         """
         try:
+            if not Path(path).is_file():
+                raise PlanError(f"plan {path}: no such file, or no plain one")
             text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise PlanError(f"plan {path}: cannot be read ({error})") from error
         try:
             return cls.from_json(text)
@@ -234,11 +237,9 @@ def _indices(what: str, indices: list[object]) -> tuple[int, ...]:
 
 def _object(text: str, what: str) -> dict[str, object]:
     try:
-        data = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise PlanError(f"{what}: not JSON, or cut off ({error}); write it anew with `to_json`") from error
-    if not isinstance(data, dict):
-        raise PlanError(f"{what}: expected an object, found {type(data).__name__}")
+        data = parse_json(text)
+    except DataError as error:
+        raise PlanError(f"{what}: {error}; write it anew with `to_json`") from error
     if data.get("schema") != SCHEMA:
         raise PlanError(f"{what}: field `schema` is {data.get('schema')!r}, this version reads {SCHEMA}")
     return data

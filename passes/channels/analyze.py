@@ -225,8 +225,8 @@ class ChannelGraph:
     def slices(self, plan: Plan) -> list[tuple[str, int, tuple[int, ...]]]:
         """Every `(parameter or buffer name, axis, removed indices)` of a plan.
 
-        The input axis of a grouped convolution's weight is left out where each block loses other
-        positions; what is removed there is all read from channels that are removed.
+        The second axis of a grouped convolution's weight is left out where each block loses other positions: no one slice
+        says that.
 
         Raises:
             PlanError: See `kept_masks`.

@@ -3,7 +3,7 @@
 Labels are not needed; where batches are pairs, the first of each is the input.
 """
 
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from compressor.errors import DataError
 from compressor.passes.tracing.trace import DYNAMIC, INPUTS
+from compressor.values.loaders import guarded
 
 _LEAST = 8
 """Images below which a mean is no statistic."""
@@ -70,7 +71,7 @@ class Calibration:
         found: list[tuple[Tensor, ...]] = []
         dynamic = bool(graph.meta[DYNAMIC])
         count = 0
-        for k, batch in enumerate(_guarded(batches)):
+        for k, batch in enumerate(guarded(batches, "calibration")):
             tensors = _inputs_of(batch, k, len(expected))
             for x, (shape, dtype) in zip(tensors, expected, strict=True):
                 _check(x, k, shape, dtype, dynamic)
@@ -83,27 +84,6 @@ class Calibration:
             last = f"batch {len(found) - 1} is the last" if found else "there is no batch"
             raise DataError(f"calibration: {count} images in all ({last}); at least {least} are needed, some hundreds are better")
         return cls(tuple(found), not dynamic)
-
-
-def _guarded(batches: Iterable[object]) -> Iterator[object]:
-    """The batches; a loader's own failure is named."""
-    expected = len(batches) if isinstance(batches, Sized) else None
-    k = 0
-    try:
-        iterator = iter(batches)
-    except TypeError as error:
-        raise DataError(f"calibration: batches must be iterable, found {type(batches).__name__}") from error
-    while True:
-        try:
-            batch = next(iterator)
-        except StopIteration:
-            if expected is not None and k < expected:
-                raise DataError(f"calibration: the loader ended after batch {k - 1}, it says that it has {expected}") from None
-            return
-        except Exception as error:
-            raise DataError(f"calibration: batch {k}: the loader raised {type(error).__name__}: {error}") from error
-        yield batch
-        k += 1
 
 
 def _inputs_of(batch: object, k: int, count: int) -> tuple[Tensor, ...]:

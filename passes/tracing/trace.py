@@ -183,6 +183,9 @@ def outputs_of(value: object) -> list[Tensor]:
 def _check_arguments(model: object, example_inputs: object) -> None:
     if not isinstance(model, nn.Module):
         raise TraceError(f"a model must be a torch.nn.Module, found {type(model).__name__}")
+    lazy = next((name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta), None)
+    if lazy is not None:
+        raise TraceError(f"`{lazy}` is on the device `meta`, which holds no values: load the model's weights first")
     if isinstance(example_inputs, Tensor):
         raise TraceError("example_inputs must be a tuple of tensors, found one tensor; write (x,) for a single input")
     if isinstance(example_inputs, Mapping) or not isinstance(example_inputs, Sequence) or not example_inputs:

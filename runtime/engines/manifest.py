@@ -19,7 +19,8 @@ from compressor.runtime.backends import BACKENDS
 from compressor.runtime.backends.base import Engine
 from compressor.runtime.backends.onnxruntime import OnnxRuntimeEngine
 from compressor.runtime.backends.tensorrt import TensorRT
-from compressor.values.files import read_json, write_json
+from compressor.runtime.onnx.read import load_onnx
+from compressor.values.files import read_bytes, read_json, write_sealed
 from compressor.values.target import Target
 
 SCHEMA = 1
@@ -81,8 +82,17 @@ class Manifest:
         """Write it beside its engine."""
         path = folder / (self.file + SUFFIX)
         created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        write_json(path, {"schema_version": SCHEMA, "created": created, **asdict(self)})
+        write_sealed(path, {"schema_version": SCHEMA, "created": created, **asdict(self)})
         return path
+
+    def check(self) -> None:
+        """Raise `TypeError` where a field is of another kind."""
+        texts = {"file": self.file, "sha256": self.sha256, "form": self.form, "rebuild": self.rebuild}
+        objects = {"target": self.target, "fingerprint": self.fingerprint, "source": self.source, "latency": self.latency}
+        for kind, fields in ((str, texts), (dict, objects), (int, {"max_batch": self.max_batch})):
+            for name, value in fields.items():
+                if not isinstance(value, kind):
+                    raise TypeError(f"field `{name}` must be a {kind.__name__}, found {value!r:.80}")
 
     @classmethod
     def read(cls, engine: Path) -> "Manifest":
@@ -103,8 +113,10 @@ class Manifest:
                 data[name] = tuple(
                     TensorSpec(str(t["name"]), str(t["dtype"]), tuple(int(s) for s in t["shape"])) for t in data[name]
                 )
-            return cls(**data)
-        except (KeyError, TypeError, ValueError) as error:
+            found = cls(**data)
+            found.check()
+            return found
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise DataError(f"{path} is no manifest of this version: {error}") from error
 
 
@@ -120,8 +132,12 @@ def load_engine(file: Path) -> Engine:
     manifest = Manifest.read(file)
     if digest_of_file(file) != manifest.sha256:
         raise DataError(f"{file} is not the file of its manifest (changed, or cut off); rebuild it: {manifest.rebuild}")
-    target = Target(**dict(manifest.target))  # type: ignore[arg-type]
+    try:
+        target = Target(**dict(manifest.target))  # type: ignore[arg-type]
+    except (TypeError, AttributeError) as error:
+        raise DataError(f"{file.name}{SUFFIX} names no target of this version: {error}") from error
     if manifest.form.startswith("onnx"):
+        load_onnx(file)
         return OnnxRuntimeEngine(file, (), Target(threads=target.threads))
     here = target.fingerprint()
     for name in ("backend_version", "device", "cc", "driver"):
@@ -138,7 +154,7 @@ def load_engine(file: Path) -> Engine:
 
 def digest_of_file(file: Path) -> str:
     """SHA-256 in hexadecimal digits."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    return hashlib.sha256(read_bytes(file)).hexdigest()
 
 
 _DTYPES: Mapping[int, str] = {

@@ -1,7 +1,7 @@
 """Engines for a latency model: which structures to build, and building them, each one only once."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,7 +103,7 @@ def observe(
         for k, structure in enumerate(structures):
             built = f"{channels.digest}:{structure.digest}"
             known = kept.get(built, fingerprint, PROTOCOL)
-            if known is None:
+            if known is None or not _complete(known[1]):
                 graph = applied(plan_of(channels, structure), channels)
                 try:
                     found, reference, layers = comparison.examine(graph)
@@ -120,6 +120,13 @@ def observe(
             if progress:
                 progress.tick(k + 1, len(structures), f"engines: {found.median_ms / reference_ms:.3f} of the original's latency")
             yield _observation(structure, found.median_ms / reference_ms, anchor, extra)
+
+
+def _complete(extra: Mapping[str, object]) -> bool:
+    """Whether a record of the store has what an observation is made of; one of another shape is measured anew."""
+    times = extra.get("blocks_ms")
+    numbers = [extra.get("reference_ms"), extra.get("rest_ms"), *(times.values() if isinstance(times, dict) else [None])]
+    return all(isinstance(x, int | float) and 0 <= x < 1e9 for x in numbers) and bool(extra["reference_ms"])
 
 
 def _observation(structure: Structure, ratio: float, reference_ms: float, extra: dict[str, object]) -> Observation:

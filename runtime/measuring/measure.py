@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from compressor.errors import BackendError, DataError
+from compressor.errors import BackendError
 from compressor.passes.tracing.modes import full_float32
 from compressor.passes.tracing.trace import DYNAMIC, device_of, example_inputs_of, outputs_of
 from compressor.passes.transforms.verify import relative_error
@@ -233,26 +233,3 @@ def check_onnx(model: bytes | Path, graph: fx.GraphModule) -> float:
         with OnnxRuntimeEngine(model, example, Target()) as engine:
             worst = max(worst, check_parity(engine, graph, example))
     return worst
-
-
-def check_run(folder: Path) -> float:
-    """Compare the ONNX file of a run with its exported program; returns the relative error.
-
-    Raises:
-        DataError: The run is not finished.
-        BackendError: They differ by more than `PARITY`.
-    """
-    program, model = folder / "program.pt2", folder / "model.onnx"
-    for file in (program, model):
-        if not file.exists():
-            raise DataError(f"{folder} holds no {file.name}; is it a run, and is it finished?")
-    loaded = torch.export.load(program)
-    example = list(loaded.example_inputs[0]) if loaded.example_inputs else []
-    with torch.no_grad():
-        expected = outputs_of(loaded.module()(*example))
-    with OnnxRuntimeEngine(model, example, Target()) as engine:
-        found = [torch.from_numpy(np.asarray(x)) for x in engine.run([x.numpy() for x in example])]
-    error = relative_error(found, expected)
-    if not error <= PARITY["fp32"]:
-        raise BackendError(f"{model} differs from {program} by a relative {error:.2e} (allowed {PARITY['fp32']:.0e})")
-    return error

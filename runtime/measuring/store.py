@@ -11,16 +11,19 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from compressor.errors import DataError
 from compressor.values.files import cache_folder
+from compressor.values.json_text import parse_json
 from compressor.values.measurement import Measurement
 from compressor.values.plan import digest_of
 
 logger = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 SCHEMA = 1
 _PATIENCE = 60.0  # seconds, for others to finish writing
@@ -47,13 +50,12 @@ class MeasurementStore:
     def get(self, built: str, target: Mapping[str, object], protocol: str) -> tuple[Measurement, dict[str, object]] | None:
         """The latest measurement of what was built, and what was stored beside it; None if there is none."""
         query = "SELECT record, extra FROM measurements WHERE built = ? AND target = ? AND protocol = ? ORDER BY id DESC LIMIT 1"
-        with self._connection() as connection:
-            row = connection.execute(query, (built, digest_of(target), protocol)).fetchone()
+        row = self._do(lambda connection: connection.execute(query, (built, digest_of(target), protocol)).fetchone())
         if row is None:
             return None
         try:
-            return Measurement.from_dict(json.loads(row[0])), dict(json.loads(row[1]))
-        except (DataError, ValueError) as error:
+            return Measurement.from_dict(parse_json(row[0])), parse_json(row[1])
+        except (DataError, TypeError) as error:
             logger.warning("%s: a record cannot be read (%s); it is measured anew", self.path, error)
             return None
 
@@ -79,13 +81,29 @@ class MeasurementStore:
         statement = (
             "INSERT INTO measurements (built, target, fingerprint, protocol, created, record, extra) VALUES (?, ?, ?, ?, ?, ?, ?)"
         )
-        with self._connection() as connection, connection:
-            connection.execute(statement, row)
+
+        def write(connection: sqlite3.Connection) -> None:
+            with connection:
+                connection.execute(statement, row)
+
+        self._do(write)
 
     def __len__(self) -> int:
         """Number of measurements."""
-        with self._connection() as connection:
-            return int(connection.execute("SELECT COUNT(*) FROM measurements").fetchone()[0])
+        return int(self._do(lambda connection: connection.execute("SELECT COUNT(*) FROM measurements").fetchone()[0]))
+
+    def _do(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
+        """Work on the file; one that turns out to be damaged is set aside, and the work done on a new one."""
+        try:
+            with self._connection() as connection:
+                return work(connection)
+        except (sqlite3.DatabaseError, OverflowError, UnicodeDecodeError) as error:
+            if isinstance(error, sqlite3.OperationalError) and not str(error).startswith(("no such", "table", "malformed")):
+                raise DataError(f"cannot use {self.path}: {error}; set COMPRESSOR_CACHE") from error
+            with self._alone():
+                self._set_aside(str(error))
+            with self._connection() as connection:
+                return work(connection)
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:

@@ -5,6 +5,7 @@ precision from the graph, and nothing else. Inputs and outputs stay FP32, so tha
 """
 
 import contextlib
+import graphlib
 import logging
 import tempfile
 import warnings
@@ -89,7 +90,18 @@ def to_fp16(model: onnx.ModelProto, calibration: Sequence[tuple[Tensor, ...]] = 
     del calibration, form
     largest = float(np.finfo(np.float16).max)  # the converter's own limit is 1e4
     result: onnx.ModelProto = convert_float_to_float16(_copy(model), keep_io_types=True, max_finite_val=largest)
+    _sort(result.graph)
     return result
+
+
+def _sort(graph: onnx.GraphProto) -> None:
+    """Every node behind those that it reads: the converter puts its casts at the end, which no checker takes."""
+    makers = {output: k for k, node in enumerate(graph.node) for output in node.output}
+    reads = {k: {makers[name] for name in node.input if name in makers} for k, node in enumerate(graph.node)}
+    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in graph.node]
+    order = graphlib.TopologicalSorter(reads).static_order()
+    del graph.node[:]
+    graph.node.extend(nodes[k] for k in order)
 
 
 def to_int8(model: onnx.ModelProto, calibration: Sequence[tuple[Tensor, ...]], form: Int8 | None = None) -> onnx.ModelProto:

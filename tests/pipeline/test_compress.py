@@ -51,7 +51,7 @@ def whole(tmp_path_factory):
 
 def test_the_folder_holds_what_the_design_says(whole):
     member = whole.path / "front" / "0"
-    for name in ("plan.json", "weights.safetensors", "program.pt2", "model.onnx", "measurement.json"):
+    for name in ("plan.json", "weights.safetensors", "network.safetensors", "model.onnx", "measurement.json"):
         assert (member / name).is_file()
         assert (whole.path / name).resolve() == (member / name).resolve()
     config = json.loads((whole.path / "run.json").read_text())

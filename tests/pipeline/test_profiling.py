@@ -9,9 +9,10 @@ import torch
 
 import compressor
 from compressor.pipeline.profile_files import profile_records, write_profile
-from compressor.pipeline.profiling import Network, load_onnx, onnx_inputs, profile_network
+from compressor.pipeline.profiling import Network, onnx_inputs, profile_network
 from compressor.report.profile_table import profile_table
 from compressor.runtime.latency_model.staircase import measure_staircase
+from compressor.runtime.onnx.read import load_onnx
 from tests.networks import QUICK, residual_graph
 from tests.training.test_fine_tune import blobs
 from tools.cifar_resnet import resnet20

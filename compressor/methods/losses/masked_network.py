@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from compressor.data.batches import Batches, pair_of
+from compressor.data.batches import Batches, labelled
 from compressor.errors import DataError
 from compressor.passes.channels.analyze import ChannelGraph
 from compressor.passes.channels.readers import Reader, kept_channels, norm_of
@@ -50,8 +50,8 @@ class Holdout:
             DataError: There are none.
         """
         pairs: list[tuple[Tensor, Tensor]] = []
-        for k, batch in enumerate(batches):
-            pairs.append(pair_of(batch, k))
+        for pair in labelled(batches, "hold-out"):
+            pairs.append(pair)
             if sum(len(y) for _, y in pairs) >= images:
                 break
         if not pairs:

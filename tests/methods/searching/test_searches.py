@@ -120,7 +120,7 @@ def test_a_family_is_compressed_exported_and_measured_member_by_member(net, digi
     assert "front/1" in result.summary()
     for k, member in enumerate(result.members):
         folder = tmp_path / "run" / "front" / str(k)
-        for name in ("plan.json", "weights.safetensors", "program.pt2", "model.onnx", "measurement.json", "result.json"):
+        for name in ("plan.json", "weights.safetensors", "network.safetensors", "model.onnx", "measurement.json", "result.json"):
             assert (folder / name).exists(), name
         loaded = compressor.load(folder, net)
         x = digits["test"][0][:8]

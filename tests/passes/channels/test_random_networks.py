@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -249,6 +249,7 @@ COMMON = {"deadline": None, "derandomize": True, "suppress_health_check": list(H
 
 @settings(max_examples=60, **COMMON)
 @given(networks(), st.integers(0, 2**32 - 1))
+@example([("gate", 4), ("transposed", 9), ("grouped", 10)], 374)  # blocks of a transposed weight lose different outputs
 def test_any_legal_plan_of_any_network_removes_what_it_masks(program, seed):
     check_random(program, seed)
 

@@ -1,0 +1,338 @@
+"""A traced network in one file that cannot hold code: the graph as JSON, the tensors beside it, as safetensors.
+
+`torch.export.save` writes pickles, and reads them: such a file runs what its author put there. Here a node names an op of
+PyTorch, a module of a fixed list, or arithmetic on sizes; everything else is refused, and names that would appear in generated
+Python have to be plain identifiers. What is loaded is a traced graph again, which can be trained and compressed further.
+"""
+
+import json
+import keyword
+import math
+import operator
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import safetensors
+import torch
+from safetensors.torch import load, save
+from torch import Tensor, fx, nn
+from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
+from torch.utils import _pytree as pytree
+
+from compressor.errors import DataError, PassError
+from compressor.passes.tracing.shapes import VALUE
+from compressor.passes.tracing.trace import BATCH, DYNAMIC, INPUTS, UNUSED, CheckInputs, on_cpu
+from compressor.values.json_text import parse_json
+
+SCHEMA = 1
+_STACK = "nn_module_stack"
+_NORM = ("num_features", "eps", "momentum", "affine", "track_running_stats")
+_CONV = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+MODULES: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
+    **{kind.__name__: (kind, _CONV) for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d)},
+    **{kind.__name__: (kind, (*_CONV, "output_padding")) for kind in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)},
+    **{kind.__name__: (kind, _NORM) for kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)},
+    **{kind.__name__: (kind, _NORM) for kind in (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)},
+    **{kind.__name__: (kind, ("p",)) for kind in (nn.Dropout, nn.Dropout2d, nn.AlphaDropout)},
+    "Linear": (nn.Linear, ("in_features", "out_features")),
+    "LayerNorm": (nn.LayerNorm, ("normalized_shape", "eps", "elementwise_affine")),
+    "GroupNorm": (nn.GroupNorm, ("num_groups", "num_channels", "eps", "affine")),
+}
+"""What a `call_module` node may be: class -> the attributes that make it."""
+_ON_SIZES = {
+    f"{module.__name__.strip('_')}.{name}": getattr(module, name)
+    for module, names in (
+        (operator, ["add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "getitem", "eq", "ne", "lt", "le", "gt", "ge"]),
+        (math, ["ceil", "floor", "trunc"]),
+        (torch, ["sym_float", "sym_int", "sym_max", "sym_min", "sym_not", "sym_ite"]),
+    )
+    for name in names
+}
+_REFUSED = {"from_file", "save", "warn", "_print"}  # touch files or the terminal
+_NAMESPACES = {"aten", "torchvision"}
+_FORBIDDEN_TYPES = ("Dict", "Any", "Storage", "Stream", "Generator", "Future", "__torch__")
+_SPECIAL = {"dtype": torch.dtype, "layout": torch.layout, "memory_format": torch.memory_format}
+_CONTAINERS: dict[str, type] = {"tuple": tuple, "list": list, "dict": dict, "ordered": OrderedDict}
+_NAME = re.compile(r"[A-Za-z0-9_.]+\Z")
+_PATH = re.compile(r"[A-Za-z0-9_.:/+-]+\Z")  # of a module: generated Python quotes what is no identifier
+
+
+def network_bytes(gm: fx.GraphModule) -> bytes:
+    """The file of a traced graph; see `network_from`.
+
+    Raises:
+        PassError: It holds something that the file has no word for; it is named.
+    """
+    gm = on_cpu(gm)
+    tensors, tied = _tensors(gm)
+    info = cast(_PyTreeCodeGen, gm.graph._codegen).pytree_info
+    called = dict.fromkeys(str(node.target) for node in gm.graph.nodes if node.op == "call_module")
+    description = {
+        "schema": SCHEMA,
+        "nodes": [_node(node) for node in gm.graph.nodes],
+        "modules": {name: _module(name, gm.get_submodule(name)) for name in called},
+        "kinds": _kinds(gm),
+        "tied": tied,
+        "arguments": list(info.orig_args),
+        "output": _nesting(cast(pytree.TreeSpec, info.out_spec)),
+        "meta": {
+            "inputs": [[list(shape), dtype] for shape, dtype in gm.meta[INPUTS]],
+            "batch": gm.meta[BATCH],
+            "dynamic": gm.meta[DYNAMIC],
+            "unused": list(gm.meta.get(UNUSED, ())),
+        },
+    }
+    return save(tensors, {"network": json.dumps(description, ensure_ascii=False, allow_nan=False)})
+
+
+def network_from(data: bytes) -> fx.GraphModule:
+    """The traced graph of a file, in eval mode. Nothing of the file is run.
+
+    Raises:
+        DataError: It is cut off, damaged, of another version, or names what a network file may not hold.
+    """
+    try:
+        tensors = load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        description = parse_json(header["__metadata__"]["network"])
+        if description.get("schema") != SCHEMA:
+            raise DataError(f"field `schema` is {description.get('schema')!r}, this version reads {SCHEMA}")
+        return _assembled(description, tensors)
+    except DataError:
+        raise
+    except safetensors.SafetensorError as error:
+        raise DataError(f"not a network file, or cut off ({error})") from error
+    except Exception as error:  # a description of another shape fails in as many ways as there are fields
+        raise DataError(f"not a network file of this version ({type(error).__name__}: {str(error)[:200]})") from error
+
+
+def _tensors(gm: fx.GraphModule) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Every tensor once, and which other names stand for it."""
+    found: dict[str, Tensor] = {}
+    first: dict[int, str] = {}
+    tied: dict[str, str] = {}
+    everything = (*gm.named_parameters(remove_duplicate=False), *gm.named_buffers(remove_duplicate=False))
+    for name, tensor in sorted(everything, key=lambda item: item[0]):
+        if id(tensor) in first:
+            tied[name] = first[id(tensor)]
+        else:
+            first[id(tensor)] = name
+            found[name] = tensor.detach().contiguous().clone()
+    return found, tied
+
+
+def _kinds(gm: fx.GraphModule) -> dict[str, str]:
+    """Parameter, buffer, or a buffer that the state_dict leaves out."""
+    kinds = {name: "parameter" for name, _ in gm.named_parameters(remove_duplicate=False)}
+    stored = gm.state_dict().keys()
+    for name, _ in gm.named_buffers(remove_duplicate=False):
+        kinds[name] = "buffer" if name in stored else "hidden"
+    return dict(sorted(kinds.items()))
+
+
+def _module(name: str, module: nn.Module) -> dict[str, object]:
+    kind = type(module).__name__
+    if kind not in MODULES or type(module) is not MODULES[kind][0]:
+        raise PassError(f"a network file holds no module of the class {kind} (`{name}`)")
+    if getattr(module, "padding_mode", "zeros") != "zeros":
+        raise PassError(f"a network file holds no padding by {module.padding_mode!r} (`{name}`)")
+    return {"class": kind, **{key: _plain(getattr(module, key)) for key in MODULES[kind][1]}}
+
+
+def _node(node: fx.Node) -> dict[str, object]:
+    target = _named(node.target) if node.op == "call_function" else str(node.target)
+    stack = [[key, *map(str, value)] for key, value in (node.meta.get(_STACK) or {}).items()]
+    return {
+        "op": node.op, "name": node.name, "target": target, "args": _plain(node.args), "kwargs": _plain(dict(node.kwargs)),
+        "value": _plain(node.meta.get(VALUE)), "stack": stack,
+    }  # fmt: skip
+
+
+def _named(target: Any) -> str:
+    if isinstance(target, torch._ops.OpOverload):
+        return f"{target.namespace}::{target._opname}.{target._overloadname}"
+    for name, known in _ON_SIZES.items():
+        if target is known:
+            return name
+    raise PassError(f"a network file has no word for {target}")
+
+
+def _plain(value: Any) -> object:
+    """An argument as JSON: what is no number, text or truth value becomes an object with one key."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else {"float": repr(value)}
+    if isinstance(value, fx.Node):
+        return {"node": value.name}
+    if isinstance(value, tuple | list):
+        return {"tuple" if isinstance(value, tuple) else "list": [_plain(item) for item in value]}
+    if isinstance(value, dict):
+        return {"dict": [[_plain(key), _plain(item)] for key, item in value.items()]}
+    if isinstance(value, slice):
+        return {"slice": [_plain(value.start), _plain(value.stop), _plain(value.step)]}
+    if isinstance(value, torch.device):
+        return {"device": "cpu"}
+    for name, kind in _SPECIAL.items():
+        if isinstance(value, kind):
+            return {name: str(value).removeprefix("torch.")}
+    raise PassError(f"a network file has no word for an argument of the type {type(value).__name__}")
+
+
+def _nesting(spec: pytree.TreeSpec) -> object:
+    """How outputs are nested; containers of other classes become tuples."""
+    if spec.is_leaf():
+        return "*"
+    children = [_nesting(child) for child in spec.children()]
+    name = next((name for name, kind in _CONTAINERS.items() if spec.type is kind), "none" if spec.type is type(None) else "tuple")
+    return [name, list(spec.context) if name in ("dict", "ordered") else None, children]
+
+
+def _assembled(description: Mapping[str, Any], tensors: dict[str, Tensor]) -> fx.GraphModule:
+    for name, other in description["tied"].items():
+        tensors[name] = tensors[other]
+    root = nn.Module()
+    for name, about in description["modules"].items():
+        _place(root, _checked(name, _PATH), _made(name, about, tensors))
+    _fill(root, tensors, description["kinds"])
+    graph = fx.Graph()
+    known: dict[str, fx.Node] = {}
+    for about in description["nodes"]:
+        name, op = _checked(about["name"]), str(about["op"])
+        if op not in ("placeholder", "get_attr", "call_module", "call_function", "output"):
+            raise DataError(f"node `{name}` is a {op}, which no network file holds")
+        target = _function(about["target"]) if op == "call_function" else _checked(about["target"], _PATH)
+        node = graph.create_node(op, target, _value(about["args"], known), _value(about["kwargs"], known), name=name)
+        if node.name != name:
+            raise DataError(f"node `{name}` appears twice, or is no name")
+        node.meta[VALUE] = _value(about["value"], known)
+        node.meta[_STACK] = {str(key): (str(path), str(kind)) for key, path, kind in about["stack"]}
+        known[name] = node
+    names = [_checked(name) for name in description["arguments"]]
+    inputs = pytree.tree_structure(((0,) * len(names), {}))
+    graph._codegen = _PyTreeCodeGen(_PyTreeInfo(names, inputs, pytree.tree_structure(_template(description["output"]))))
+    gm = fx.GraphModule(root, graph)
+    for name in (name for name, kind in description["kinds"].items() if kind == "hidden"):
+        path, _, leaf = name.rpartition(".")
+        gm.get_submodule(path)._non_persistent_buffers_set.add(leaf)  # what fx copies, it makes persistent
+    meta = description["meta"]
+    shapes = tuple((tuple(int(size) for size in shape), _dtype_name(dtype)) for shape, dtype in meta["inputs"])
+    gm.meta = {INPUTS: shapes, BATCH: int(meta["batch"]), DYNAMIC: bool(meta["dynamic"]), UNUSED: tuple(map(str, meta["unused"]))}
+    gm.register_forward_pre_hook(CheckInputs(shapes, gm.meta[DYNAMIC]))
+    graph.lint()
+    return gm.eval()
+
+
+def _checked(name: object, form: re.Pattern[str] = _NAME) -> str:
+    """A name that may stand in generated Python."""
+    if not isinstance(name, str) or not form.match(name) or any(keyword.iskeyword(part) for part in name.split(".")):
+        raise DataError(f"{name!r} is no name that a network file may hold")
+    return name
+
+
+def _place(root: nn.Module, path: str, module: nn.Module) -> None:
+    *parents, leaf = path.split(".")
+    for part in parents:
+        if part not in root._modules:
+            root.add_module(part, nn.Module())
+        root = cast(nn.Module, root._modules[part])
+    root.add_module(leaf, module)
+
+
+def _made(name: str, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
+    kind, attributes = MODULES[about["class"]]
+    options = {key: _value(about[key], {}) for key in attributes}
+    if "in_channels" in options or "in_features" in options:
+        options["bias"] = f"{name}.bias" in tensors
+    if about["class"] != "Linear" and "p" not in options:
+        options["dtype"] = next((t.dtype for n, t in tensors.items() if n.startswith(f"{name}.") and t.is_floating_point()), None)
+    with torch.device("meta"):
+        return kind(**options)
+
+
+def _fill(root: nn.Module, tensors: Mapping[str, Tensor], kinds: Mapping[str, str]) -> None:
+    """Put every tensor in its place, after comparing its shape with what its module expects."""
+    parameters: dict[int, nn.Parameter] = {}
+    for name, kind in kinds.items():
+        tensor, (path, _, leaf) = tensors[name], _checked(name, _PATH).rpartition(".")
+        owner = root
+        for part in path.split(".") if path else ():
+            if part not in owner._modules:
+                owner.add_module(part, nn.Module())
+            owner = cast(nn.Module, owner._modules[part])
+        expected = owner._parameters.pop(leaf, None) if leaf in owner._parameters else owner._buffers.pop(leaf, None)
+        if isinstance(expected, Tensor) and expected.shape != tensor.shape:
+            raise DataError(f"`{name}` has shape {tuple(tensor.shape)}, its module is made for {tuple(expected.shape)}")
+        if kind == "parameter":
+            own = parameters.setdefault(id(tensor), nn.Parameter(tensor, requires_grad=tensor.is_floating_point()))
+            owner.register_parameter(leaf, own)
+        else:
+            owner.register_buffer(leaf, tensor, persistent=kind == "buffer")
+    for name, tensor in (*root.named_parameters(), *root.named_buffers()):
+        if tensor.is_meta:
+            raise DataError(f"the file holds no `{name}`")
+
+
+def _function(name: object) -> Any:
+    if not isinstance(name, str):
+        raise DataError(f"{name!r} is no op")
+    if name in _ON_SIZES:
+        return _ON_SIZES[name]
+    namespace, _, rest = name.partition("::")
+    packet, _, overload = rest.partition(".")
+    if namespace not in _NAMESPACES or packet in _REFUSED or not _NAME.match(rest) or packet.startswith("__"):
+        raise DataError(f"{name!r} is no op that a network file may hold; load it with the model: compressor.load(run, model)")
+    found = getattr(getattr(getattr(torch.ops, namespace), packet), overload)
+    if not isinstance(found, torch._ops.OpOverload):
+        raise DataError(f"{name!r} is no op of PyTorch")
+    types = " ".join(str(argument.type) for argument in found._schema.arguments)
+    if any(word in types for word in _FORBIDDEN_TYPES):
+        raise DataError(f"{name!r} takes what no network file may hold")
+    return found
+
+
+def _value(value: Any, known: Mapping[str, fx.Node]) -> Any:
+    """The inverse of `_plain`."""
+    if not isinstance(value, dict):
+        if isinstance(value, list):
+            raise DataError("a list stands where an argument is expected")
+        return value
+    ((kind, inner),) = value.items()
+    if kind == "node":
+        return known[inner]
+    if kind in ("tuple", "list"):
+        items = [_value(item, known) for item in inner]
+        return tuple(items) if kind == "tuple" else items
+    if kind == "dict":
+        return {_checked(_value(key, known)): _value(item, known) for key, item in inner}
+    if kind == "slice":
+        return slice(*(_value(item, known) for item in inner))
+    if kind == "float":
+        return {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}[inner]
+    if kind == "device":
+        return torch.device("cpu")
+    found = getattr(torch, _checked(inner))
+    if not isinstance(found, _SPECIAL[kind]):
+        raise DataError(f"{inner!r} is no {kind}")
+    return found
+
+
+def _template(nesting: Any) -> Any:
+    """Something that is nested as the outputs are; the inverse of `_nesting`."""
+    if nesting == "*":
+        return 0
+    name, keys, children = nesting
+    if name == "none":
+        return None
+    items = [_template(child) for child in children]
+    if name in ("dict", "ordered"):
+        return _CONTAINERS[name](zip([key if isinstance(key, int) else str(key) for key in keys], items, strict=True))
+    return _CONTAINERS[name](items)
+
+
+def _dtype_name(name: object) -> str:
+    if not isinstance(getattr(torch, _checked(name), None), torch.dtype):
+        raise DataError(f"{name!r} is no type of an input")
+    return str(name)
