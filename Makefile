@@ -7,7 +7,7 @@ WORKERS ?= 2
 
 # Comments of one line above a target are its help.
 
-.PHONY: help gpu-plan demo test test-all zoo bench bench-channels bench-latency-model lint clean
+.PHONY: help torture gpu-plan demo test test-all zoo bench bench-channels bench-latency-model lint clean
 
 # what there is
 help:
@@ -42,6 +42,10 @@ bench-channels: .venv/ready
 bench: .venv/ready
 	@test -n "$(DATA)" -a -n "$(WEIGHTS)" || { echo "usage: make bench DATA=<folder of CIFAR-10, binary version> WEIGHTS=<resnet56 .safetensors>"; exit 2; }
 	$(BIN)/python tools/bench_cifar.py --data "$(DATA)" --weights "$(WEIGHTS)"
+
+# two thousand damaged and hostile files, each of which has to be answered (half an hour)
+torture: .venv/ready
+	$(BIN)/python tools/torture.py --files
 
 # ruff and mypy
 lint: .venv/ready

@@ -157,15 +157,17 @@ def data():
     return [(torch.randn(16, 3, 8, 8, generator=draw), torch.randint(0, 4, (16,), generator=draw)) for _ in range(3)]
 
 
-def compressed(folder, method=None):
+def compression(folder):
     import torch
 
     import compressor
+    from compressor.pipeline.compression import Compression
 
-    method = method or compressor.LeGR(population=3, trials=6, fitness=compressor.Fitness("none", holdout=16))
-    return compressor.compress(
-        Net(), (torch.zeros(1, 3, 8, 8),), train=data(), validate=data()[:1], budget=compressor.Budget(macs=0.6), method=method,
-        target=compressor.Target("fake"), finetune=compressor.FineTune(epochs=1), out=folder / "run",
+    method = compressor.LeGR(population=3, trials=6, fitness=compressor.Fitness("none", holdout=16))
+    return Compression(
+        Net(), (torch.zeros(1, 3, 8, 8),), train=data(), validate=data()[:1], test=None, calibrate=None, method=method, seed=0,
+        budget=compressor.Budget(macs=0.6), target=compressor.Target("fake"), finetune=compressor.FineTune(epochs=1),
+        out=folder / "run", progress=compressor.Progress(),
     )  # fmt: skip
 
 
@@ -182,7 +184,7 @@ def make(folder):
     from compressor.runtime.timing.protocol import PROTOCOL, Protocol
 
     folder.mkdir()
-    result = compressed(folder)
+    result = compression(folder).run()
     quick = Protocol(warm_up_s=0.01, settle_s=0.02, min_samples=6, max_samples=6, max_s=0.1)
     export_engine(from_run(folder / "run"), "onnx", folder / "engine", name="net", protocol=quick)
     export_engine(from_run(folder / "run"), "triton", folder / "repository", name="net", protocol=quick)
@@ -240,7 +242,7 @@ def read_with_model(folder):
 
 
 def resume(folder):
-    result = compressed(folder)
+    result = compression(folder).run()
     shown = json.loads((folder / "run" / "result.json").read_text())
     shown.pop("latency_ms"), shown.pop("budget")
     for name in ("plan.json", "weights.safetensors", "network.safetensors", "model.onnx", "measurement.json"):
@@ -255,7 +257,9 @@ def search_again(folder):
     shutil.rmtree(folder / "run" / "front")
     for name in ("progress.json", "files.json"):
         (folder / "run" / name).unlink()
-    return isinstance(compressed(folder).plan, Plan)
+    again = compression(folder)
+    with again._run:  # what comes after the search reads nothing more of it
+        return all(isinstance(plan, Plan) for plan in again._plans())
 
 
 def read_engine(folder):

@@ -4,6 +4,7 @@ Every source is split into training data, a hold-out of it (which decisions rest
 at once, at the end). Images lie in memory as bytes and are normalised batch by batch.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -225,12 +226,15 @@ def _read_images(base: Path, files: Sequence[Path]) -> Tensor:
         from PIL import Image, UnidentifiedImageError
     except ImportError as error:
         raise DataError("reading images needs pillow: pip install pillow") from error
+    bombs = (Image.DecompressionBombError, Image.DecompressionBombWarning)  # a few bytes that unpack to gigabytes
     images: list[np.ndarray] = []
     for path in files:
         try:
-            with Image.open(path) as image:
-                images.append(np.asarray(image.convert("RGB")))
-        except (OSError, UnidentifiedImageError) as error:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                with Image.open(path) as image:
+                    images.append(np.asarray(image.convert("RGB")))
+        except (OSError, ValueError, SyntaxError, UnidentifiedImageError, *bombs) as error:
             raise DataError(f"{path}: not an image, or cut off ({error})") from error
         if images[-1].shape != images[0].shape:
             raise DataError(f"{path} is {images[-1].shape[:2]}, the first image {images[0].shape[:2]}; resize them to one size")

@@ -43,6 +43,7 @@ from compressor.passes.statistics.calibration import Calibration
 from compressor.runtime.latency_model.model import LatencyModel
 from compressor.runtime.latency_model.training_engines import train_latency_model
 from compressor.search.fitness import Fitness, Judge
+from compressor.values.loaders import is_missing
 from compressor.values.plan import Plan
 from compressor.values.settings import check
 
@@ -165,7 +166,7 @@ class CaP(MethodSettings):
     def _to_floor(self, problem: Problem, allocation: Allocation, used: Calibration, spared: Calibration) -> Plan:
         """The last network of the walk that is right often enough once it is repaired."""
         assert self.floor is not None
-        if not problem.validate:
+        if is_missing(problem.validate):
             raise DataError("a floor is an accuracy: pass labelled images of a hold-out as validate=…")
         repair: Literal["compensate", "recalibrate"] = "compensate" if self.compensation else "recalibrate"
         fitness = Fitness(repair, holdout=self.holdout, images=_JUDGED_ON)

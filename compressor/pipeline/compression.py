@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from compressor.data.batches import Batches
 from compressor.data.seeding import first_seen, seeded
@@ -67,8 +67,9 @@ class Compression:
         self._budgets: tuple[Budget | None, ...] = budget.members if budget else (None,)
         self._storage, self._cluster, self._calibrate = storage, cluster, calibrate
         progress.stage("trace and analyze")
+        if isinstance(model, nn.Module):
+            _check_weights(model)
         self._original = trace(model, example_inputs).eval()
-        _check_weights(self._original)
         self._channels: ChannelGraph = analyze(self._original)
         if not self._channels.free and not method.reduces_ranks:
             reasons = "; ".join(f"{g.name}: {g.frozen}" for g in self._channels.groups[:5])
@@ -259,21 +260,21 @@ class Compression:
         return trial
 
 
-def _check_weights(graph: fx.GraphModule) -> None:
+def _check_weights(model: nn.Module) -> None:
     """Refuse a model of another type than float32, or with weights that are no numbers.
 
     Raises:
         DataError: It is; the tensor is named.
     """
-    for name, parameter in graph.named_parameters():
-        if parameter.dtype is not torch.float32:
+    for name, parameter in model.named_parameters():
+        if not parameter.is_meta and parameter.dtype is not torch.float32:
             kind = str(parameter.dtype).removeprefix("torch.")
             raise DataError(
                 f"`{name}` is {kind}; networks are compressed in float32: pass model.float(), and ask for another precision by "
                 "Target(precision=…)"
             )
-    for name, tensor in (*graph.named_parameters(), *graph.named_buffers()):
-        if not torch.isfinite(tensor).all() and (isinstance(tensor, nn.Parameter) or "running_" in name):
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if not tensor.is_meta and not torch.isfinite(tensor).all() and (isinstance(tensor, nn.Parameter) or "running_" in name):
             raise DataError(f"the model's `{name}` holds NaN or infinity; was it trained, and its weights loaded?")
 
 

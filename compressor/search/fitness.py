@@ -31,6 +31,7 @@ from compressor.passes.tracing.trace import DYNAMIC, device_of, quiet_deepcopy
 from compressor.passes.transforms.factorize_conv import FactorizeConv
 from compressor.passes.transforms.remove_channels import RemoveChannels
 from compressor.training.evaluate import check_labels, recalibrate
+from compressor.values.loaders import is_missing
 from compressor.values.plan import Plan
 from compressor.values.settings import check
 
@@ -130,7 +131,7 @@ class Judge:
         self._calibration = calibration.first(fitness.images) if calibration is not None else None
         self._train: list[tuple[Tensor, Tensor]] = []
         if fitness.repair == "train":
-            if not train:
+            if train is None or is_missing(train):
                 raise DataError("a fitness that trains needs training data: pass train=…")
             self._train = list(itertools.islice(_endless(train), fitness.steps))
         elif fitness.repair != "none" and self._calibration is None:

@@ -16,7 +16,7 @@ from compressor.errors import DataError
 from compressor.passes.tracing.modes import eval_mode
 from compressor.passes.tracing.trace import device_of
 from compressor.training.evaluate import check_labels
-from compressor.values.files import load_tensors, save_tensors
+from compressor.values.files import check_finite, load_tensors, save_tensors
 from compressor.values.loaders import batch_count
 from compressor.values.progress import Progress
 from compressor.values.settings import check
@@ -194,4 +194,8 @@ def _resume(model: nn.Module, optimizer: torch.optim.SGD, path: Path | None, set
     for name, parameter in model.named_parameters():
         if f"momentum.{name}" in tensors:
             optimizer.state[parameter]["momentum_buffer"] = tensors[f"momentum.{name}"].to(parameter.device)
-    return int(metadata["epochs"])
+    done = metadata.get("epochs", "")
+    if not done.isdecimal() or int(done) > settings.epochs:
+        raise DataError(f"{path} does not say how many epochs are done; remove it to start over")
+    check_finite(tensors, path)
+    return int(done)

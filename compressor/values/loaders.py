@@ -13,6 +13,11 @@ def batch_count(batches: object) -> int | None:
         return None
 
 
+def is_missing(batches: object) -> bool:
+    """Whether there are no batches at all: none were given, or the loader says that it has none."""
+    return batches is None or batch_count(batches) == 0
+
+
 def guarded(batches: Iterable[object], what: str) -> Iterator[object]:
     """The batches; a loader's own failure is named.
 
