@@ -229,6 +229,8 @@ def _read_images(base: Path, files: Sequence[Path]) -> Tensor:
     bombs = (Image.DecompressionBombError, Image.DecompressionBombWarning)  # a few bytes that unpack to gigabytes
     images: list[np.ndarray] = []
     for path in files:
+        if not path.is_file():
+            raise DataError(f"{path} is no plain file")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", Image.DecompressionBombWarning)

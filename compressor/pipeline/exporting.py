@@ -16,7 +16,7 @@ from compressor.errors import BackendError, DataError
 from compressor.passes.channels.analyze import digest_of_graph
 from compressor.passes.tracing.trace import example_inputs_of, outputs_of
 from compressor.passes.transforms.verify import relative_error
-from compressor.pipeline.loading import network_of_run, onnx_of_run
+from compressor.pipeline.loading import network_of_run, onnx_of_run, run_network
 from compressor.pipeline.profiling import calibration_of, engine_accuracy, onnx_inputs
 from compressor.runs.folder import versions
 from compressor.runtime.backends import BACKENDS, Engine, Workload
@@ -108,7 +108,7 @@ def from_run(folder: Path) -> Exportable:
     inputs, _ = specs_of(model)
     weights = digest_of_tensors(network.state_dict())
     digests: dict[str, object] = {"run": folder.name, "weights": weights, "onnx": digest_of_file(file)}
-    return Exportable(folder.resolve().name, model, lambda x: outputs_of(network(*x)), inputs[0].shape[:1] == (-1,), digests)
+    return Exportable(folder.resolve().name, model, lambda x: run_network(network, x), inputs[0].shape[:1] == (-1,), digests)
 
 
 def from_graph(graph: fx.GraphModule, name: str) -> Exportable:

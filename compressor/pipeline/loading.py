@@ -1,5 +1,6 @@
 """Networks of finished runs. Every file is compared with the digest that the run has of it, and none can hold code."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -57,7 +58,7 @@ def onnx_of_run(folder: Path) -> bytes:
     if not file.exists():
         raise DataError(f"{folder} holds no {file.name}; is it a run, and is it finished?")
     data = read_checked(file)
-    onnx_from(data, file)
+    onnx_from(data, file, alone=True)
     return data
 
 
@@ -92,8 +93,7 @@ def check_run(folder: Path) -> float:
     """
     network, model = network_of_run(folder), onnx_of_run(folder)
     example = example_inputs_of(network)
-    with torch.no_grad():
-        expected = outputs_of(network(*example))
+    expected = run_network(network, example)
     with OnnxRuntimeEngine(model, example, Target()) as engine:
         found = [torch.from_numpy(np.asarray(x)) for x in engine.run([x.numpy() for x in example])]
     error = relative_error(found, expected)
@@ -102,6 +102,21 @@ def check_run(folder: Path) -> float:
             f"the ONNX file of {folder} differs from its network by a relative {error:.2e} (allowed {PARITY['fp32']:.0e})"
         )
     return error
+
+
+def run_network(network: fx.GraphModule, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Outputs of a network that came from a file.
+
+    Raises:
+        DataError: It does not run: its parts do not fit each other.
+    """
+    try:
+        with torch.no_grad():
+            return outputs_of(network(*inputs))
+    except Exception as error:
+        raise DataError(
+            f"the network of this file does not run: {str(error).splitlines()[0] if str(error) else error!r}"
+        ) from error
 
 
 def _inputs(base: Path) -> list[Tensor]:

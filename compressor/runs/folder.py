@@ -65,9 +65,11 @@ class Run:
         self._check_free()
         self._lock = self._locked()
         try:
+            self._check_links()
             self._begin()
             for file in self.path.rglob(f".*{PARTIAL}*"):
-                file.unlink(missing_ok=True)
+                if file.is_file() or file.is_symlink():
+                    file.unlink(missing_ok=True)
         except BaseException:
             os.close(self._lock)
             raise
@@ -87,6 +89,13 @@ class Run:
             ) from error
         if "run.json" not in names and any(PARTIAL not in name and name != _LOCK for name in names):
             raise DataError(f"{self.path} is not empty and holds no run; choose another output folder")
+
+    def _check_links(self) -> None:
+        """What is written into the run stays in it."""
+        for folder in ("facts", "trials", "front"):
+            for place in (self.path / folder, *(self.path / folder).glob("*")):
+                if place.is_symlink():
+                    raise DataError(f"{place} is a link; the files of a run lie in its own folder")
 
     def _locked(self) -> int:
         """The lock is on a file of its own, which is never replaced: a lock on a file that is would be on the one before."""
@@ -127,6 +136,8 @@ class Run:
         """
         if not os.path.lexists(file):
             return False
+        if file.is_symlink():
+            raise DataError(_CHANGED.format(file))
         known = self._files().get(self._name(file))
         if known is None:
             self.keep(file)

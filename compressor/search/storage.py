@@ -20,6 +20,7 @@ from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 
 from compressor.errors import CompressorError, DataError
+from compressor.values.json_text import parse_json
 from compressor.values.plan import digest_of
 
 OWNER = "owner"
@@ -76,6 +77,8 @@ def _check_sqlite(file: str) -> None:
     try:
         with contextlib.closing(sqlite3.connect(path, timeout=120)) as connection:
             found = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
+            if connection.execute("SELECT COUNT(*) FROM sqlite_master WHERE type IN ('view', 'trigger')").fetchone()[0]:
+                found = "it holds views or triggers, which would run when it is read"
     except sqlite3.DatabaseError as error:
         found = str(error)
     if found != "ok":
@@ -189,8 +192,8 @@ def shared_once(url: str, study: str, key: str, work: Callable[[], dict[str, obj
         if key not in kept.user_attrs:  # who was first is right, so that all have the same
             kept.set_user_attr(key, list(parts))
     attributes = kept.user_attrs
-    found: dict[str, object] = json.loads("".join(attributes[part] for part in attributes[key]))
-    return found
+    with readable(url):
+        return parse_json("".join(attributes[part] for part in attributes[key]))
 
 
 def lost_trials(trials: list[FrozenTrial], alone: bool = False) -> list[FrozenTrial]:
@@ -208,7 +211,7 @@ def owners_of(trials: list[FrozenTrial]) -> str:
     """Who evaluates some trials, in words."""
     found = [t.user_attrs.get(OWNER) for t in trials]
     return ", ".join(
-        sorted({f"{str(who['host']).split()[0]} process {who['pid']}" if isinstance(who, dict) else "?" for who in found})
+        sorted({f"{str(who.get('host')).split()[0]} process {who.get('pid')}" if isinstance(who, dict) else "?" for who in found})
     )
 
 
@@ -251,8 +254,10 @@ def _is_lost(trial: FrozenTrial) -> bool:
 def is_gone(who: Mapping[str, Any]) -> bool:
     """Whether the process that made a claim is no more."""
     if who.get("host") != _host():
-        return time.time() - float(who.get("since", 0.0)) > _PATIENCE_S
-    return _started(int(who["pid"])) != who.get("started")
+        since = who.get("since", 0.0)
+        return isinstance(since, int | float) and time.time() - since > _PATIENCE_S
+    pid = who.get("pid")
+    return isinstance(pid, int) and _started(pid) != who.get("started")  # what is malformed is taken for somebody's
 
 
 def _host() -> str:

@@ -10,7 +10,7 @@ from compressor.data.batches import Batches, labelled
 from compressor.errors import DataError
 from compressor.passes.tracing.modes import eval_mode
 from compressor.passes.tracing.trace import device_of
-from compressor.values.loaders import batch_count
+from compressor.values.loaders import batch_count, guarded
 from compressor.values.progress import Progress
 
 
@@ -102,7 +102,9 @@ def recalibrate(model: nn.Module, batches: Batches, limit: int = 50, progress: P
             norm.momentum = None  # cumulative mean
             norm.train()
         try:
-            for k, batch in enumerate(islice(labelled(batches, "batch norms"), limit)):
+            for k, batch in enumerate(islice(guarded(batches, "batch norms"), limit)):
+                if not isinstance(batch, list | tuple) or not batch or not isinstance(batch[0], Tensor):
+                    raise DataError(f"batch {k} must begin with a tensor of inputs, found {type(batch).__name__}")
                 model(batch[0].to(device))
                 if progress:
                     progress.tick(k + 1, min(limit, batch_count(batches) or limit), "batch norms")

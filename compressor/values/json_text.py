@@ -1,10 +1,12 @@
 """JSON from files that somebody else may have written."""
 
 import json
+import re
 from typing import NoReturn
 
 from compressor.errors import DataError
 
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # what no encoder takes; this project writes characters as they are
 _LARGEST = (1 << 63) - 1  # of 64 bits; an open slice ends there
 
 
@@ -16,6 +18,8 @@ def parse_json(text: str | bytes) -> dict[str, object]:
     """
     try:
         value = json.loads(text, parse_constant=_refused, parse_int=_whole, parse_float=_finite)
+        if _SURROGATE.search(text if isinstance(text, str) else text.decode()):  # a pair is a character, a half is none
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError, MemoryError) as error:
         raise DataError(f"not JSON, or cut off ({error})") from error
     if not isinstance(value, dict):

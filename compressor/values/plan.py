@@ -188,7 +188,7 @@ class Plan:
         """
         try:
             if not Path(path).is_file():
-                raise PlanError(f"plan {path}: no such file, or no plain one")
+                raise PlanError(f"plan {path}: cannot be read (no such file, or no plain one)")
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, ValueError, RuntimeError) as error:
             raise PlanError(f"plan {path}: cannot be read ({error})") from error

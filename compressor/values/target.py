@@ -26,6 +26,7 @@ class Described(Protocol):
         """See `Backend`."""
 
 
+_MOST = {"batch": 1 << 20, "threads": 1024, "align": 1 << 16}
 _known: dict[str, Callable[[], Described]] = {}  # filled by `runtime.backends`, whose table stands above this file
 
 
@@ -64,8 +65,8 @@ class Target:
             raise BackendError(f"there is no back end `{self.backend}`; there are {', '.join(sorted(_known))}")
         for name in ("batch", "threads", "align"):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise BackendError(f"target {name} must be a positive integer, found {value!r}")
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MOST[name]:
+                raise BackendError(f"target {name} must be a positive integer up to {_MOST[name]:,}, found {value!r}")
         backend = _known[self.backend]()
         if self.precision not in backend.precisions:
             raise BackendError(

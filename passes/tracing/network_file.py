@@ -8,7 +8,6 @@ Python have to be plain identifiers. What is loaded is a traced graph again, whi
 import json
 import keyword
 import math
-import operator
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -22,6 +21,7 @@ from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
 
 from compressor.errors import DataError, PassError
+from compressor.passes.tracing.network_ops import function_of, name_of
 from compressor.passes.tracing.shapes import VALUE
 from compressor.passes.tracing.trace import BATCH, DYNAMIC, INPUTS, UNUSED, CheckInputs, on_cpu
 from compressor.values.json_text import parse_json
@@ -41,18 +41,9 @@ MODULES: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
     "GroupNorm": (nn.GroupNorm, ("num_groups", "num_channels", "eps", "affine")),
 }
 """What a `call_module` node may be: class -> the attributes that make it."""
-_ON_SIZES = {
-    f"{module.__name__.strip('_')}.{name}": getattr(module, name)
-    for module, names in (
-        (operator, ["add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "getitem", "eq", "ne", "lt", "le", "gt", "ge"]),
-        (math, ["ceil", "floor", "trunc"]),
-        (torch, ["sym_float", "sym_int", "sym_max", "sym_min", "sym_not", "sym_ite"]),
-    )
-    for name in names
-}
-_REFUSED = {"from_file", "save", "warn", "_print"}  # touch files or the terminal
-_NAMESPACES = {"aten", "torchvision"}
-_FORBIDDEN_TYPES = ("Dict", "Any", "Storage", "Stream", "Generator", "Future", "__torch__")
+_TAKEN = {"self", "torch", "math", "operator", "device", "inf", "nan", "NoneType", "pytree", "fx_pytree"}  # in generated Python
+_INPUT_TYPES = {"float16", "bfloat16", "float32", "float64", "uint8", "int8", "int16", "int32", "int64", "bool"}
+_MOST_ELEMENTS = 1 << 31  # of an input
 _SPECIAL = {"dtype": torch.dtype, "layout": torch.layout, "memory_format": torch.memory_format}
 _CONTAINERS: dict[str, type] = {"tuple": tuple, "list": list, "dict": dict, "ordered": OrderedDict}
 _NAME = re.compile(r"[A-Za-z0-9_.]+\Z")
@@ -142,21 +133,12 @@ def _module(name: str, module: nn.Module) -> dict[str, object]:
 
 
 def _node(node: fx.Node) -> dict[str, object]:
-    target = _named(node.target) if node.op == "call_function" else str(node.target)
+    target = name_of(node.target) if node.op == "call_function" else str(node.target)
     stack = [[key, *map(str, value)] for key, value in (node.meta.get(_STACK) or {}).items()]
     return {
         "op": node.op, "name": node.name, "target": target, "args": _plain(node.args), "kwargs": _plain(dict(node.kwargs)),
         "value": _plain(node.meta.get(VALUE)), "stack": stack,
     }  # fmt: skip
-
-
-def _named(target: Any) -> str:
-    if isinstance(target, torch._ops.OpOverload):
-        return f"{target.namespace}::{target._opname}.{target._overloadname}"
-    for name, known in _ON_SIZES.items():
-        if target is known:
-            return name
-    raise PassError(f"a network file has no word for {target}")
 
 
 def _plain(value: Any) -> object:
@@ -194,8 +176,12 @@ def _assembled(description: Mapping[str, Any], tensors: dict[str, Tensor]) -> fx
     for name, other in description["tied"].items():
         tensors[name] = tensors[other]
     root = nn.Module()
+    owned: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        owner, _, leaf = name.rpartition(".")
+        owned.setdefault(owner, {})[leaf] = tensor
     for name, about in description["modules"].items():
-        _place(root, _checked(name, _PATH), _made(name, about, tensors))
+        _place(root, _checked(name, _PATH), _made(about, owned.get(name, {})))
     _fill(root, tensors, description["kinds"])
     graph = fx.Graph()
     known: dict[str, fx.Node] = {}
@@ -203,14 +189,20 @@ def _assembled(description: Mapping[str, Any], tensors: dict[str, Tensor]) -> fx
         name, op = _checked(about["name"]), str(about["op"])
         if op not in ("placeholder", "get_attr", "call_module", "call_function", "output"):
             raise DataError(f"node `{name}` is a {op}, which no network file holds")
-        target = _function(about["target"]) if op == "call_function" else _checked(about["target"], _PATH)
-        node = graph.create_node(op, target, _value(about["args"], known), _value(about["kwargs"], known), name=name)
+        target = function_of(about["target"]) if op == "call_function" else _checked(about["target"], _PATH)
+        args, kwargs = _value(about["args"], known), _value(about["kwargs"], known)
+        _check_node(op, name, target, args, kwargs, description)
+        node = graph.create_node(op, target, args, kwargs, name=name)
         if node.name != name:
             raise DataError(f"node `{name}` appears twice, or is no name")
         node.meta[VALUE] = _value(about["value"], known)
         node.meta[_STACK] = {str(key): (str(path), str(kind)) for key, path, kind in about["stack"]}
         known[name] = node
     names = [_checked(name) for name in description["arguments"]]
+    order = [node.op for node in graph.nodes]
+    inputs_found = [node.target for node in graph.nodes if node.op == "placeholder"]
+    if order[-1:] != ["output"] or order.count("output") != 1 or inputs_found != names:
+        raise DataError("the inputs of the graph are not its arguments, or it does not end with one output")
     inputs = pytree.tree_structure(((0,) * len(names), {}))
     graph._codegen = _PyTreeCodeGen(_PyTreeInfo(names, inputs, pytree.tree_structure(_template(description["output"]))))
     gm = fx.GraphModule(root, graph)
@@ -218,11 +210,36 @@ def _assembled(description: Mapping[str, Any], tensors: dict[str, Tensor]) -> fx
         path, _, leaf = name.rpartition(".")
         gm.get_submodule(path)._non_persistent_buffers_set.add(leaf)  # what fx copies, it makes persistent
     meta = description["meta"]
-    shapes = tuple((tuple(int(size) for size in shape), _dtype_name(dtype)) for shape, dtype in meta["inputs"])
-    gm.meta = {INPUTS: shapes, BATCH: int(meta["batch"]), DYNAMIC: bool(meta["dynamic"]), UNUSED: tuple(map(str, meta["unused"]))}
+    shapes = tuple((_sizes(shape), _dtype_name(dtype)) for shape, dtype in meta["inputs"])
+    batch, dynamic = meta["batch"], meta["dynamic"]
+    if len(shapes) > len(names) or not shapes or type(batch) is not int or batch < 1 or type(dynamic) is not bool:
+        raise DataError("field `meta` does not say what the inputs are")
+    gm.meta = {INPUTS: shapes, BATCH: batch, DYNAMIC: dynamic, UNUSED: tuple(map(str, meta["unused"]))}
     gm.register_forward_pre_hook(CheckInputs(shapes, gm.meta[DYNAMIC]))
     graph.lint()
     return gm.eval()
+
+
+def _check_node(op: str, name: str, target: Any, args: Any, kwargs: Any, description: Mapping[str, Any]) -> None:
+    """Refuse what generated Python would take for something else: fx writes names as they are, and defaults as text."""
+    if not name.isidentifier() or name == "self" or name.startswith("__"):
+        raise DataError(f"{name!r} is no name of a node")
+    if not isinstance(args, tuple) or not isinstance(kwargs, dict):
+        raise DataError(f"node `{name}` has no arguments that can be read")
+    plain = target.isidentifier() and target not in _TAKEN if op == "placeholder" else True
+    if op == "placeholder" and (not plain or args or kwargs or target not in description["arguments"]):
+        raise DataError(f"input `{name}` is no plain input")
+    if op == "get_attr" and (target not in description["kinds"] or args or kwargs):
+        raise DataError(f"node `{name}` reads `{target}`, which is no tensor of the file")
+    if op == "call_module" and target not in description["modules"]:
+        raise DataError(f"node `{name}` calls `{target}`, which is no module of the file")
+
+
+def _sizes(shape: Any) -> tuple[int, ...]:
+    """Sizes of an input."""
+    if not all(type(size) is int and size >= 0 for size in shape) or math.prod(shape) > _MOST_ELEMENTS:
+        raise DataError(f"{str(shape)[:80]} is no shape of an input")
+    return tuple(shape)
 
 
 def _checked(name: object, form: re.Pattern[str] = _NAME) -> str:
@@ -241,15 +258,30 @@ def _place(root: nn.Module, path: str, module: nn.Module) -> None:
     root.add_module(leaf, module)
 
 
-def _made(name: str, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
+def _made(about: Mapping[str, Any], own: Mapping[str, Tensor]) -> nn.Module:
     kind, attributes = MODULES[about["class"]]
     options = {key: _value(about[key], {}) for key in attributes}
+    for key, value in options.items():
+        if not _is_setting(value):
+            raise DataError(f"{key} of a {about['class']} is {str(value)[:80]}")
     if "in_channels" in options or "in_features" in options:
-        options["bias"] = f"{name}.bias" in tensors
+        options["bias"] = "bias" in own
     if about["class"] != "Linear" and "p" not in options:
-        options["dtype"] = next((t.dtype for n, t in tensors.items() if n.startswith(f"{name}.") and t.is_floating_point()), None)
+        options["dtype"] = next((tensor.dtype for tensor in own.values() if tensor.is_floating_point()), None)
     with torch.device("meta"):
         return kind(**options)
+
+
+def _is_setting(value: Any) -> bool:
+    """A number, numbers, a truth value, nothing, or a word for a padding."""
+    if isinstance(value, tuple | list):
+        return all(type(item) is int and 0 <= item < 1 << 31 for item in value)
+    return (
+        value is None
+        or value in ("same", "valid")
+        or isinstance(value, bool | float)
+        or (type(value) is int and 0 <= value < 1 << 31)
+    )
 
 
 def _fill(root: nn.Module, tensors: Mapping[str, Tensor], kinds: Mapping[str, str]) -> None:
@@ -273,24 +305,6 @@ def _fill(root: nn.Module, tensors: Mapping[str, Tensor], kinds: Mapping[str, st
     for name, tensor in (*root.named_parameters(), *root.named_buffers()):
         if tensor.is_meta:
             raise DataError(f"the file holds no `{name}`")
-
-
-def _function(name: object) -> Any:
-    if not isinstance(name, str):
-        raise DataError(f"{name!r} is no op")
-    if name in _ON_SIZES:
-        return _ON_SIZES[name]
-    namespace, _, rest = name.partition("::")
-    packet, _, overload = rest.partition(".")
-    if namespace not in _NAMESPACES or packet in _REFUSED or not _NAME.match(rest) or packet.startswith("__"):
-        raise DataError(f"{name!r} is no op that a network file may hold; load it with the model: compressor.load(run, model)")
-    found = getattr(getattr(getattr(torch.ops, namespace), packet), overload)
-    if not isinstance(found, torch._ops.OpOverload):
-        raise DataError(f"{name!r} is no op of PyTorch")
-    types = " ".join(str(argument.type) for argument in found._schema.arguments)
-    if any(word in types for word in _FORBIDDEN_TYPES):
-        raise DataError(f"{name!r} takes what no network file may hold")
-    return found
 
 
 def _value(value: Any, known: Mapping[str, fx.Node]) -> Any:
@@ -333,6 +347,6 @@ def _template(nesting: Any) -> Any:
 
 
 def _dtype_name(name: object) -> str:
-    if not isinstance(getattr(torch, _checked(name), None), torch.dtype):
+    if name not in _INPUT_TYPES:
         raise DataError(f"{name!r} is no type of an input")
     return str(name)

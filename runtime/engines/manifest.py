@@ -88,11 +88,23 @@ class Manifest:
     def check(self) -> None:
         """Raise `TypeError` where a field is of another kind."""
         texts = {"file": self.file, "sha256": self.sha256, "form": self.form, "rebuild": self.rebuild}
-        objects = {"target": self.target, "fingerprint": self.fingerprint, "source": self.source, "latency": self.latency}
+        objects = {
+            "target": self.target,
+            "fingerprint": self.fingerprint,
+            "source": self.source,
+            "versions": self.versions,
+            "latency": self.latency,
+        }
         for kind, fields in ((str, texts), (dict, objects), (int, {"max_batch": self.max_batch})):
             for name, value in fields.items():
                 if not isinstance(value, kind):
                     raise TypeError(f"field `{name}` must be a {kind.__name__}, found {value!r:.80}")
+        for name, number in (("parity", self.parity), ("accuracy", self.accuracy)):
+            if not (number is None or isinstance(number, float | int)) or isinstance(number, bool):
+                raise TypeError(f"field `{name}` must be a number, found {number!r:.80}")
+        for tensor in (*self.inputs, *self.outputs):
+            if tensor.dtype not in (*_DTYPES.values(), "unknown"):
+                raise TypeError(f"tensor `{tensor.name:.80}` is of no known type: {tensor.dtype:.80}")
 
     @classmethod
     def read(cls, engine: Path) -> "Manifest":

@@ -147,7 +147,7 @@ def validate_model(folder: Path) -> list[str]:
     config = pb.ModelConfig()
     try:
         text_format.Parse(file.read_text(encoding="utf-8"), config)
-    except (text_format.ParseError, UnicodeDecodeError) as error:
+    except (text_format.ParseError, OSError, ValueError) as error:
         return [f"config.pbtxt: {error}"]
     problems = []
     if config.name and config.name != folder.name:

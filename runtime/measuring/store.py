@@ -138,11 +138,14 @@ class MeasurementStore:
         try:
             version = int(connection.execute("PRAGMA user_version").fetchone()[0])
             tables = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
+            active = connection.execute("SELECT COUNT(*) FROM sqlite_master WHERE type IN ('view', 'trigger')").fetchone()[0]
         except sqlite3.OperationalError:
             connection.close()
             raise
         except sqlite3.DatabaseError as error:
             return connection, str(error)
+        if active:
+            return connection, "it holds views or triggers, which would run when it is read"
         if version == SCHEMA:
             return connection, None
         return connection, f"it has schema {version}, this version reads {SCHEMA}" if version or tables else ""

@@ -14,6 +14,7 @@ from onnx import TensorProto, external_data_helper
 from compressor.errors import DataError
 from compressor.values.files import read_bytes
 
+_MOST_ELEMENTS = 1 << 26  # of a constant that is made from its shape alone
 _DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}
 
 
@@ -32,14 +33,16 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     return onnx_from(data, path)
 
 
-def onnx_from(data: bytes, path: Path) -> onnx.ModelProto:
-    """The model of a file's bytes; see `load_onnx`."""
+def onnx_from(data: bytes, path: Path, alone: bool = False) -> onnx.ModelProto:
+    """The model of a file's bytes; see `load_onnx`. One that is to stand alone has no tensors in other files."""
     try:
         model = onnx.ModelProto()
         model.ParseFromString(data)
         for graph in _graphs(model):
             _check_ops(graph)
             for tensor in _tensors(graph):
+                if alone and tensor.data_location == TensorProto.EXTERNAL:
+                    raise DataError(f"tensor `{tensor.name}` lies in another file, which no file of a run does")
                 _check_tensor(tensor, path.parent)
         external_data_helper.load_external_data_for_model(model, str(path.parent))
         onnx.checker.check_model(model)
@@ -63,6 +66,16 @@ def _graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto | onnx.FunctionP
 
 
 def _check_ops(graph: onnx.GraphProto | onnx.FunctionProto) -> None:
+    attributes = [attribute for node in graph.node for attribute in node.attribute]
+    sparse = isinstance(graph, onnx.GraphProto) and len(graph.sparse_initializer)
+    if sparse or any(attribute.HasField("sparse_tensor") or attribute.sparse_tensors for attribute in attributes):
+        raise DataError("the model holds sparse tensors, a few bytes of which may stand for gigabytes")
+    constants = {item.name: item for item in graph.initializer} if isinstance(graph, onnx.GraphProto) else {}
+    for node in graph.node:
+        if node.op_type == "ConstantOfShape" and node.input[0] in constants:
+            sizes = onnx.numpy_helper.to_array(constants[node.input[0]])
+            if math.prod(int(size) for size in sizes.reshape(-1)) > _MOST_ELEMENTS:
+                raise DataError(f"node `{node.name}` makes a tensor of the shape {sizes.tolist()}")
     strange = next((node for node in graph.node if node.domain not in _DOMAINS), None)
     if strange is not None:
         raise DataError(f"node `{strange.name}` is {strange.domain}.{strange.op_type}, an op of another maker; only ONNX's are run")
@@ -71,8 +84,6 @@ def _check_ops(graph: onnx.GraphProto | onnx.FunctionProto) -> None:
 def _tensors(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[TensorProto]:
     if isinstance(graph, onnx.GraphProto):
         yield from graph.initializer
-        for sparse in graph.sparse_initializer:
-            yield from (sparse.values, sparse.indices)
     for node in graph.node:
         for attribute in node.attribute:
             yield from [*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors]

@@ -190,7 +190,7 @@ def test_a_folder_that_holds_another_run_or_other_files_is_refused(whole, tmp_pa
 
 
 def test_one_process_at_a_time_works_on_a_run(whole):
-    with (whole.path / "run.json").open() as held:
+    with (whole.path / "run.lock").open() as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(compressor.DataError, match="another process is at work"):
             run(whole.path)

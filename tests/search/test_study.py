@@ -330,7 +330,7 @@ def test_a_storage_that_cannot_be_opened_is_named(url):
 def test_a_file_that_is_no_database_is_named(tmp_path):
     file = tmp_path / "study.db"
     file.write_bytes(b"not a database at all, but long enough to be looked at" * 100)
-    with pytest.raises(DataError, match=r"study\.db cannot be opened"):
+    with pytest.raises(DataError, match=r"study\.db is damaged, or of another version"):
         Search(job(), Here(evaluate), f"sqlite:///{file}")
 
 

@@ -115,7 +115,7 @@ def test_recalibration_gives_the_statistics_of_the_data_and_keeps_momenta():
     [
         ([], "no batch"),
         ([torch.zeros(2, 3, 8, 8)], r"batch 0 must be a pair"),
-        ([(torch.zeros(2, 3, 8, 8), torch.zeros(3))], r"batch 0: accuracy needs logits \(N, classes\) for 3 labels"),
+        ([(torch.zeros(2, 3, 8, 8), torch.zeros(3))], r"batch 0: labels must be \(N,\), one per input"),
     ],
 )
 def test_unusable_validation_data_is_named(batches, message):

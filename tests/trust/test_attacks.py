@@ -250,3 +250,131 @@ def test_onnx_files_of_ours_are_taken(tmp_path):
     graph = compressor.trace(randomize(Residual()).eval(), (torch.zeros(1, 3, 8, 8),))
     compressor.export(graph, tmp_path / "net.onnx")
     assert load_onnx(tmp_path / "net.onnx") == onnx.load(tmp_path / "net.onnx")
+
+
+def changed(good, change):
+    with pytest.raises(DataError):
+        network_from(rewritten(good, change))
+
+
+def first(found, op):
+    return next(node for node in found["nodes"] if node["op"] == op)
+
+
+def test_defaults_of_inputs_are_no_place_for_code(good, trap):
+    """Fx cuts the text of an input at its first colon, also within quotes."""
+    code = f";torch.__dict__[{CODE.format(trap)}]#"
+
+    def change(found):
+        first(found, "placeholder")["args"] = {"tuple": [":"]}
+        second = {"op": "placeholder", "name": "b", "target": "b", "args": {"tuple": [code]}, "kwargs": {"dict": []}, "value": None}
+        found["nodes"].insert(1, {**second, "stack": []})
+        found["arguments"].append("b")
+
+    changed(good, change)
+
+
+@pytest.mark.parametrize("target", ["torch.os.environ", "torch.nn.functional.relu", "math_ceil"])
+def test_an_input_is_no_place_to_write_to(good, target):
+    changed(good, lambda found: first(found, "placeholder").update(target=target))
+
+
+@pytest.mark.parametrize("target", ["load_state_dict.__func__.__builtins__", "forward", "training", "conv1"])
+def test_tensors_of_the_file_alone_are_read(good, target):
+    def change(found):
+        node = {"op": "get_attr", "name": "got", "target": target, "args": {"tuple": []}, "kwargs": {"dict": []}, "value": None}
+        found["nodes"].insert(1, {**node, "stack": []})
+
+    changed(good, change)
+
+
+@pytest.mark.parametrize("name", ["self", "__class__"])
+def test_no_node_takes_the_place_of_the_network(good, name):
+    changed(good, lambda found: first(found, "call_module").update(name=name))
+
+
+HARMFUL = ("_reshape_alias.default", "as_strided.default", "set_grad_enabled.default", "manual_seed.default", "empty.memory_format",
+           "resize_.default", "_local_scalar_dense.default", "segment_reduce.default")  # fmt: skip
+
+
+@pytest.mark.parametrize("op", HARMFUL)
+def test_ops_that_read_beyond_a_tensor_or_change_settings_are_refused(good, op):
+    changed(good, lambda found: first(found, "call_function").update(target=f"aten::{op}"))
+
+
+META = (
+    {"inputs": [[[1 << 50], "float32"]]}, {"inputs": [[[-3, 3], "float32"]]}, {"inputs": [[[1, 3, 8, 8], "bits8"]]}, {"inputs": []},
+    {"dynamic": "false"}, {"batch": 0}, {"batch": "x"}, {"inputs": [[[8.9], "float32"]]},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("meta", META, ids=str)
+def test_what_inputs_are_is_checked(good, meta):
+    changed(good, lambda found: found["meta"].update(meta))
+
+
+def test_many_tensors_are_loaded_in_time(good):
+    import time
+
+    def change(found):
+        name = next(iter(found["kinds"]))
+        found["tied"].update({f"t{k}": name for k in range(20_000)})
+
+    begun = time.monotonic()
+    network_from(rewritten(good, change))
+    assert time.monotonic() - begun < 5
+
+
+def test_sparse_tensors_and_giants_from_shapes_are_refused(tmp_path):
+    model = onnx.load(tiny(tmp_path))
+    sparse = model.graph.sparse_initializer.add()
+    sparse.values.CopyFrom(helper.make_tensor("s", TensorProto.FLOAT, [1], [1.0]))
+    sparse.indices.CopyFrom(helper.make_tensor("i", TensorProto.INT64, [1], [0]))
+    sparse.dims.append(400_000_000)
+    (tmp_path / "sparse.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(DataError, match="sparse"):
+        load_onnx(tmp_path / "sparse.onnx")
+    model = onnx.load(tiny(tmp_path))
+    model.graph.initializer.append(helper.make_tensor("n", TensorProto.INT64, [1], [200_000_000]))
+    model.graph.node.insert(0, helper.make_node("ConstantOfShape", ["n"], ["big"]))
+    (tmp_path / "giant.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(DataError, match="makes a tensor of the shape"):
+        load_onnx(tmp_path / "giant.onnx")
+
+
+def test_databases_with_views_are_not_read(tmp_path):
+    import contextlib
+    import sqlite3
+
+    from compressor.runtime.measuring.store import MeasurementStore
+    from compressor.search.storage import open_storage
+
+    endless = "WITH RECURSIVE r(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM r) SELECT x FROM r"
+    for name in ("studies", "measurements"):
+        with contextlib.closing(sqlite3.connect(tmp_path / f"{name}.db")) as connection:
+            connection.execute(f"CREATE VIEW {name} AS {endless}")
+            connection.execute("PRAGMA user_version = 1")
+            connection.commit()
+    with pytest.raises(DataError, match="views or triggers"):
+        open_storage(f"sqlite:///{tmp_path / 'studies.db'}")
+    store = MeasurementStore(tmp_path / "measurements.db")
+    assert len(store) == 0
+    assert list(tmp_path.glob("measurements.db.set-aside-*")), "it was set aside"
+
+
+@pytest.mark.parametrize("place", ["facts", "trials", "front"])
+def test_a_run_writes_into_its_own_folder_alone(tmp_path, place):
+    from compressor.runs.folder import Run
+
+    (tmp_path / "outside").mkdir()
+    with Run(tmp_path / "run", {}):
+        pass
+    (tmp_path / "run" / place).symlink_to(tmp_path / "outside")
+    with pytest.raises(DataError, match="is a link"), Run(tmp_path / "run", {}):
+        pass
+
+
+@pytest.mark.parametrize("fields", [{"threads": 1 << 40}, {"threads": 3000}, {"batch": 1 << 40}, {"align": 0}])
+def test_targets_have_bounds(fields):
+    with pytest.raises(CompressorError, match="must be a positive integer up to"):
+        compressor.Target(**fields)

@@ -137,7 +137,10 @@ def test_pipes_loops_and_folders_are_answered(tmp_path):
         run_json.rmdir() if run_json.is_dir() and not run_json.is_symlink() else run_json.unlink()
 
 
-@pytest.mark.parametrize("text", ["[" * 200_000, '{"a": ' + "9" * 5000 + "}", '{"a": NaN}', '{"a": 1e999}', "[]", '{"a"', ""])
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 200_000, '{"a": ' + "9" * 5000 + "}", '{"a": NaN}', '{"a": 1e999}', "[]", '{"a"', "", '{"seal": "x", "a": "\\ud800"}'],
+)
 def test_json_of_any_form_is_answered(tmp_path, text):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(DataError):

@@ -56,7 +56,7 @@ good = json.loads(Plan.keep({"a": [0]}).to_json())
     [
         ("", "not JSON, or cut off"),
         (json.dumps(good)[:-3], "not JSON, or cut off"),
-        ("[1]", "expected an object"),
+        ("[1]", "should hold a JSON object"),
         (json.dumps({**good, "schema": 99}), "`schema` is 99"),
         (json.dumps({**good, "model": 3}), "field `model`"),
         (json.dumps({**good, "keep": [1]}), "field `keep`"),
