@@ -16,6 +16,7 @@ from torch import Tensor
 from compressor.data.batches import Batches
 from compressor.data.user_models import called
 from compressor.errors import DataError
+from compressor.values.files import read_bytes
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm"})
@@ -188,14 +189,14 @@ def _cifar10(rest: str) -> tuple[Images, Images | None, int]:
 def _cifar10_file(path: Path) -> tuple[Tensor, Tensor]:
     """One label byte, then 1024 red, green and blue bytes per image."""
     try:
-        raw = np.fromfile(path, dtype=np.uint8)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raw = np.frombuffer(read_bytes(path), dtype=np.uint8)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
     if raw.size == 0 or raw.size % 3073 or raw.reshape(-1, 3073)[:, 0].max() > 9:
         raise DataError(
             f"{path}: not a file of the binary version of CIFAR-10, or cut off ({raw.size} bytes, not a multiple of 3073)"
         )
-    rows = torch.from_numpy(raw.reshape(-1, 3073))
+    rows = torch.from_numpy(raw.reshape(-1, 3073).copy())
     return rows[:, 1:].reshape(-1, 3, 32, 32).clone(), rows[:, 0].long()
 
 

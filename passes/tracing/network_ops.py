@@ -22,19 +22,19 @@ _ON_SIZES = {
     for name in names
 }
 _LISTED = """
-    _unsafe_view _weight_norm _weight_norm_interface _upsample_bicubic2d_aa _upsample_bilinear2d_aa _upsample_nearest_exact1d _upsample_nearest_exact2d
-    _upsample_nearest_exact3d abs_ absolute adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d
-    adaptive_max_pool2d adaptive_max_pool3d all alpha_dropout alpha_dropout_ avg_pool1d baddbmm batch_norm broadcast_to
-    channel_shuffle chunk concat concatenate contiguous conv1d conv2d conv3d conv_transpose1d conv_transpose2d
-    conv_transpose3d copy_ detach detach_ divide dropout dropout_ einsum expand_as feature_dropout feature_dropout_ fill_
-    flatten floor_divide gelu_ glu grid_sampler group_norm hardswish hardswish_ im2col instance_norm layer_norm
-    lift_fresh_copy linalg_vector_norm linear linspace log_sigmoid log_softmax logsumexp masked_fill_ matmul max_pool1d
-    max_pool1d_with_indices max_pool2d max_pool3d meshgrid mish_ moveaxis movedim multiply narrow native_channel_shuffle
-    new_full new_ones new_zeros norm one_hot ones ones_like pad pixel_shuffle pixel_unshuffle prelu relu6_
-    repeat_interleave reshape reshape_as rms_norm roll scaled_dot_product_attention softmax split stack std std_mean
-    subtract swapaxes swapdims t take_along_dim tensor_split threshold_ tile to transpose tril triu type_as unbind
-    unflatten unfold unsafe_chunk unsafe_split upsample_bicubic2d upsample_linear1d upsample_nearest1d upsample_nearest3d
-    upsample_trilinear3d var_mean view_as zero_ zeros zeros_like
+    _unsafe_view _upsample_bicubic2d_aa _upsample_bilinear2d_aa _upsample_nearest_exact1d _upsample_nearest_exact2d
+    _upsample_nearest_exact3d _weight_norm _weight_norm_interface abs_ absolute adaptive_avg_pool2d adaptive_avg_pool3d
+    adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d all alpha_dropout alpha_dropout_ avg_pool1d baddbmm
+    batch_norm broadcast_to channel_shuffle chunk concat concatenate contiguous conv1d conv2d conv3d conv_transpose1d
+    conv_transpose2d conv_transpose3d copy_ detach detach_ divide dropout dropout_ einsum expand_as feature_dropout
+    feature_dropout_ fill_ flatten floor_divide gelu_ glu grid_sampler group_norm hardswish hardswish_ im2col
+    instance_norm layer_norm lift_fresh_copy linalg_vector_norm linear linspace log_sigmoid log_softmax logsumexp
+    masked_fill_ matmul max_pool1d max_pool1d_with_indices max_pool2d max_pool3d meshgrid mish_ moveaxis movedim multiply
+    narrow native_channel_shuffle new_full new_ones new_zeros norm one_hot ones ones_like pad pixel_shuffle
+    pixel_unshuffle prelu relu6_ repeat_interleave reshape reshape_as rms_norm roll scaled_dot_product_attention softmax
+    split stack std std_mean subtract swapaxes swapdims t take_along_dim tensor_split threshold_ tile to transpose tril
+    triu type_as unbind unflatten unfold unsafe_chunk unsafe_split upsample_bicubic2d upsample_linear1d upsample_nearest1d
+    upsample_nearest3d upsample_trilinear3d var_mean view_as zero_ zeros zeros_like
 """
 _OPS = set(_LISTED.split())
 """Besides those that PyTorch tags as core or pointwise: what tracing, the op rules and the passes leave in a graph."""
