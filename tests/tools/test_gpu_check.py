@@ -95,7 +95,7 @@ def test_a_machine_that_is_taken_away_leaves_the_rows_so_far(tmp_path):
 
 
 def test_a_step_that_takes_too_long_is_stopped_and_named(tmp_path):
-    process = check(tmp_path, "--dry", "--only", "latency:2,search:0.5,compensation:0.5")
+    process = check(tmp_path, "--dry", "--only", "latency:0.3,search:0.2,compensation:0.2")
     output, _ = process.communicate(timeout=300)
     steps = json.loads((tmp_path / "gpu-dry.json").read_text())["steps"]
     assert process.returncode == 0, output
