@@ -228,7 +228,7 @@ def read_network(folder):
 
 def read_unsigned_network(folder):
     """A stranger's file: there is no digest to compare with."""
-    from compressor.passes.tracing.network_file import network_from
+    from compressor.passes.tracing.network_reading import network_from
     from compressor.values.files import read_bytes
 
     graph = network_from(read_bytes(folder / "run" / "front" / "0" / "network.safetensors"))

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from compressor.errors import BackendError, DataError, PlanError
 from compressor.passes.channels.analyze import analyze
 from compressor.passes.layers.product import take_state
-from compressor.passes.tracing.network_file import network_from
+from compressor.passes.tracing.network_reading import network_from
 from compressor.passes.tracing.trace import example_inputs_of, outputs_of, trace
 from compressor.passes.transforms.apply_plan import applied
 from compressor.passes.transforms.verify import relative_error

@@ -14,7 +14,8 @@ from safetensors.torch import load, save
 
 import compressor
 from compressor.errors import CompressorError, DataError
-from compressor.passes.tracing.network_file import network_bytes, network_from
+from compressor.passes.tracing.network_file import network_bytes
+from compressor.passes.tracing.network_reading import network_from
 from compressor.pipeline.exporting import from_run
 from compressor.runtime.engines.manifest import Manifest, load_engine
 from compressor.runtime.onnx.read import load_onnx
