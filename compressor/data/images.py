@@ -188,10 +188,7 @@ def _cifar10(rest: str) -> tuple[Images, Images | None, int]:
 
 def _cifar10_file(path: Path) -> tuple[Tensor, Tensor]:
     """One label byte, then 1024 red, green and blue bytes per image."""
-    try:
-        raw = np.frombuffer(read_bytes(path), dtype=np.uint8)
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from error
+    raw = np.frombuffer(read_bytes(path), dtype=np.uint8)
     if raw.size == 0 or raw.size % 3073 or raw.reshape(-1, 3073)[:, 0].max() > 9:
         raise DataError(
             f"{path}: not a file of the binary version of CIFAR-10, or cut off ({raw.size} bytes, not a multiple of 3073)"

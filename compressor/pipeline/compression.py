@@ -30,7 +30,7 @@ from compressor.runtime.latency_model.single_layers import Choice
 from compressor.runtime.measuring.measure import Comparison, measure
 from compressor.training.fine_tune import FineTune
 from compressor.values.budget import Budget, absolute
-from compressor.values.files import digest_of_tensors, write_bytes, write_json
+from compressor.values.files import check_finite, digest_of_tensors, have_to_be_finite, write_bytes, write_json
 from compressor.values.measurement import Measurement
 from compressor.values.plan import Plan, Structure, digest_of
 from compressor.values.progress import Progress
@@ -175,8 +175,8 @@ class Compression:
         for k, found in enumerate(choices):
             self._run.finish(choices_of(k), {layer: asdict(choice) for layer, choice in found.items()})
         for file, plan in zip(files, plans, strict=True):
-            write_bytes(file, plan.to_json().encode())
-            self._run.keep(file)
+            with self._run.writing(file):
+                write_bytes(file, plan.to_json().encode())
         return plans
 
     def _once(self, name: str, work: Callable[[], dict[str, object]]) -> dict[str, object]:
@@ -273,9 +273,7 @@ def _check_weights(model: nn.Module) -> None:
                 f"`{name}` is {kind}; networks are compressed in float32: pass model.float(), and ask for another precision by "
                 "Target(precision=…)"
             )
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if not tensor.is_meta and not torch.isfinite(tensor).all() and (isinstance(tensor, nn.Parameter) or "running_" in name):
-            raise DataError(f"the model's `{name}` holds NaN or infinity; was it trained, and its weights loaded?")
+    check_finite({name: tensor for name, tensor in have_to_be_finite(model).items() if not tensor.is_meta}, "the model")
 
 
 @dataclass(frozen=True)

@@ -22,14 +22,13 @@ from compressor.runs.folder import versions
 from compressor.runtime.backends import BACKENDS, Engine, Workload
 from compressor.runtime.backends.onnxruntime import OnnxRuntimeEngine, int8_form
 from compressor.runtime.backends.tensorrt import TensorRT
-from compressor.runtime.engines.manifest import Manifest, digest_of_file, load_engine, specs_of
+from compressor.runtime.engines.manifest import Manifest, load_engine, specs_of
 from compressor.runtime.engines.triton import Serving, perf_analyzer_command, safe_name, write_repository
 from compressor.runtime.measuring.measure import clocks_of, sentinel_timer
 from compressor.runtime.onnx.export import to_onnx
 from compressor.runtime.onnx.precision import PARITY, converted
-from compressor.runtime.onnx.read import onnx_from
 from compressor.runtime.timing.protocol import Protocol, time_together
-from compressor.values.files import digest_of_tensors, replacing, write_bytes
+from compressor.values.files import digest_of_file, digest_of_tensors, replacing, write_bytes
 from compressor.values.measurement import Measurement
 from compressor.values.progress import Progress
 from compressor.values.target import Target
@@ -103,8 +102,8 @@ def from_run(folder: Path) -> Exportable:
     Raises:
         DataError: The run is not finished, or a file is damaged.
     """
-    file, network, data = folder / "model.onnx", network_of_run(folder), onnx_of_run(folder)
-    model = onnx_from(data, file)
+    file, network = folder / "model.onnx", network_of_run(folder)
+    model = onnx.load_from_string(onnx_of_run(folder))
     inputs, _ = specs_of(model)
     weights = digest_of_tensors(network.state_dict())
     digests: dict[str, object] = {"run": folder.name, "weights": weights, "onnx": digest_of_file(file)}

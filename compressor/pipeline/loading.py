@@ -19,7 +19,7 @@ from compressor.runs.folder import read_checked, run_of
 from compressor.runtime.backends.onnxruntime import OnnxRuntimeEngine
 from compressor.runtime.onnx.precision import PARITY
 from compressor.runtime.onnx.read import onnx_from
-from compressor.values.files import check_finite, read_json, tensors_from
+from compressor.values.files import check_finite, have_to_be_finite, read_json, tensors_from
 from compressor.values.plan import Plan
 from compressor.values.target import Target
 
@@ -37,14 +37,18 @@ def network_of_run(folder: Path) -> fx.GraphModule:
                 f"{folder} is of a version that wrote program.pt2, which is a pickle and could run code: load it with the model "
                 "(compressor.load(run, model)), or give the command that made it again"
             )
+        if (folder / "model.onnx").exists():
+            raise DataError(
+                f"{folder} holds no {file.name}: the network has a part that no such file holds, or it was removed; load it "
+                "with the model (compressor.load(run, model)), or give the command that made it again"
+            )
         raise DataError(f"{folder} holds no {file.name}; is it a run, and is it finished?")
     data = read_checked(file)
     try:
         graph = network_from(data)
     except DataError as error:
         raise DataError(f"{file}: {error}") from error
-    check_finite(dict(graph.named_parameters()), file)
-    check_finite({name: tensor for name, tensor in graph.named_buffers() if "running_" in name}, file)
+    check_finite(have_to_be_finite(graph), file)
     return graph
 
 

@@ -160,8 +160,8 @@ class Member:
                 given.progress.stage(self._step("recalibrate batch norms"))
                 pairs = [(batch[0], batch[0]) for batch in images.batches]
                 recalibrate(graph, pairs, len(pairs), given.progress)
-            save_tensors(file, graph.state_dict())
-            run.keep(file)
+            with run.writing(file):
+                save_tensors(file, graph.state_dict())
             run.finish(self._step("compensated"), {"layers": [asdict(repair) for repair in repairs]})
         else:
             graph = FactorizeConv(factors, weights=False)(graph).graph
@@ -182,8 +182,8 @@ class Member:
         return self._folder / "weights.safetensors"
 
     def _finish(self, state: Mapping[str, Tensor]) -> None:
-        save_tensors(self._finished(), state)
-        self._given.run.keep(self._finished())
+        with self._given.run.writing(self._finished()):
+            save_tensors(self._finished(), state)
 
     def _trained(self, graph: fx.GraphModule, train: Batches, accuracies: dict[str, float]) -> fx.GraphModule:
         given = self._given
@@ -210,18 +210,23 @@ class Member:
 
     def _export(self, graph: fx.GraphModule) -> None:
         run, name = self._given.run, self._step("exported")
-        files = self._folder / "model.onnx", self._folder / "network.safetensors"
-        if run.done(name) is None or not all(run.intact(file) for file in files):
-            self._given.progress.stage(self._step("export ONNX and check it against PyTorch"))
-            error = export_checked(graph, files[0])
-            try:
-                write_bytes(files[1], network_bytes(graph))
-            except PassError as reason:  # an op of a kind that no stranger's file may name
-                self._given.progress.stage(f"the network can be loaded with the model only: {reason}")
-            for file in files:
-                if file.exists():
-                    run.keep(file)
-            run.finish(name, {"onnx_relative_error": error})
+        model, network = self._folder / "model.onnx", self._folder / "network.safetensors"
+        known = run.done(name)
+        if known is not None and run.intact(model) and (known.get("no network file") or run.intact(network)):
+            return
+        self._given.progress.stage(self._step("export ONNX and check it against PyTorch"))
+        with run.writing(model):
+            error = export_checked(graph, model)
+        result: dict[str, object] = {"onnx_relative_error": error}
+        try:
+            data = network_bytes(graph)
+        except PassError as reason:  # it holds what no stranger's file may name
+            result["no network file"] = str(reason)
+            self._given.progress.stage(self._step(f"the network can be loaded with the model only: {reason}"))
+        else:
+            with run.writing(network):
+                write_bytes(network, data)
+        run.finish(name, result)
 
     def _measure(self, graph: fx.GraphModule) -> tuple[Measurement, Measurement]:
         given = self._given

@@ -1,7 +1,7 @@
 """A run's folder: what was asked, what is finished, and what came out.
 
     run.lock            held by the process that works on it
-    files.json          SHA-256 of the files below
+    files.json          SHA-256 of plans, weights, networks and ONNX files; JSON files hold their own
     run.json            configuration, model digest, target, versions, seed
     progress.json       results of the finished steps
     facts/              those that are long, one file each
@@ -21,7 +21,8 @@ import json
 import os
 import platform
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -31,7 +32,7 @@ import onnxruntime
 import torch
 
 from compressor.errors import DataError
-from compressor.values.files import PARTIAL, read_bytes, read_json, write_sealed
+from compressor.values.files import PARTIAL, digest_of_file, read_bytes, read_json, write_sealed
 from compressor.values.measurement import Measurement
 from compressor.values.plan import Structure, digest_of
 from compressor.values.trial import Trial
@@ -113,8 +114,9 @@ class Run:
 
     def _begin(self) -> None:
         digest, existing = digest_of(self._config), self.path / "run.json"
-        found = read_json(existing) if os.path.lexists(existing) else {}
-        if found and found.get("digest") != digest and not self._gave_up(found, self._config):
+        there = os.path.lexists(existing)
+        found = read_json(existing, "choose another output folder") if there else {}
+        if there and found.get("digest") != digest and not self._gave_up(found, self._config):
             raise DataError(
                 f"{self.path} holds another run ({_difference(found, self._config)}); "
                 "choose another output folder, or remove this one"
@@ -123,10 +125,21 @@ class Run:
             write_sealed(existing, {"schema_version": 1, "digest": digest, "config": dict(self._config), "versions": versions()})
             self._forget(_IMPOSSIBLE)
 
-    def keep(self, file: Path) -> None:
-        """Record the digest of a file that was just written."""
-        files = self._files()
-        write_sealed(self.path / _FILES, {"schema_version": 1, "files": {**files, self._name(file): _digest(file)}})
+    @contextmanager
+    def writing(self, file: Path) -> Iterator[None]:
+        """Around the writing of a file: its digest is recorded afterwards.
+
+        Meanwhile none is: a kill leaves a whole file, the one before or the new one, which is then taken as it is.
+        """
+        if self._name(file) in self._files():
+            self._record(file, None)
+        yield
+        self._record(file, digest_of_file(file))
+
+    def _record(self, file: Path, digest: str | None) -> None:
+        files = {name: known for name, known in self._files().items() if name != self._name(file)}
+        files |= {} if digest is None else {self._name(file): digest}
+        write_sealed(self.path / _FILES, {"schema_version": 1, "files": files})
 
     def intact(self, file: Path) -> bool:
         """Whether a file is there as it was written; one that nothing is known of is taken as it is.
@@ -139,9 +152,10 @@ class Run:
         if file.is_symlink():
             raise DataError(_CHANGED.format(file))
         known = self._files().get(self._name(file))
+        found = digest_of_file(file)
         if known is None:
-            self.keep(file)
-        elif known != _digest(file):
+            self._record(file, found)
+        elif known != found:
             raise DataError(_CHANGED.format(file))
         return True
 
@@ -169,7 +183,8 @@ class Run:
             return found
         if not re.fullmatch(r"facts/[0-9a-f]{32}\.json", str(found[_FILE])):
             raise DataError(f"{file}: {found[_FILE]!r} is no file of a run; remove the file, and its steps are done anew")
-        return read_json(self.path / str(found[_FILE]))
+        facts = self.path / str(found[_FILE])
+        return read_json(facts) if os.path.lexists(facts) else None
 
     def finish(self, step: str, result: dict[str, object]) -> dict[str, object]:
         """Record that a step is finished."""
@@ -238,10 +253,7 @@ def read_checked(file: Path) -> bytes:
         inside = real if root is None else real.relative_to(root.resolve())
     except (OSError, RuntimeError, ValueError) as error:
         raise DataError(f"{file} is not there, or leads out of its run") from error
-    try:
-        data = read_bytes(real)
-    except DataError as error:
-        raise DataError(f"{file} {error}") from error
+    data = read_bytes(real)
     known = {} if root is None else digests_of_run(root)
     if known and known.get(inside.as_posix()) != hashlib.sha256(data).hexdigest():
         raise DataError(_CHANGED.format(file))
@@ -260,13 +272,6 @@ def digests_of_run(root: Path) -> dict[str, str]:
     if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
         raise DataError(f"{file} holds no digests; remove it, and files are taken as they are")
     return found
-
-
-def _digest(file: Path) -> str:
-    try:
-        return hashlib.sha256(read_bytes(file)).hexdigest()
-    except DataError as error:
-        raise DataError(f"{file} {error}") from error
 
 
 def versions() -> dict[str, str]:

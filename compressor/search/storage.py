@@ -96,14 +96,7 @@ def readable(url: str | None) -> Iterator[None]:
         yield
     except CompressorError:
         raise
-    except (
-        sqlalchemy.exc.SQLAlchemyError,
-        optuna.exceptions.OptunaError,
-        LookupError,
-        ValueError,
-        TypeError,
-        AttributeError,
-    ) as error:
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError, *_MALFORMED) as error:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(_DAMAGED.format(url, line)) from error
 

@@ -19,6 +19,7 @@ from compressor.errors import DataError
 from compressor.values.json_text import parse_json
 from compressor.values.plan import digest_of
 
+_LARGEST_JSON = 1 << 26  # bytes
 SEAL = "seal"
 """Key of the digest that a sealed file holds of itself."""
 PARTIAL = ".partial"
@@ -84,23 +85,24 @@ def write_sealed(path: Path, value: Mapping[str, object]) -> None:
     write_json(path, {**plain, SEAL: digest_of(plain)})
 
 
-def read_json(path: Path, most: int = 1 << 26) -> dict[str, object]:
+def read_json(path: Path, advice: str = "remove it, and the same command makes it anew") -> dict[str, object]:
     """Read a JSON object; a seal is checked where there is one.
 
     Args:
         path: The file.
-        most: Bytes; a larger one is refused unread.
+        advice: What to do about a damaged one.
 
     Raises:
         DataError: There is no such file, it is no JSON object, or was changed since it was written.
     """
+    data = read_bytes(path, _LARGEST_JSON)
     try:
-        value = parse_json(read_bytes(path, most))
+        value = parse_json(data)
     except DataError as error:
-        raise DataError(f"{path} {'' if str(error).startswith('cannot') else 'is '}{error}") from error
+        raise DataError(f"{path}: {error}; {advice}") from error
     seal = value.pop(SEAL, None)
     if seal is not None and seal != digest_of(value):
-        raise DataError(f"{path} was changed since it was written, or is damaged; remove it, and it is made anew")
+        raise DataError(f"{path} was changed since it was written, or is damaged; {advice}")
     return value
 
 
@@ -117,12 +119,21 @@ def read_bytes(path: Path, most: int | None = None) -> bytes:
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):
-            raise DataError("cannot be read: it is no plain file")
+            raise DataError(f"{path} cannot be read: it is no plain file")
         if most is not None and found.st_size > most:
-            raise DataError(f"cannot be read: it has {found.st_size:,} bytes, at most {most:,} are expected")
+            raise DataError(f"{path} cannot be read: it has {found.st_size:,} bytes, at most {most:,} are expected")
         return path.read_bytes()
     except (OSError, RuntimeError, ValueError) as error:  # loops of links, too
-        raise DataError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def digest_of_file(path: Path) -> str:
+    """SHA-256 in hexadecimal digits.
+
+    Raises:
+        DataError: See `read_bytes`.
+    """
+    return hashlib.sha256(read_bytes(path)).hexdigest()
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -139,10 +150,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     """
     if not path.exists():
         raise DataError(f"no such weights file: {path}")
-    try:
-        data = read_bytes(path)
-    except DataError as error:
-        raise DataError(f"{path} {error}") from error
+    data = read_bytes(path)
     if path.suffix == ".safetensors":
         return tensors_from(data, path)
     try:
@@ -170,12 +178,18 @@ def tensors_from(data: bytes, path: Path) -> dict[str, Tensor]:
         raise DataError(f"{path}: not a safetensors file, or cut off ({error})") from error
 
 
-def check_finite(tensors: Mapping[str, Tensor], path: Path, own: Mapping[str, Tensor] | None = None) -> None:
+def have_to_be_finite(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a model that are no numbers by mistake only: parameters and running statistics; a mask may be infinite."""
+    buffers = {name: tensor for name, tensor in model.named_buffers() if "running_" in name}
+    return {**dict(model.named_parameters()), **buffers}
+
+
+def check_finite(tensors: Mapping[str, Tensor], whose: object, own: Mapping[str, Tensor] | None = None) -> None:
     """Refuse tensors that hold NaN or infinity.
 
     Args:
         tensors: What was read.
-        path: For messages.
+        whose: A file or a model, for the message.
         own: What the model holds itself: where that is infinite (a mask), the same is allowed.
 
     Raises:
@@ -185,7 +199,7 @@ def check_finite(tensors: Mapping[str, Tensor], path: Path, own: Mapping[str, Te
         if (tensor.is_floating_point() or tensor.is_complex()) and not torch.isfinite(tensor).all():
             mine, off = (own or {}).get(name), ~torch.isfinite(tensor)
             if mine is None or mine.shape != tensor.shape or not torch.equal(tensor[off], mine.cpu()[off].to(tensor.dtype)):
-                raise DataError(f"{path}: `{name}` holds NaN or infinity")
+                raise DataError(f"{whose}: `{name}` holds NaN or infinity; train it again, or load other weights")
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

@@ -36,7 +36,7 @@ def guarded(batches: Iterable[object], what: str) -> Iterator[object]:
             batch = next(iterator)
         except StopIteration:
             if expected is not None and k < expected:
-                raise DataError(f"{what}: the loader ended after {k} batches, it says that it has {expected}") from None
+                raise DataError(f"{what}: the loader ended after {k} of the {expected} batches that it says it has") from None
             return
         except DataError:
             raise

@@ -4,7 +4,6 @@ An engine runs only where it was built for, and says so late and badly. So loadi
 a mismatch with the command that builds it anew.
 """
 
-import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,7 +19,7 @@ from compressor.runtime.backends.base import Engine
 from compressor.runtime.backends.onnxruntime import OnnxRuntimeEngine
 from compressor.runtime.backends.tensorrt import TensorRT
 from compressor.runtime.onnx.read import load_onnx
-from compressor.values.files import read_bytes, read_json, write_sealed
+from compressor.values.files import digest_of_file, read_json, write_sealed
 from compressor.values.target import Target
 
 SCHEMA = 1
@@ -116,7 +115,7 @@ class Manifest:
         path = engine.with_name(engine.name + SUFFIX)
         if not path.exists():
             raise DataError(f"{engine} has no manifest ({path.name}); was it written by `compressor export`?")
-        data: dict[str, Any] = dict(read_json(path))
+        data: dict[str, Any] = dict(read_json(path, "export the engine anew"))
         if data.pop("schema_version", None) != SCHEMA:
             raise DataError(f"{path}: field `schema_version` is not {SCHEMA}; export the engine anew")
         data.pop("created", None)
@@ -162,11 +161,6 @@ def load_engine(file: Path) -> Engine:
     if not isinstance(backend, TensorRT):
         raise BackendError(f"{file.name}: the back end `{target.backend}` loads no engine files")
     return backend.load(file, target)
-
-
-def digest_of_file(file: Path) -> str:
-    """SHA-256 in hexadecimal digits."""
-    return hashlib.sha256(read_bytes(file)).hexdigest()
 
 
 _DTYPES: Mapping[int, str] = {

@@ -26,11 +26,7 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     """
     if not path.exists():
         raise DataError(f"no such file: {path}")
-    try:
-        data = read_bytes(path)
-    except DataError as error:
-        raise DataError(f"{path} {error}") from error
-    return onnx_from(data, path)
+    return onnx_from(read_bytes(path), path)
 
 
 def onnx_from(data: bytes, path: Path, alone: bool = False) -> onnx.ModelProto:
@@ -93,7 +89,7 @@ def _check_tensor(tensor: TensorProto, folder: Path) -> None:
     if any(size < 0 for size in tensor.dims):
         raise DataError(f"tensor `{tensor.name}` has the shape {list(tensor.dims)}")
     try:
-        bits = 8 * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        bytes_each = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
     except (KeyError, ValueError, TypeError) as error:
         raise DataError(f"tensor `{tensor.name}` is of no type that is known") from error
     small = any(mark in TensorProto.DataType.Name(tensor.data_type) for mark in ("INT4", "INT2", "FLOAT4"))
@@ -101,7 +97,7 @@ def _check_tensor(tensor: TensorProto, folder: Path) -> None:
     external = tensor.data_location == TensorProto.EXTERNAL
     size = _external_size(tensor, folder) if external else len(tensor.raw_data)
     if (external or tensor.HasField("raw_data")) and not small and tensor.data_type != TensorProto.STRING:
-        if size != elements * bits // 8:
+        if size != elements * bytes_each:
             raise DataError(f"tensor `{tensor.name}` has the shape {list(tensor.dims)} and {size:,} bytes of data")
     elif elements > 16 * tensor.ByteSize():
         raise DataError(f"tensor `{tensor.name}` has the shape {list(tensor.dims)}, for which it holds no data")

@@ -213,7 +213,7 @@ def test_a_tensor_has_to_be_the_size_of_its_data(tmp_path, dims):
 def test_an_engine_is_checked_before_it_is_opened(tmp_path):
     file = tiny(tmp_path, domain="evil.ops", name="net.onnx")
     about = {"target": compressor.Target().to_dict(), "fingerprint": {}, "inputs": (), "outputs": (), "source": {}, "versions": {}}
-    from compressor.runtime.engines.manifest import digest_of_file
+    from compressor.values.files import digest_of_file
 
     Manifest(file="net.onnx", sha256=digest_of_file(file), form="onnx", **about).write(tmp_path)
     with pytest.raises(DataError, match="op of another maker"):

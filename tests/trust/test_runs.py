@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import time
+from contextlib import suppress
 
 import pytest
 import torch
@@ -148,10 +149,43 @@ def test_json_of_any_form_is_answered(tmp_path, text):
 
 
 def test_equal_runs_write_equal_networks(tmp_path):
-    one, other = run(tmp_path / "a"), run(tmp_path / "b")
-    if one.plan == other.plan:  # a measured budget may decide otherwise on a busy machine
-        names = ("network.safetensors", "weights.safetensors", "plan.json", "model.onnx")
-        assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in names)
+    one, other = (run(tmp_path / name, budget=compressor.Budget(macs=0.6)) for name in ("a", "b"))
+    assert one.plan == other.plan
+    for name in ("network.safetensors", "weights.safetensors", "plan.json", "model.onnx"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def test_a_kill_between_a_file_and_its_digest_leaves_a_run_that_goes_on(tmp_path):
+    """Also where the file had been written before: as the weights, where the fine-tuned ones are not kept."""
+    file = tmp_path / "run" / "weights"
+    with Run(tmp_path / "run", {}) as own:
+        for text in ("first", "second"):
+            with own.writing(file):
+                file.write_text(text)
+        with suppress(KeyboardInterrupt), own.writing(file):
+            file.write_text("third")
+            raise KeyboardInterrupt
+    with Run(tmp_path / "run", {}) as own:
+        assert own.intact(file)
+        file.write_text("changed")
+        with pytest.raises(DataError, match="was changed"):
+            own.intact(file)
+
+
+def test_facts_that_are_missing_are_found_anew(tmp_path):
+    with Run(tmp_path / "run", {}) as own:
+        own.finish("long", {"x": "y" * 30_000})
+        (facts,) = (tmp_path / "run" / "facts").iterdir()
+        facts.unlink()
+        assert own.done("long") is None
+
+
+@pytest.mark.parametrize("change", [b"", b"{}"])
+def test_a_damaged_configuration_is_answered_with_what_helps(finished, change):
+    folder, _ = finished
+    (folder / "run.json").write_bytes(change)
+    with pytest.raises(DataError, match="choose another output folder"):
+        run(folder)
 
 
 def test_a_user_without_a_home_has_a_cache(monkeypatch):

@@ -51,7 +51,7 @@ WRONG = {
     "empty batch": ([images(4), images(0)], "batch 1 has shape"),
     "bytes": ([torch.zeros(4, 3, 8, 8, dtype=torch.uint8)], "batch 0 is uint8, the network takes float32"),
     "no tensor": ([("a", "b")], "batch 0: the network takes 1 tensors, found str, str"),
-    "ends early": (Loader([images(4)], length=3), "ended after batch 0, it says that it has 3"),
+    "ends early": (Loader([images(4)], length=3), "ended after 1 of the 3 batches"),
     "raises": (Loader([images(4)], error=OSError("disk on fire")), "batch 1: the loader raised OSError: disk on fire"),
     "not iterable": (7, "must be iterable, found int"),
 }
