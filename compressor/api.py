@@ -50,6 +50,10 @@ def apply(
         raise PlanError(
             f"the plan factorizes {len(plan.factors)} layers, which makes a new graph: pass compressor.trace(model, inputs)"
         )
+    if plan.removed:
+        raise PlanError(
+            f"the plan removes {len(plan.removed)} branches, which makes a new graph: pass compressor.trace(model, inputs)"
+        )
     if example_inputs is None:
         raise PlanError(
             "this is no traced graph: pass compressor.trace(model, inputs), or example_inputs to narrow the model in place"

@@ -1,12 +1,13 @@
 """What `compressor inspect` shows of a model, as plain data and as tables."""
 
 import io
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from rich.console import Console
 from rich.table import Table
 
 from compressor.passes.channels.analyze import ChannelGraph
+from compressor.passes.channels.layer_costs import macs_by_layer
 from compressor.passes.tracing.trace import BATCH, DYNAMIC, INPUTS, UNUSED
 from compressor.runs.result import human
 from compressor.values.plan import Structure
@@ -67,6 +68,39 @@ def layer_insights(channels: ChannelGraph) -> list[LayerInsight]:
     return insights
 
 
+@dataclass(frozen=True)
+class BranchInsight:
+    """A branch that can be removed as a whole.
+
+    Attributes:
+        name: As plans name it.
+        layers: The convolutions and linear layers in it.
+        addition: Node of the addition behind it.
+        inside: Branches within it.
+        macs: Multiply-accumulates for one sample that go with it.
+        params: Parameters that do.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    addition: str
+    inside: tuple[str, ...]
+    macs: int
+    params: int
+
+
+def branch_insights(channels: ChannelGraph) -> list[BranchInsight]:
+    """One per branch, in the order of the graph."""
+    whole, known = channels.costs_of(channels.full), macs_by_layer(channels, channels.full)
+    insights = []
+    for branch in channels.branches:
+        left = channels.costs_of(replace(channels.full, removed=(branch.name,)))
+        layers = tuple(layer for layer in branch.layers if known.get(layer))
+        macs, params = int(whole.macs[0] - left.macs[0]), int(whole.params[0] - left.params[0])
+        insights.append(BranchInsight(branch.name, layers, branch.at, branch.inside, macs, params))
+    return insights
+
+
 def narrowest(channels: ChannelGraph) -> Structure:
     """The legal structure with the fewest channels."""
     return channels.nearest({group.name: 0 for group in channels.free})
@@ -107,6 +141,7 @@ def inspection(channels: ChannelGraph) -> dict[str, object]:
             for group in channels.groups
         ],
         "layers": [asdict(insight) for insight in layer_insights(channels)],
+        "branches": [asdict(insight) for insight in branch_insights(channels)],
     }
 
 
@@ -115,6 +150,8 @@ def inspection_table(channels: ChannelGraph) -> str:
     console = Console(width=160, record=True, file=io.StringIO())
     console.print(_groups_table(channels))
     console.print(_layers_table(channels))
+    if channels.branches:
+        console.print(_branches_table(channels))
     costs = channels.costs(channels.widths([channels.full]))
     shares = removable(channels)
     lines = [
@@ -127,6 +164,8 @@ def inspection_table(channels: ChannelGraph) -> str:
         lines.append("computed over the channels that stay (lossy; --exact freezes them): " + _listed(lossy))
     if not channels.graph.meta[DYNAMIC]:
         lines.append(f"the batch size is fixed at {channels.graph.meta[BATCH]}: this model allows no other")
+    if not channels.branches:
+        lines.append("no branch can be removed as a whole: nothing here is added to a shortcut")
     if channels.unknown:
         lines.append("ops without a rule, whatever they touch is frozen: " + ", ".join(channels.unknown))
     return "\n".join(lines)
@@ -162,6 +201,18 @@ def _layers_table(channels: ChannelGraph) -> Table:
             insight.state
         ]
         table.add_row(insight.name, str(insight.channels), f"{insight.macs / total:.1%}", f"{insight.removable:.0%}", said)
+    return table
+
+
+def _branches_table(channels: ChannelGraph) -> Table:
+    total = max(int(channels.costs_of(channels.full).macs[0]), 1)
+    table = Table(title=f"{len(channels.branches)} branches that can be removed as a whole", title_justify="left")
+    table.add_column("branch", overflow="fold")
+    table.add_column("MACs", justify="right")
+    table.add_column("parameters", justify="right")
+    table.add_column("layers", overflow="fold", max_width=80)
+    for insight in branch_insights(channels):
+        table.add_row(insight.name, f"{insight.macs / total:.1%}", human(insight.params), _listed(insight.layers))
     return table
 
 

@@ -226,6 +226,7 @@ class Run:
             "widths": dict(structure.widths),
             **({"reads": dict(structure.reads)} if structure.reads else {}),
             **({"ranks": dict(structure.ranks)} if structure.ranks else {}),
+            **({"removed": list(structure.removed)} if structure.removed else {}),
             "measurement": trial.measurement.to_dict(),
             "original": trial.original.to_dict(),
         }

@@ -128,6 +128,8 @@ class Result:
             lines.append(f"budget {name}: {_value(name, found)} of at most {_value(name, limit)} ({word})")
         if self.test is not None:
             lines.append(f"test data: {self.test[0]:.2f} % before, {self.test[1]:.2f} % after")
+        if self.plan.removed:
+            lines.append(f"{len(self.plan.removed)} branches removed: {', '.join(self.plan.removed)}")
         if self.plan.factors:
             forms = ", ".join(sorted({one.form for one in self.plan.factors}))
             lines.append(f"{len(self.plan.factors)} layers factorized ({forms})")
@@ -177,6 +179,7 @@ class Result:
             "repairs": [asdict(repair) for repair in self.repairs],
             "choices": [asdict(choice) for choice in self.choices],
             "widths": {name: list(pair) for name, pair in self.widths.items()},
+            "removed": list(self.plan.removed),
             "factors": {one.layer: {"form": one.form, "ranks": list(one.ranks)} for one in self.plan.factors},
         }
 

@@ -1,4 +1,4 @@
-"""`Structure` and `Plan`: how many channels stay, and exactly which ones.
+"""`Structure` and `Plan`: how many channels stay, and exactly which ones; which branches go, which layers become sequences.
 
 A `Structure` is what costs and latencies depend on; a `Plan` is what a graph is rewritten by.
 Both are frozen values that travel as JSON, never as pickles.
@@ -15,7 +15,8 @@ from typing import cast
 from compressor.errors import DataError, PlanError
 from compressor.values.json_text import parse_json
 
-SCHEMA = 1
+SCHEMA = 2
+"""Written; the first one, without branches, is read as well."""
 
 
 def digest_of(value: object) -> str:
@@ -68,21 +69,28 @@ class Structure:
         widths: `(group name, number of channels that stay)`, in the order of the channel graph.
         ranks: `(layer:form:number, rank)` of factorized layers; see `Factorization.axes`.
         reads: `(layer name, number of inputs)` of layers that read a part of a stream through a gather.
+        removed: Names of the branches that are not there; widths of what only they hold do not matter, and are the whole ones.
     """
 
     widths: tuple[tuple[str, int], ...]
     ranks: tuple[tuple[str, int], ...] = ()
     reads: tuple[tuple[str, int], ...] = ()
+    removed: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
         """A name for this structure that survives processes and machines."""
-        return digest_of([sorted(self.widths), sorted(self.ranks), *([sorted(self.reads)] if self.reads else [])])
+        more = [sorted(self.reads)] if self.reads or self.removed else []
+        return digest_of([sorted(self.widths), sorted(self.ranks), *more, *([sorted(self.removed)] if self.removed else [])])
 
     def to_json(self) -> str:
         """The structure as a JSON text; `from_json` gives an equal value back."""
-        data = {"schema": SCHEMA, "widths": dict(self.widths), "ranks": dict(self.ranks)}
-        return json.dumps({**data, "reads": dict(self.reads)} if self.reads else data)
+        data: dict[str, object] = {"schema": SCHEMA, "widths": dict(self.widths), "ranks": dict(self.ranks)}
+        if self.reads:
+            data["reads"] = dict(self.reads)
+        if self.removed:
+            data["removed"] = list(self.removed)
+        return json.dumps(data)
 
     @classmethod
     def from_json(cls, text: str) -> "Structure":
@@ -92,7 +100,8 @@ class Structure:
             PlanError: The text is not such a JSON; the field is named.
         """
         data = _object(text, "structure")
-        return cls(_counts(data, "widths"), _counts(data, "ranks"), _counts(data, "reads") if "reads" in data else ())
+        reads = _counts(data, "reads") if "reads" in data else ()
+        return cls(_counts(data, "widths"), _counts(data, "ranks"), reads, _names(data, "removed", "structure"))
 
 
 @dataclass(frozen=True)
@@ -108,12 +117,14 @@ class Plan:
         reads: `(layer name, input channels that it goes on reading)`, counted on the original network, of layers that
             read a part of a stream through a gather, sorted by name.
         factors: Layers that become sequences after the removal, sorted by name.
+        removed: Names of the branches that go as a whole (`compressor.passes.channels.branches`), sorted.
     """
 
     kept: tuple[tuple[str, tuple[int, ...]], ...]
     model: str = field(default="")
     reads: tuple[tuple[str, tuple[int, ...]], ...] = ()
     factors: tuple[Factorization, ...] = ()
+    removed: tuple[str, ...] = ()
 
     @classmethod
     def keep(
@@ -122,6 +133,7 @@ class Plan:
         model: str = "",
         reads: Mapping[str, Iterable[int]] | None = None,
         factors: Iterable[Factorization] = (),
+        removed: Iterable[str] = (),
     ) -> "Plan":
         """Make a plan by hand.
 
@@ -131,6 +143,7 @@ class Plan:
                 these groups is accepted.
             reads: For layers that are to read a part of a stream, which of their input channels.
             factors: Layers that are to become sequences.
+            removed: Names of branches that are to go.
 
         Raises:
             PlanError: An index is not a non-negative integer, is given twice, or a group would be empty; a rank is not
@@ -149,13 +162,16 @@ class Plan:
             model,
             tuple(sorted((name, _indices(f"layer `{name}` reads", list(chosen[name]))) for name in chosen)),
             factored,
+            tuple(sorted(set(removed))),
         )
 
     @property
     def digest(self) -> str:
         """A name for this plan that survives processes and machines."""
-        more = [self.reads] if self.reads or self.factors else []
-        return digest_of([self.kept, self.model, *more, *([[f.axes for f in self.factors]] if self.factors else [])])
+        data: list[object] = [self.kept, self.model, self.reads, [f.axes for f in self.factors], self.removed]
+        while len(data) > 2 and not data[-1]:  # what is not there does not count: digests stay as older versions made them
+            data.pop()
+        return digest_of(data)
 
     def to_json(self) -> str:
         """The plan as a JSON text; `from_json` gives an equal value back."""
@@ -164,6 +180,8 @@ class Plan:
             data["reads"] = dict(self.reads)
         if self.factors:
             data["factors"] = {one.layer: {"form": one.form, "ranks": list(one.ranks)} for one in self.factors}
+        if self.removed:
+            data["removed"] = list(self.removed)
         return json.dumps(data, indent=1)
 
     @classmethod
@@ -177,7 +195,8 @@ class Plan:
         model = data.get("model")
         if not isinstance(model, str):
             raise PlanError(f"plan: field `model` must be a text, found {model!r}")
-        return cls.keep(_lists(data, "keep"), model, _lists(data, "reads") if "reads" in data else None, _factors(data))
+        reads = _lists(data, "reads") if "reads" in data else None
+        return cls.keep(_lists(data, "keep"), model, reads, _factors(data), _names(data, "removed", "plan"))
 
     @classmethod
     def load(cls, path: str | Path) -> "Plan":
@@ -221,6 +240,13 @@ def _lists(data: dict[str, object], key: str) -> dict[str, list[int]]:
     return found
 
 
+def _names(data: dict[str, object], key: str, what: str) -> tuple[str, ...]:
+    found = data.get(key, [])
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        raise PlanError(f"{what}: field `{key}` must be a list of names, found {found!r}")
+    return tuple(found)
+
+
 def _indices(what: str, indices: list[object]) -> tuple[int, ...]:
     for index in indices:
         plain = index.item() if hasattr(index, "item") else index  # numpy and torch integers
@@ -240,8 +266,9 @@ def _object(text: str, what: str) -> dict[str, object]:
         data = parse_json(text)
     except DataError as error:
         raise PlanError(f"{what}: {error}; write it anew with `to_json`") from error
-    if data.get("schema") != SCHEMA:
-        raise PlanError(f"{what}: field `schema` is {data.get('schema')!r}, this version reads {SCHEMA}")
+    schema = data.get("schema")
+    if isinstance(schema, bool) or schema not in range(1, SCHEMA + 1):
+        raise PlanError(f"{what}: field `schema` is {schema!r}, this version reads 1 to {SCHEMA}")
     return data
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import fx
 
 from compressor.errors import PlanError
+from compressor.passes.channels.branches import Branch, branches_of
 from compressor.passes.channels.costs import CostModel, Costs
 from compressor.passes.channels.layer_costs import added
 from compressor.passes.criteria import CRITERIA, Scoring, select
@@ -100,7 +101,12 @@ class ChannelGraph:
     @cached_property
     def costs(self) -> CostModel:
         """Costs as a function of widths."""
-        return CostModel(self.graph, self.walk.labeler, self.grouping)
+        return CostModel(self.graph, self.walk.labeler, self.grouping, self.branches)
+
+    @cached_property
+    def branches(self) -> tuple[Branch, ...]:
+        """What can be removed as a whole, in the order of the additions behind them."""
+        return branches_of(self.graph)
 
     @property
     def full(self) -> Structure:
@@ -116,12 +122,17 @@ class ChannelGraph:
         kept = dict(plan.kept)
         widths = tuple((g.name, len(kept[g.name]) if g.name in kept else g.size) for g in self.grouping.groups)
         ranks = tuple(axis for one in plan.factors for axis in one.axes)
-        return Structure(widths, ranks, tuple((layer, len(inputs)) for layer, inputs in plan.reads))
+        return Structure(widths, ranks, tuple((layer, len(inputs)) for layer, inputs in plan.reads), plan.removed)
 
     def widths(self, structures: Sequence[Structure]) -> NDArray[np.int64]:
         """Structures as rows for `costs`."""
         rows = [dict(structure.widths) for structure in structures]
         return np.array([[row.get(g.name, g.size) for g in self.groups] for row in rows], dtype=np.int64)
+
+    def with_branches(self, structure: Structure, row: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The row of a structure, (1, groups), with 1 or 0 behind it for every branch that is there or removed."""
+        there = np.array([[branch.name not in structure.removed for branch in self.branches]], dtype=np.int64)
+        return np.concatenate([row, there.reshape(1, -1)], axis=1)
 
     def costs_of(self, structure: Structure) -> Costs:
         """Costs of one structure, with the layers that read a part of a stream or are factorized; arrays of one entry.
@@ -130,7 +141,7 @@ class ChannelGraph:
             PlanError: Such a layer is not there, or its ranks are not possible.
         """
         row = self.widths([structure])
-        found = self.costs(row)
+        found = self.costs(self.with_branches(structure, row))
         if not structure.reads and not structure.ranks:
             return found
         more = added(self, structure, row).values()

@@ -165,5 +165,6 @@ def macs_by_layer(channels: "ChannelGraph", structure: Structure) -> dict[str, i
     row = channels.widths([structure])
     more = added(channels, structure, row)
     return {
-        name: macs + (more[name].macs if name in more else 0) for name, macs in channels.costs.by_layer(row[0].tolist()).items()
+        name: macs + (more[name].macs if name in more else 0)
+        for name, macs in channels.costs.by_layer(channels.with_branches(structure, row)[0].tolist()).items()
     }

@@ -1,19 +1,18 @@
-"""`RankedChannels`: channels and ranks of one network as the axes of one search space.
+"""Ranks of layers as axes of a search space: which there are, and what structures cost that have them.
 
-A structure is a row of integers: the width of every channel group, then a rank for every layer that could become a sequence
-(`svd`). The full rank stands for the plain layer; ranks between it and the largest that saves something are not legal. As a layer
+The full rank stands for the plain layer; ranks between it and the largest that saves something are not legal. As a layer
 narrows, so does what a rank saves: where it no longer does, the layer is plain, in costs, plans and engines alike.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import fx
 
 from compressor.passes.channels.analyze import ChannelGraph
+from compressor.passes.channels.branches import Branch
 from compressor.passes.channels.costs import CostModel, Costs
 from compressor.passes.channels.layer_costs import Layer
 from compressor.passes.labels.groups import ChannelGroup, Grouping
@@ -21,7 +20,6 @@ from compressor.passes.labels.labeler import IntArray, Labeler
 from compressor.passes.layers.factorizable import factorizable, sizes_of
 from compressor.passes.layers.forms import FORMS, Sizes
 from compressor.passes.layers.product import Product, is_product
-from compressor.values.plan import Factorization, Structure
 
 _UNIT = Sizes(1, 1, ())  # one element
 _LEVELS = 12  # ranks of one layer that a search may choose, the plain layer not counted
@@ -48,18 +46,23 @@ class RankAxis(ChannelGroup):
 
 
 class RankedCosts(CostModel):
-    """Costs as a function of widths and ranks.
+    """Costs as a function of widths, ranks, and of which branches are there.
 
     Args:
         gm: The traced graph.
         labeler: The facts of its walk.
         grouping: Its groups.
         layers: The layers of the rank axes.
+        branches: Those that may go; their columns are behind those of the ranks.
     """
 
-    def __init__(self, gm: fx.GraphModule, labeler: Labeler, grouping: Grouping, layers: Sequence[Layer]) -> None:
-        super().__init__(gm, labeler, grouping)
-        self._groups = len(grouping.groups)
+    def __init__(
+        self, gm: fx.GraphModule, labeler: Labeler, grouping: Grouping, layers: Sequence[Layer], branches: Sequence[Branch] = ()
+    ) -> None:
+        super().__init__(gm, labeler, grouping, branches)
+        self._groups, self._layers = len(grouping.groups), len(layers)
+        holds = [[layer.name in branch.layers for branch in branches] for layer in layers]
+        self._holds = np.array(holds, dtype=bool).reshape(len(layers), len(branches))
         # MACs and elements are those of the layer, dense I O, less those of its sequence, r (a I + b O): all layers at once
         self._macs, self._elements = (
             np.array([own[k] for own in map(_slopes, layers)], dtype=np.int64).reshape(-1, 3).T for k in (0, 1)
@@ -90,13 +93,16 @@ class RankedCosts(CostModel):
 
     def _built(self, rows: NDArray[np.int64]) -> tuple[IntArray, IntArray, IntArray]:
         """The rank that each layer is built with, and the MACs and elements that this saves; (structures, axes) each."""
-        lengths, asked = self._lengths(rows), rows[:, self._groups :]
+        lengths, asked = self._lengths(rows), rows[:, self._groups : self._groups + self._layers]
         outputs, inputs = (np.where(columns >= 0, lengths[:, columns], fixed) for columns, fixed in (self._outputs, self._inputs))
         macs, elements = (
             dense * inputs * outputs - asked * (by_input * inputs + by_output * outputs)
             for dense, by_input, by_output in (self._macs, self._elements)
         )
         built = (elements > 0) & (macs > 0) & (asked <= np.minimum(outputs, inputs * self._kernels))
+        gone = rows[:, self._groups + self._layers :] == 0  # (structures, branches)
+        if gone.any():
+            built &= ~(gone[:, None, :] & self._holds[None, :, : gone.shape[1]]).any(axis=2)
         return np.where(built, asked, 0), np.where(built, macs, 0), np.where(built, elements, 0)
 
     def _sides(self, sides: Sequence[tuple[str, int]]) -> tuple[IntArray, IntArray]:
@@ -105,7 +111,7 @@ class RankedCosts(CostModel):
         return np.array(columns, dtype=np.int64), np.array([self._shapes[name][axis] for name, axis in sides], dtype=np.int64)
 
     def _lengths(self, widths: NDArray[np.int64]) -> NDArray[np.int64]:
-        return super()._lengths(widths[:, : self._groups])
+        return super()._lengths(np.concatenate([widths[:, : self._groups], widths[:, self._groups + self._layers :]], axis=1))
 
 
 def _slopes(layer: Layer) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
@@ -117,73 +123,20 @@ def _slopes(layer: Layer) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
     return (dense.macs, more.macs, one.macs - more.macs), (dense.elements, more.elements, one.elements - more.elements)
 
 
-def axes_of(channels: ChannelGraph) -> tuple[RankAxis, ...]:
-    """The rank axes of a network; none where its channels alone are searched."""
-    return channels.axes if isinstance(channels, RankedChannels) else ()
-
-
-@dataclass(frozen=True, eq=False)
-class RankedChannels(ChannelGraph):
-    """A network's channel groups, and the ranks of its layers behind them.
-
-    Attributes, besides those of `ChannelGraph`:
-        axes: Of the layers that may become sequences.
-    """
-
-    axes: tuple[RankAxis, ...] = ()
-
-    @classmethod
-    def of(cls, channels: ChannelGraph) -> "RankedChannels":
-        """With an axis for every convolution of one block but the first, and where a sequence can save anything."""
-        graph = channels.graph
-        able = factorizable(graph, FORMS["svd"])
-        names = [str(node.target) for node in graph.graph.nodes if is_product(graph, node)]
-        axes = []
-        for name in names[1:]:
-            product = Product(graph.get_submodule(name))
-            if product.channel_axis != 1 or product.blocks > 1 or able[name] is not None:
-                continue
-            sizes = sizes_of(product.module)
-            (full,) = FORMS["svd"].full(sizes)
-            largest = (sizes.elements - 1) // (product.columns + product.outputs)
-            if 1 <= largest < full:
-                cells = (tuple(range(full)),)
-                axes.append(RankAxis(f"{name}:svd:0", full, (name,), (name,), None, cells, 1, (), 1, name, largest))
-        return cls(channels.graph, channels.walk, channels.grouping, channels.digest, tuple(axes))
-
-    @property
-    def groups(self) -> tuple[ChannelGroup, ...]:
-        """Channel groups, then rank axes."""
-        return (*self.grouping.groups, *self.axes)
-
-    @property
-    def free(self) -> tuple[ChannelGroup, ...]:
-        """The channel groups that may be narrowed; rank axes are not among them."""
-        return self.plain.free
-
-    @cached_property
-    def plain(self) -> ChannelGraph:
-        """The channel groups alone."""
-        return ChannelGraph(self.graph, self.walk, self.grouping, self.digest)
-
-    @cached_property
-    def costs(self) -> RankedCosts:
-        """Costs as a function of widths and ranks."""
-        return RankedCosts(self.graph, self.walk.labeler, self.grouping, [Layer.of(self.plain, axis.layer) for axis in self.axes])
-
-    def costs_of(self, structure: Structure) -> Costs:
-        """See `ChannelGraph`."""
-        return self.plain.costs_of(structure)
-
-    def widths(self, structures: Sequence[Structure]) -> NDArray[np.int64]:
-        """Structures as rows; a layer without a rank has its full one."""
-        ranks = [dict(structure.ranks) for structure in structures]
-        own = np.array([[row.get(axis.name, axis.size) for axis in self.axes] for row in ranks], dtype=np.int64)
-        return np.concatenate([self.plain.widths(structures), own.reshape(len(structures), len(self.axes))], axis=1)
-
-    def structure_of(self, row: NDArray[np.int64]) -> Structure:
-        """The structure of a row; ranks that would save nothing are left out."""
-        found = self.plain.structure_of(row[: len(self.grouping.groups)])
-        ranks = self.costs.ranks(row[None])[0].tolist()
-        factors = [Factorization(axis.layer, "svd", (rank,)) for axis, rank in zip(self.axes, ranks, strict=True) if rank]
-        return Structure(found.widths, tuple(pair for one in factors for pair in one.axes))
+def rank_axes_of(channels: ChannelGraph) -> tuple[RankAxis, ...]:
+    """An axis for every convolution of one block but the first, and where a sequence can save anything."""
+    graph = channels.graph
+    able = factorizable(graph, FORMS["svd"])
+    names = [str(node.target) for node in graph.graph.nodes if is_product(graph, node)]
+    axes = []
+    for name in names[1:]:
+        product = Product(graph.get_submodule(name))
+        if product.channel_axis != 1 or product.blocks > 1 or able[name] is not None:
+            continue
+        sizes = sizes_of(product.module)
+        (full,) = FORMS["svd"].full(sizes)
+        largest = (sizes.elements - 1) // (product.columns + product.outputs)
+        if 1 <= largest < full:
+            cells = (tuple(range(full)),)
+            axes.append(RankAxis(f"{name}:svd:0", full, (name,), (name,), None, cells, 1, (), 1, name, largest))
+    return tuple(axes)

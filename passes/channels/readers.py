@@ -41,6 +41,7 @@ class Reader:
         outputs: Label of each output channel, or None.
         norm: Node of the batch norm that alone reads its output, where there is one.
         shortcut: Node of what is added to that, where there is one.
+        end: Node of the sum, else of the norm, else of the layer.
     """
 
     node: str
@@ -49,6 +50,7 @@ class Reader:
     outputs: IntArray | None
     norm: str | None
     shortcut: str | None
+    end: str
 
 
 def readers_of(channels: ChannelGraph) -> dict[str, Reader]:
@@ -65,9 +67,10 @@ def readers_of(channels: ChannelGraph) -> dict[str, Reader]:
         call = channels.walk.calls[node.name]
         values = (call.tensor("input"), channels.walk.values[node.name][0])
         inputs, outputs = (value.axes.get(axis % len(value.shape)) for value in values)
-        found[node.name] = Reader(
-            node.name, str(node.target), inputs, outputs, norm.name if norm else None, shortcut.name if shortcut else None
-        )
+        last = norm or node
+        end = next(iter(last.users)) if shortcut is not None else last
+        names = (norm.name if norm else None, shortcut.name if shortcut else None, end.name)
+        found[node.name] = Reader(node.name, str(node.target), inputs, outputs, *names)
     return found
 
 

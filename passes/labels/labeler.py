@@ -101,11 +101,13 @@ class Term:
         layer: The layer that spends them.
         constant: What does not depend on widths (positions, kernel size).
         factors: `(labels, divisor)`; the live count of the labels, divided.
+        node: The node of the op.
     """
 
     layer: str
     constant: int
     factors: tuple[tuple[IntArray, int], ...]
+    node: str = ""
 
 
 class Labeler:
@@ -127,6 +129,7 @@ class Labeler:
         self.regular: list[tuple[IntArray, str]] = []
         self.slots: dict[tuple[str, int], Slot] = {}
         self.terms: list[Term] = []
+        self.node = ""
         self._parameters: dict[str, Value] = {}
         self._blank: list[int] = []  # first and past-the-last label of every run of blanks, ascending
 
@@ -207,7 +210,7 @@ class Labeler:
 
     def spend(self, layer: str, constant: int, *factors: tuple[IntArray, int]) -> None:
         """Record multiply-accumulates."""
-        self.terms.append(Term(layer, constant, factors))
+        self.terms.append(Term(layer, constant, factors, self.node))
 
     def parameter(self, name: str, tensor: Tensor, axes: Sequence[int] | None = None) -> Value:
         """The labels of a stored tensor: fresh ones per axis at its first use, the same ones later.

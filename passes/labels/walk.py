@@ -127,6 +127,7 @@ class _Walker:
             self._refuse(call)
             return
         first = self.labeler.count
+        self.labeler.node = node.name
         try:
             result = function(call, self.labeler)
         except Exception as error:  # an op in a form that its rule was not made for: frozen like an unknown one, and said

@@ -1,4 +1,4 @@
-"""`Moments`: mean and covariance of samples that come in parts, in float64 and in one pass."""
+"""`Moments` and `Targets`: means and covariances of samples that come in parts, in float64 and in one pass."""
 
 import torch
 from torch import Tensor
@@ -78,3 +78,43 @@ class Moments:
         """E[y xᵀ] - E[y] E[x]ᵀ, (blocks, targets, features)."""
         rest, own = self._sums[0] / self.count, self._sums[1] / self.count
         return self._products[1] / self.count - own[:, :, None] * rest[:, None, :]
+
+
+class Targets:
+    """Moments of targets with features whose own moments are known.
+
+    Args:
+        mean: E[x], (blocks, features).
+    """
+
+    def __init__(self, mean: Tensor) -> None:
+        self._features = mean[:, None]
+        self.count = 0
+        self._shift = self._sum = self._squares = self._product = torch.zeros(0)
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Take in more samples: x (samples, blocks, features) and y (samples, blocks, targets), float64."""
+        features, targets = x.transpose(0, 1) - self._features, y.transpose(0, 1)
+        if not self.count:
+            self._shift = targets.mean(1)
+            self._sum, self._squares = torch.zeros_like(self._shift), torch.zeros_like(self._shift)
+            self._product = targets.new_zeros(*self._shift.shape, x.shape[2])
+        targets = targets - self._shift[:, None]
+        self._sum, self._squares = self._sum + targets.sum(1), self._squares + targets.square().sum(1)
+        self._product += targets.transpose(1, 2) @ features
+        self.count += len(x)
+
+    @property
+    def mean(self) -> Tensor:
+        """E[y], (blocks, targets)."""
+        return self._shift + self._sum / self.count
+
+    @property
+    def variance(self) -> Tensor:
+        """Per target, (blocks, targets)."""
+        return self._squares / self.count - (self._sum / self.count).square()
+
+    @property
+    def cross(self) -> Tensor:
+        """E[y xᵀ] - E[y] E[x]ᵀ, (blocks, targets, features); the mean of x is that of all samples."""
+        return self._product / self.count

@@ -1,4 +1,4 @@
-"""`RemoveChannels`: build the graph that a plan describes, and leave the old one alone.
+"""`RemoveChannels`: build the graph that a plan describes, without its channels and branches, and leave the old one alone.
 
 Along every label that goes, parameters and buffers are narrowed, module attributes and constants of the
 graph (sizes in view, split, slice, pad, …) are edited. Only what stays is copied, and only once: a search
@@ -24,6 +24,7 @@ from compressor.passes.tracing.shapes import VALUE
 from compressor.passes.tracing.trace import device_of
 from compressor.passes.transforms.base import PassResult
 from compressor.passes.transforms.gather_inputs import gather_inputs
+from compressor.passes.transforms.remove_branches import chosen, remove_branches
 from compressor.passes.transforms.update_attributes import fit
 from compressor.values.plan import Plan
 
@@ -62,9 +63,8 @@ class RemoveChannels:
         for node in list(graph.nodes):
             _edit(new, node, channels, kept_of)
         self._gather(new, channels, masks)
-        graph.lint()
-        new.recompile()
-        modified = not all(mask.all() for mask in masks) or bool(self._plan.reads)
+        remove_branches(new, chosen(channels.branches, self._plan.removed))
+        modified = not all(mask.all() for mask in masks) or bool(self._plan.reads) or bool(self._plan.removed)
         logger.info("RemoveChannels: %d of %d channels stay", sum(int(m.sum()) for m in masks), sum(len(m) for m in masks))
         return PassResult(new, modified)
 

@@ -25,6 +25,7 @@ from compressor.passes.labels.labeler import IntArray, Value
 from compressor.passes.layers.product import Product
 from compressor.passes.tracing.modes import full_float32
 from compressor.passes.tracing.trace import BATCH, DYNAMIC, device_of, example_inputs_of, outputs_of
+from compressor.passes.transforms.remove_branches import chosen
 from compressor.passes.transforms.update_attributes import fit
 from compressor.values.plan import Plan
 
@@ -66,9 +67,13 @@ class _Masked(fx.Interpreter):
         self._channels = channels
         self._kept_of = channels.keeper(masks)
         self._parts = inputs_read(channels, plan, masks)
+        self._shortcuts = {branch.at: branch.shortcut for branch in chosen(channels.branches, plan.removed)}
+        self._nodes = {node.name: node for node in channels.graph.graph.nodes}
 
     def run_node(self, n: fx.Node) -> Any:
         """Mask the tensor arguments of ops that contract channels; run those that count channels on what stays."""
+        if n.name in self._shortcuts:
+            return self.env[self._nodes[self._shortcuts[n.name]]].clone()  # a later op may write to the one of the two
         if n.name in self._channels.walk.labeler.statistics:
             return self._over_what_stays(n)
         if not self._reads(n):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import fx, nn
 
 from compressor.passes.channels.analyze import ChannelGraph
-from compressor.passes.channels.rank_axes import RankedChannels, axes_of
+from compressor.passes.channels.search_space import SearchSpace, ranks_of
 from compressor.passes.tracing.shapes import shapes_of
 from compressor.runtime.backends.base import LayerTime
 
@@ -44,7 +44,7 @@ class Block:
 def blocks_of(channels: ChannelGraph) -> tuple[Block, ...]:
     """All blocks of a network, in the order of the graph; a layer that is used several times is one block per use."""
     found: list[Block] = []
-    ranked = {axis.layer for axis in axes_of(channels)}
+    ranked = {axis.layer for axis in ranks_of(channels)}
     for node in channels.graph.graph.nodes:
         module = channels.graph.get_submodule(node.target) if node.op == "call_module" else None
         if not isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
@@ -96,10 +96,10 @@ def widths_in(channels: ChannelGraph, blocks: Sequence[Block], rows: NDArray[np.
         rows: (structures, groups): the width of every group.
 
     Returns:
-        (structures, blocks, 2): channels read and made; 0 where a structure has no such block.
+        (structures, blocks, 2): channels read and made; 0 where a structure has no such block, or a branch with it is gone.
     """
-    if axes_of(channels):
-        return _with_ranks(channels, blocks, rows)
+    if isinstance(channels, SearchSpace):
+        return _in_space(channels, blocks, rows)
     found = np.empty((len(rows), len(blocks), 2), dtype=np.int64)
     slots = channels.walk.labeler.slots
     asked: list[tuple[str, int]] = []
@@ -120,13 +120,12 @@ def widths_in(channels: ChannelGraph, blocks: Sequence[Block], rows: NDArray[np.
     return found
 
 
-def _with_ranks(channels: ChannelGraph, blocks: Sequence[Block], rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The same where layers may be sequences: a layer is there as itself, or as its two stages."""
-    assert isinstance(channels, RankedChannels)
+def _in_space(channels: SearchSpace, blocks: Sequence[Block], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The same where branches may be gone, and layers sequences: a layer is there as itself, or as its two stages."""
     plain = [block for block in blocks if not block.instead_of]
     widths = widths_in(channels.plain, plain, rows[:, : len(channels.grouping.groups)])
     of_layer = {block.name: widths[:, k] for k, block in enumerate(plain)}
-    ranks = dict(zip((axis.layer for axis in channels.axes), channels.costs.ranks(rows).T, strict=True))
+    ranks = dict(zip((axis.layer for axis in channels.ranks), channels.costs.ranks(rows).T, strict=True))
     found = np.zeros((len(rows), len(blocks), 2), dtype=np.int64)
     for k, block in enumerate(blocks):
         layer = block.instead_of or block.name
@@ -135,6 +134,10 @@ def _with_ranks(channels: ChannelGraph, blocks: Sequence[Block], rows: NDArray[n
         if block.instead_of:
             own[:, 1 if block.name.endswith(".0") else 0] = rank
         found[:, k] = np.where(((rank > 0) == bool(block.instead_of))[:, None], own, 0)
+    there = rows[:, rows.shape[1] - len(channels.depth) :]
+    for axis, column in zip(channels.depth, there.T, strict=True):
+        held = [k for k, block in enumerate(blocks) if (block.instead_of or block.name) in axis.branch.layers]
+        found[np.ix_(column == 0, held)] = 0
     return found
 
 

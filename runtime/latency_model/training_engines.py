@@ -152,4 +152,4 @@ def plan_of(channels: ChannelGraph, structure: Structure) -> Plan:
         width = widths.get(group.name, group.size)
         if width < group.size:
             kept[group.name] = [unit for cell in group.cells for unit in cell[: group.quota(cell, width)]]
-    return Plan.keep(kept, channels.digest, factors=Factorization.of_axes(structure.ranks))
+    return Plan.keep(kept, channels.digest, factors=Factorization.of_axes(structure.ranks), removed=structure.removed)

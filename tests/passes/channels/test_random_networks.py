@@ -231,9 +231,11 @@ def check_random(program, seed):
     for group in channels.free:
         width = int(generator.integers(1, group.size // group.granularity + 1)) * group.granularity
         kept[group.name] = select(group, generator.random(group.size), width)
-    plan = compressor.Plan.keep(kept, channels.digest)
+    removed = {branch.at: branch.name for branch in channels.branches if generator.random() < 0.5}  # one at most of an addition
+    plan = compressor.Plan.keep(kept, channels.digest, removed=removed.values())
     assert compressor.Plan.from_json(plan.to_json()) == plan
-    assert channels.nearest({name: len(indices) for name, indices in kept.items()}) == channels.structure(plan)
+    widths = {name: len(indices) for name, indices in kept.items()}
+    assert channels.nearest(widths).widths == channels.structure(plan).widths
     small = check_plan(model, inputs, channels, plan)
     again = compressor.apply(plan, channels.graph)
     with torch.no_grad():
@@ -247,7 +249,7 @@ def check_random(program, seed):
 COMMON = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck), "database": None}
 
 
-@settings(max_examples=60, **COMMON)
+@settings(max_examples=40, **COMMON)
 @given(networks(), st.integers(0, 2**32 - 1))
 @example([("gate", 4), ("transposed", 9), ("grouped", 10)], 374)  # blocks of a transposed weight lose different outputs
 def test_any_legal_plan_of_any_network_removes_what_it_masks(program, seed):

@@ -12,7 +12,8 @@ from compressor.methods.published.aacp import PublishedAACP
 from compressor.methods.published.legr import PublishedLeGR
 from compressor.methods.searching.loss_ranking import singular_values
 from compressor.methods.structures.legal_widths import widths
-from compressor.passes.channels.rank_axes import RankAxis, RankedChannels, axes_of
+from compressor.passes.channels.rank_axes import RankAxis
+from compressor.passes.channels.search_space import SearchSpace, ranks_of
 from compressor.passes.fitting.rank_losses import rank_curves
 from compressor.passes.fitting.settings import Compensation as Settings
 from compressor.passes.statistics.calibration import Calibration
@@ -31,7 +32,7 @@ QUICK = Fitness("compensate", holdout=200, images=100)
 
 @pytest.fixture(scope="module")
 def ranked():
-    return RankedChannels.of(compressor.analyze(residual()))
+    return SearchSpace.of(compressor.analyze(residual()))
 
 
 def rows_of(ranked, count=40, seed=0):
@@ -41,11 +42,11 @@ def rows_of(ranked, count=40, seed=0):
 
 
 def test_there_is_an_axis_for_every_layer_that_could_save_something(ranked):
-    assert [axis.layer for axis in ranked.axes] == ["a", "b", "down"]
+    assert [axis.layer for axis in ranked.ranks] == ["a", "b", "down"]
     assert ranked.groups[: len(ranked.plain.groups)] == ranked.plain.groups
-    assert not set(ranked.free) & set(ranked.axes)
-    assert axes_of(ranked.plain) == ()
-    by_layer = {axis.layer: axis for axis in ranked.axes}
+    assert not set(ranked.free) & set(ranked.ranks)
+    assert ranks_of(ranked.plain) == ()
+    by_layer = {axis.layer: axis for axis in ranked.ranks}
     assert by_layer["a"].size == 12
     assert by_layer["a"].largest == (12 * 72 - 1) // (72 + 12)
     assert widths(by_layer["a"], 1)[-2:] == (10, 12)
@@ -82,9 +83,9 @@ def test_rows_and_structures_are_the_same(ranked):
 def test_the_loss_of_a_rank_is_measured_on_the_output(ranked):
     torch.manual_seed(0)
     images = Calibration.read([(torch.randn(32, 3, 8, 8),) for _ in range(4)], ranked.graph, 128)
-    curves = rank_curves(ranked, ranked.axes, images, Settings(images=128, positions=10**6), probes=32)
-    assert set(curves) == {axis.name for axis in ranked.axes}
-    for axis in ranked.axes:
+    curves = rank_curves(ranked, ranked.ranks, images, Settings(images=128, positions=10**6), probes=32)
+    assert set(curves) == {axis.name for axis in ranked.ranks}
+    for axis in ranked.ranks:
         loss = curves[axis.name].ranking.loss
         assert len(loss) == axis.size + 1
         assert (np.diff(loss) <= 1e-9).all()
@@ -130,10 +131,10 @@ def test_the_latency_model_knows_sequences(ranked, tmp_path):
 
 
 def test_singular_values_are_scores(problem):  # noqa: F811
-    ranked = RankedChannels.of(problem.channels)
+    ranked = SearchSpace.of(problem.channels)
     found = singular_values(ranked)
-    assert set(found) == {axis.name for axis in ranked.axes}
-    for axis in ranked.axes:
+    assert set(found) == {axis.name for axis in ranked.ranks}
+    for axis in ranked.ranks:
         assert len(found[axis.name]) == axis.size
         assert (np.diff(found[axis.name]) <= 1e-12).all()
     assert singular_values(problem.channels) == {}
@@ -170,7 +171,7 @@ def test_ranks_are_searched_where_channels_alone_do_not_suffice(problem, monkeyp
 
 
 def test_an_axis_is_a_group_of_singular_values(ranked):
-    axis = ranked.axes[0]
+    axis = ranked.ranks[0]
     assert isinstance(axis, RankAxis)
     assert axis.granularity == 1
     assert axis.quota(axis.cells[0], 5) == 5
