@@ -21,7 +21,8 @@ from compressor.errors import DataError
 from compressor.passes.channels.analyze import ChannelGraph
 from compressor.passes.channels.readers import readers_of
 from compressor.passes.fitting.compensate import Compensate
-from compressor.passes.fitting.fit_layers import fit_on_statistics, jobs_of
+from compressor.passes.fitting.fit_layers import fit_on_statistics
+from compressor.passes.fitting.jobs import jobs_of
 from compressor.passes.fitting.settings import Compensation
 from compressor.passes.statistics.calibration import Calibration
 from compressor.passes.statistics.collect import Statistics, collect

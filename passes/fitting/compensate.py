@@ -26,7 +26,8 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from compressor.passes.channels.analyze import ChannelGraph
-from compressor.passes.fitting.fit_layers import fit_on_original, fit_side_by_side, jobs_of
+from compressor.passes.fitting.fit_layers import fit_on_original, fit_side_by_side
+from compressor.passes.fitting.jobs import jobs_behind, jobs_of
 from compressor.passes.fitting.settings import Compensation, Repair
 from compressor.passes.statistics.calibration import Calibration
 from compressor.passes.statistics.original_outputs import Original
@@ -88,12 +89,11 @@ class Compensate:
     def run(self, gm: fx.GraphModule) -> Compensated:
         """The same, with what was done to each layer."""
         masks = self._channels.kept_masks(self._plan)
-        if all(mask.all() for mask in masks) and not self._plan.reads and not self._plan.factors:
+        if all(mask.all() for mask in masks) and not (self._plan.reads or self._plan.factors or self._plan.removed):
             return Compensated(gm)
         settings, result = self._settings, quiet_deepcopy(gm)
         jobs = jobs_of(self._channels, masks, result, self._plan)
-        first = next((k for k, job in enumerate(jobs) if job.changes), len(jobs))  # in front of it all is as it was
-        jobs = [job for job in jobs[first:] if job.changes or settings.side_by_side]
+        jobs = [job for job in jobs_behind(self._channels, self._plan, jobs) if job.changes or settings.side_by_side]
         own = (self._channels, result, jobs, self._calibration.first(settings.images), settings, self._seed)
         with full_float32(), eval_mode(self._channels.graph), eval_mode(result):
             repairs = fit_side_by_side(*own, self._original) if settings.side_by_side else fit_on_original(*own)

@@ -1,116 +1,25 @@
 """Fitting the layers of a narrowed network to what the original gives: the work behind `Compensate`, which explains it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from compressor.errors import PassError
 from compressor.passes.channels.analyze import ChannelGraph
-from compressor.passes.channels.readers import Reader, affine, inputs_read, kept_channels, norm_of, readers_of
-from compressor.passes.fitting.rank_reduction import reduced
+from compressor.passes.channels.readers import Reader, norm_of
+from compressor.passes.fitting.jobs import Job
 from compressor.passes.fitting.regression import Facts, Solution, error_of, pooled, solve, solve_held_out
+from compressor.passes.fitting.samples import Samples
 from compressor.passes.fitting.settings import Compensation, Repair
-from compressor.passes.layers.factorizable import sizes_of
-from compressor.passes.layers.forms import Stage
 from compressor.passes.layers.product import Product
 from compressor.passes.statistics.calibration import Calibration
-from compressor.passes.statistics.collect import Statistics, check_finite, collect, parts_of
-from compressor.passes.statistics.moments import Moments
+from compressor.passes.statistics.collect import Statistics, collect, parts_of
 from compressor.passes.statistics.original_outputs import Original
 from compressor.passes.statistics.partial_run import Prefix, Shelf
-from compressor.passes.transforms.factorize_conv import STAGES
-from compressor.values.plan import Factorization, Plan
 
-_NEGLIGIBLE = 1e-3  # of the largest scale of a norm: an output scaled by less cannot make up for a shortcut
-
-
-@dataclass(frozen=True, eq=False)
-class Job:
-    """A layer to be fitted.
-
-    Attributes:
-        reader: The layer, and what stands behind it.
-        source: Node that it reads.
-        whole: It in the original network.
-        product: It in the narrowed one.
-        rows: (kept outputs,): which outputs stay.
-        columns: (blocks, kept columns): which columns of each block stay, where blocks do not go as a whole.
-        loses: Whether it lost inputs.
-        factorization: What it becomes afterwards: its new weight is one that this writes exactly.
-    """
-
-    reader: Reader
-    source: str
-    whole: Product
-    product: Product
-    rows: Tensor
-    columns: Tensor
-    loses: bool
-    factorization: Factorization | None = None
-
-    @property
-    def changes(self) -> bool:
-        """Whether the plan does something to it."""
-        return self.loses or self.factorization is not None
-
-    def reduced(self, graph: fx.GraphModule, matrix: Tensor, covariance: Tensor | None) -> Tensor:
-        """The nearest weight, by what it makes of features with this covariance, that the factorization can write.
-
-        How it writes it is noted at the layer's node.
-        """
-        if self.factorization is None:
-            return matrix
-        scale = affine(graph, self.reader.norm, self.product.outputs)[0].reshape(matrix.shape[:2])
-        found = reduced(matrix, sizes_of(self.product.module), self.factorization, covariance, scale)
-        node = next(node for node in graph.graph.nodes if node.name == self.reader.node)
-        node.meta[STAGES] = _as_stored(found.stages) if self.product.transposed and found.stages else found.stages
-        return found.matrix
-
-
-def _as_stored(stages: Sequence[Sequence[Stage]]) -> list[list[Stage]]:
-    """Sequences of a transposed convolution, whose kernel runs the other way in its matrix; see `Product.matrix`."""
-    return [[replace(one, weight=np.flip(one.weight, tuple(range(2, one.weight.ndim)))) for one in own] for own in stages]
-
-
-def jobs_of(
-    channels: ChannelGraph, masks: Sequence[NDArray[np.bool_]], narrowed: fx.GraphModule, plan: Plan | None = None
-) -> list[Job]:
-    """Every layer of the narrowed network that can be fitted, in the order of the graph.
-
-    Args:
-        channels: The analysis of the original network.
-        masks: What stays of each group.
-        narrowed: The narrowed network.
-        plan: It was narrowed by, where layers read a part of a stream or are factorized.
-    """
-    factors = {one.layer: one for one in plan.factors} if plan is not None else {}
-    reads = inputs_read(channels, plan, masks) if plan is not None else {}
-    nodes = {node.name: node for node in narrowed.graph.nodes}
-    jobs = []
-    for reader in readers_of(channels).values():
-        if reader.node not in nodes:
-            continue
-        whole, product = Product(channels.graph.get_submodule(reader.layer)), Product(narrowed.get_submodule(reader.layer))
-        inputs = reads.get(reader.node, kept_channels(reader.inputs, masks, channels, whole.inputs))
-        rows = torch.from_numpy(np.flatnonzero(kept_channels(reader.outputs, masks, channels, whole.outputs)))
-        device = product.weight.device
-        stays = inputs.repeat(whole.kernel).reshape(whole.blocks, -1)
-        columns = [torch.from_numpy(np.flatnonzero(own)) for own in stays if own.any()]  # a depthwise block goes as a whole
-        if product.outputs != len(rows) or {len(own) for own in columns} != {product.columns}:
-            raise PassError(
-                f"`{reader.layer}` has {product.outputs} outputs and {product.columns} columns, the plan leaves {len(rows)} and "
-                f"{len(columns[0]) if columns else 0}; this is not the original network narrowed by this plan"
-            )
-        node = nodes[reader.node]
-        source, loses = node.all_input_nodes[0].name, not inputs.all()
-        kept = torch.stack(columns).to(device)
-        jobs.append(Job(reader, source, whole, product, rows.to(device), kept, loses, factors.get(reader.layer)))
-    return jobs
+_ROUNDS = 1  # of a fit through an activation: what more of them gain is a sixth of what the first one does
 
 
 def fit_on_original(
@@ -206,14 +115,27 @@ def fit_side_by_side(
     settings: Compensation,
     seed: int,
     original: Original | None = None,
+    own: Prefix | None = None,
 ) -> list[Repair]:
-    """Fit layer after layer on what the network as repaired so far shows it; `narrowed` is changed in place."""
+    """Fit layer after layer on what the network as repaired so far shows it; `narrowed` is changed in place.
+
+    Args:
+        channels: The analysis of the original network.
+        narrowed: The narrowed one.
+        jobs: The layers, in the order of the graph.
+        calibration: Images.
+        settings: How.
+        seed: Of the positions that are looked at.
+        original: What the original shows, where it is known.
+        own: The narrowed network run up to the first layer, where it has been.
+    """
     shelf = Shelf(settings.memory_mb << 20)
-    original = original or Original(channels.graph, calibration, settings.positions, seed, shelf)
-    own = Prefix(narrowed, calibration, shelf)
+    targets = {job.target for job in jobs if job.target}
+    original = original or Original(channels, calibration, settings.positions, seed, shelf, targets)
+    own = own or Prefix(narrowed, calibration, shelf)
     repairs: list[Repair] = []
     for job in jobs:
-        original.through(job.reader)
+        original.through(job.reader, job.target)
         own.before(job.reader.node)
         repairs.append(_fit(channels.graph, job, original, own, settings))
     return repairs
@@ -234,9 +156,15 @@ def _fit(graph: fx.GraphModule, job: Job, original: Original, own: Prefix, setti
         solutions.append(solution)
         matrix[:, :, part], bias = solution.matrix, solution.bias
         count, variance = sum(n for _, n in halves), variance or float(pooled(halves).target_variance.sum())
+    facts = pooled(halves) if len(parts) == 1 else None
+    for _ in range(_ROUNDS if samples.linear is not None else 0):
+        if facts is None:
+            break
+        facts = samples.behind_activation(facts, matrix, bias)
+        solutions.append(solve(facts, job.product.matrix(), bias, solutions[0].ridge, settings.rescale))
+        matrix, bias = solutions[-1].matrix, solutions[-1].bias
     before, after = (float(error.sum()) / max(variance, 1e-300) for error in (solutions[0].before, solutions[-1].after))
     if job.factorization is not None:
-        facts = pooled(halves) if len(parts) == 1 else None
         matrix = job.reduced(own.graph, matrix, None if facts is None else facts.covariance)
         if facts is not None:
             bias = facts.target_mean - (matrix @ facts.mean[:, :, None])[:, :, 0]
@@ -244,58 +172,6 @@ def _fit(graph: fx.GraphModule, job: Job, original: Original, own: Prefix, setti
     write(own.graph, job.reader, job.product, matrix, bias.flatten())
     held_out /= max(variance, 1e-300)
     return Repair(job.reader.layer, before, after, count, len(parts), max(s.ridge for s in solutions), held_out)
-
-
-class Samples:
-    """What a layer of the narrowed network reads and what it should give, batch by batch."""
-
-    def __init__(self, graph: fx.GraphModule, job: Job, original: Original, own: Prefix, settings: Compensation) -> None:
-        self._job, self._original, self._own = job, original, own
-        self._memory = settings.memory_mb << 19
-        norm, shortcut = job.reader.norm, job.reader.shortcut
-        self._wanted = tuple(own[job.rows] for own in affine(graph, norm, job.whole.outputs))
-        self._scale, self._shift = affine(own.graph, norm, len(job.rows))
-        self._sure = self._scale.abs() > _NEGLIGIBLE * self._scale.abs().max()
-        self._shortcut = shortcut if shortcut is not None and own.has(shortcut) else None
-
-    def facts(self, columns: slice | Tensor, rest: Tensor | None = None) -> list[tuple[Facts, int]]:
-        """Of every second image, and of the others, with the number of samples of each.
-
-        Args:
-            columns: Which columns: a range, or (blocks, columns) indices.
-            rest: (blocks, outputs per block, all columns): what other columns give, which is taken off the target.
-        """
-        halves = [Moments(), Moments()]
-        image = 0
-        for batch in range(len(self._own)):
-            for x, y in self._portions(batch):  # (images, positions, blocks, …)
-                if rest is not None:
-                    y = y - torch.einsum("npgd,god->npgo", x.double(), rest)
-                x = x[..., columns] if isinstance(columns, slice) else x.gather(3, columns.expand(*x.shape[:2], -1, -1))
-                for parity, moments in enumerate(halves):
-                    first = (parity + image) % 2
-                    moments.add(x[first::2].flatten(0, 1), y[first::2].flatten(0, 1))
-                image += len(x)
-        found = [(Facts(m.mean, m.covariance, m.target_mean, m.target_variance, m.cross), m.count) for m in halves if m.count]
-        return found if len(found) == 2 else [found[0], (found[0][0], 0)]  # one image along this axis: nothing to hold out
-
-    def _portions(self, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Patches (images, positions, blocks, columns) and targets (images, positions, blocks, outputs), some images at a time."""
-        job = self._job
-        shown = self._original.shown(job.reader, batch)
-        at = shown.at
-        x = self._own.value(job.source, batch)
-        check_finite(x, batch, f"input of `{job.reader.layer}`")
-        y = shown.output[:, job.rows].double()
-        check_finite(y, batch, f"output of `{job.reader.layer}` of the original")
-        want = self._wanted[0] * y + self._wanted[1]
-        if self._shortcut is not None and shown.shortcut is not None:
-            want += shown.shortcut[:, job.rows].double() - job.product.values(self._own.value(self._shortcut, batch), at).double()
-        y = torch.where(self._sure, (want - self._shift) / self._scale, y)  # through the norm, backwards
-        targets = y.reshape(len(x), len(at), job.product.blocks, -1)
-        size = job.product.portion(len(at), self._memory)
-        for images, own in zip(torch.split(x, size), torch.split(targets, size), strict=True):
-            yield job.product.patches(images, at).view(len(images), len(at), job.product.blocks, -1), own
 
 
 def write(graph: fx.GraphModule, reader: Reader, product: Product, matrix: Tensor, bias: Tensor) -> None:

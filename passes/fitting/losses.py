@@ -18,7 +18,8 @@ from compressor.passes.channels.analyze import ChannelGraph
 from compressor.passes.channels.readers import Reader, affine, beyond_repair, columns_of, readers_of
 from compressor.passes.criteria import select
 from compressor.passes.fitting.compensated_ranking import Ranking, Reading, rank
-from compressor.passes.fitting.fit_layers import fit_on_statistics, jobs_of
+from compressor.passes.fitting.fit_layers import fit_on_statistics
+from compressor.passes.fitting.jobs import jobs_of
 from compressor.passes.fitting.settings import Compensation
 from compressor.passes.labels.groups import ChannelGroup
 from compressor.passes.layers.product import Product

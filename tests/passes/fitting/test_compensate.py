@@ -11,7 +11,7 @@ import compressor
 from compressor.errors import DataError
 from compressor.passes.channels.readers import beyond_repair, readers_of
 from compressor.passes.fitting.compensate import Compensate
-from compressor.passes.fitting.fit_layers import jobs_of
+from compressor.passes.fitting.jobs import jobs_of
 from compressor.passes.fitting.settings import Compensation
 from compressor.passes.statistics.calibration import Calibration
 from compressor.passes.statistics.collect import collect
