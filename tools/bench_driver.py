@@ -126,7 +126,7 @@ def main() -> None:
     found = []
     with Comparison(bench.graph, bench.target, 0) as comparison:
         problem = bench.problem(args.latency, comparison)
-        problem = problem if args.space == "channels" else problem.with_ranks()
+        problem = problem if args.space == "channels" else problem.over(ranks=True)
         curves = bench.curves(problem)
         legal = [widths(group, args.align) for group in problem.channels.groups]
         begun = time.monotonic()

@@ -64,7 +64,10 @@ Steps = Annotated[
     str | None,
     typer.Option(help="Of aacp and factorize: widths or ranks on the measured staircase, or all multiples of align."),
 ]
-Space = Annotated[str | None, typer.Option(help="Of cap, legr and aacp: channels, or channels+ranks; of cap also ranks.")]
+Space = Annotated[
+    str | None,
+    typer.Option(help="Of cap, legr and aacp: channels, or channels+ranks; of cap any of channels, ranks, depth, joined by +."),
+]
 Parallel = Annotated[int | None, typer.Option(min=1, help="Of legr and aacp: candidates under way at once.")]
 Storage = Annotated[
     str | None, typer.Option(help="URL of the study, such as sqlite:///study.db; processes that share it share the work.")

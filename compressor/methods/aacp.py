@@ -26,7 +26,7 @@ from compressor.methods.searching.structure_vectors import Vectors
 from compressor.methods.structures.affordable import Affordable
 from compressor.methods.structures.global_ranking import GlobalRanking, Walk
 from compressor.methods.structures.searched_widths import options_of
-from compressor.passes.channels.rank_axes import axes_of
+from compressor.passes.channels.search_space import ranks_of
 from compressor.passes.criteria import Scores
 from compressor.passes.fitting.losses import rankable
 from compressor.passes.fitting.settings import Compensation
@@ -68,7 +68,7 @@ class AACP(PublishedAACP):
 
     def options(self, problem: Problem) -> list[tuple[int, ...]]:
         """See there."""
-        names = set(rankable(problem.channels)[0]) | {axis.name for axis in axes_of(problem.channels)}
+        names = set(rankable(problem.channels)[0]) | {axis.name for axis in ranks_of(problem.channels)}
         return options_of(problem, self.steps, frozenset(names))
 
     def scores(self, problem: Problem, options: list[tuple[int, ...]], affordable: Affordable) -> dict[str, Scores]:

@@ -7,7 +7,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 from torch import Tensor
 
 from compressor.passes.channels.analyze import ChannelGraph
-from compressor.passes.channels.rank_axes import RankedChannels
+from compressor.passes.channels.search_space import SearchSpace
 from compressor.passes.fitting.settings import Compensation
 from compressor.passes.statistics.calibration import Calibration
 from compressor.runtime.latency_model.model import Observation
@@ -63,9 +63,11 @@ class Problem:
         found = self.channels.costs_of(structure)
         return {"macs": float(found.macs[0]), "params": float(found.params[0]), "memory": float(found.memory_bytes[0])}
 
-    def with_ranks(self) -> "Problem":
-        """The same with the ranks of layers as further axes. Their engines are built by this process, on a cluster too."""
-        return replace(self, channels=RankedChannels.of(self.channels), observe=None)
+    def over(self, ranks: bool = False, depth: bool = False) -> "Problem":
+        """The same with ranks of layers and branches as further axes; engines are then built by this process, on a cluster too."""
+        if not ranks and not depth:
+            return self
+        return replace(self, channels=SearchSpace.of(self.channels, ranks, depth), observe=None)
 
 
 class MethodSettings:

@@ -21,14 +21,15 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeAlias
 
 import numpy as np
 
 from compressor.errors import BackendError, BudgetError, DataError
 from compressor.methods.base import MethodSettings, Problem
-from compressor.methods.losses.allocation import POWERS, RANK_PRICES, Allocation, Weighting
+from compressor.methods.losses.allocation import BRANCH_PRICES, POWERS, RANK_PRICES, Allocation, Weighting
 from compressor.methods.losses.curves import curves_of, images_for_losses
+from compressor.methods.losses.deep_allocation import DeepAllocation
 from compressor.methods.losses.floor import last_above
 from compressor.methods.losses.nearness import Nearness
 from compressor.methods.published.cap import PublishedCaP
@@ -36,7 +37,7 @@ from compressor.methods.structures.legal_widths import widths
 from compressor.methods.structures.meets_budget import closest, meets
 from compressor.methods.structures.paths import Widths, first_within
 from compressor.methods.structures.slower_sequences import refused
-from compressor.passes.channels.rank_axes import axes_of
+from compressor.passes.channels.search_space import depth_of, ranks_of
 from compressor.passes.fitting.losses import Curve, rankable
 from compressor.passes.fitting.settings import Compensation
 from compressor.passes.statistics.calibration import Calibration
@@ -53,13 +54,16 @@ _JUDGED_ON = 512  # images that networks are repaired on while a floor is looked
 _BEGINNING = 0.5  # of the MACs: where the weightings of a walk to a floor are compared
 
 
+Space: TypeAlias = Literal["channels", "ranks", "depth", "channels+ranks", "channels+depth", "ranks+depth", "channels+ranks+depth"]
+
+
 @dataclass(frozen=True)
 class CaP(MethodSettings):
     """Prune with compensation.
 
     Attributes:
         floor: Lowest tolerated share of right answers on the hold-out, 0 to 1, instead of a budget.
-        space: What may go: `channels`, `ranks`, or `channels+ranks`.
+        space: What may go: `channels`, `ranks` and `depth` (branches as a whole), or several of these, joined by `+`.
         accept: Whether sequences have to be faster on the target; `None`: where the budget is a latency.
         holdout: Images of the hold-out that a floor is looked at on.
         probes: Images that sensitivities are measured on.
@@ -72,7 +76,7 @@ class CaP(MethodSettings):
 
     name: ClassVar[str] = "cap"
     floor: float | None = None
-    space: Literal["channels", "ranks", "channels+ranks"] = "channels"
+    space: Space = "channels"
     accept: bool | None = None
     holdout: int = 1000
     probes: int = 256
@@ -92,7 +96,11 @@ class CaP(MethodSettings):
     @property
     def reduces_ranks(self) -> bool:
         """See `Method`."""
-        return self.space != "channels"
+        return bool({"ranks", "depth"} & self._parts)
+
+    @property
+    def _parts(self) -> set[str]:
+        return set(self.space.split("+"))
 
     def plan(self, problem: Problem) -> Plan:
         """Decide what stays.
@@ -102,23 +110,24 @@ class CaP(MethodSettings):
             BudgetError: The budget or the floor cannot be met; the closest that can is said.
         """
         images = images_for_losses(problem)
-        problem = problem if self.space == "channels" else problem.with_ranks()
+        problem = problem.over("ranks" in self._parts, "depth" in self._parts)
+        allocate = DeepAllocation if depth_of(problem.channels) else Allocation
         self._check_possible(problem)
         for name, reason in rankable(problem.channels)[1].items():
             problem.progress.stage(f"{name} is left alone: {reason}")
         used, spared = _divide(images, self.probes)
         settings = self.compensation or Compensation()
-        curves = curves_of(problem, used, settings, self.probes, groups=self.space != "ranks")
+        curves = curves_of(problem, used, settings, self.probes, groups="channels" in self._parts)
         if not curves:
             raise BudgetError("nothing of this network can be compressed by loss curves; `--method magnitude` needs no repair")
         if self.floor is not None:
-            plan = self._to_floor(problem, Allocation(problem, curves, None), used, spared)
+            plan = self._to_floor(problem, allocate(problem, curves, None), used, spared)
             while slow := refused(problem, plan, self.accept):  # every round, at least one layer more is left plain
                 curves = _without(problem, curves, slow)
-                plan = self._to_floor(problem, Allocation(problem, curves, None), used, spared)
+                plan = self._to_floor(problem, allocate(problem, curves, None), used, spared)
             return plan
         latency = self._latency(problem)
-        allocation = Allocation(problem, curves, latency)
+        allocation = allocate(problem, curves, latency)
         order, current = self.order(problem, allocation, used, spared), True
         while True:  # every round, at least one layer more is left plain, or the weightings are compared without those
             plan = self.decided(problem, allocation, order)
@@ -127,7 +136,7 @@ class CaP(MethodSettings):
                 return plan
             if slow:
                 curves = _without(problem, curves, slow)
-                allocation = Allocation(problem, curves, latency)
+                allocation = allocate(problem, curves, latency)
             else:
                 order = self.order(problem, allocation, used, spared)
             current = not slow
@@ -158,7 +167,9 @@ class CaP(MethodSettings):
 
         best = nearest([Weighting(weights) for weights in POWERS])
         best = nearest([replace(best, saved=saved) for saved in allocation.ways])
-        if self.space == "channels+ranks":
+        if depth_of(problem.channels):
+            best = nearest([replace(best, branch=price) for price in BRANCH_PRICES])
+        if {"channels", "ranks"} <= self._parts:
             nearest([replace(best, price=price) for price in RANK_PRICES])
         logger.info("CaP: %s", "; ".join(f"{choice}: {value:.4f}" for choice, value in distances.items()))
         return sorted(distances, key=distances.__getitem__) or [best]
@@ -173,7 +184,7 @@ class CaP(MethodSettings):
         judge = Judge(problem.channels, fitness, problem.validate, used, seed=problem.seed)
         limits = {"macs": _BEGINNING * problem.costs(problem.channels.full)["macs"], **problem.limits}
         halved = replace(problem, limits=limits)
-        weighting = self.order(halved, Allocation(halved, allocation.curves, None), used, spared)[0]
+        weighting = self.order(halved, type(allocation)(halved, allocation.curves, None), used, spared)[0]
         plan = last_above(problem, allocation, weighting, judge, self.floor)
         if not meets(problem, plan):
             raise BudgetError(f"the budget cannot be met with {self.floor} as the lowest accuracy; {closest(problem, plan)}")
@@ -181,10 +192,13 @@ class CaP(MethodSettings):
 
     def _check_possible(self, problem: Problem) -> None:
         """Raise `BudgetError` before anything is computed where even the narrowest network is too large."""
-        names = {axis.name for axis in axes_of(problem.channels)}
+        names = {axis.name for axis in ranks_of(problem.channels)}
         if self.space == "ranks" and not names:
             raise BudgetError("no layer of this network is worth a sequence of smaller ones: there are no ranks to reduce")
-        if self.space != "ranks":
+        names |= {axis.name for axis in depth_of(problem.channels)}
+        if self.space == "depth" and not names:
+            raise BudgetError("this network has no branch beside a shortcut: nothing of it can be removed as a whole")
+        if "channels" in self._parts:
             names |= set(rankable(problem.channels)[0])
         narrowest = [widths(g, problem.target.align)[0] if g.name in names else g.size for g in problem.channels.groups]
         first_within(Widths(problem, {}), np.array([narrowest], dtype=np.int64))
@@ -206,7 +220,7 @@ class CaP(MethodSettings):
 
 def _without(problem: Problem, curves: Mapping[str, Curve], layers: frozenset[str]) -> dict[str, Curve]:
     """Curves but for those of the ranks of some layers, which stay plain."""
-    plain = {axis.name for axis in axes_of(problem.channels) if axis.layer in layers}
+    plain = {axis.name for axis in ranks_of(problem.channels) if axis.layer in layers}
     return {name: own for name, own in curves.items() if name not in plain}
 
 

@@ -139,7 +139,8 @@ def _budget(result: Result) -> str:
 
 def _layers(result: Result, channels: ChannelGraph) -> str:
     before, after = (macs_by_layer(channels, s) for s in (channels.full, channels.structure(result.plan)))
-    changes = _changes(result)
+    gone = {layer: f"gone with {b.name}" for b in channels.branches if b.name in result.plan.removed for layer in b.layers}
+    changes = {**_changes(result), **gone}
     rows = []
     for layer, macs in before.items():
         ratio = f"{after[layer] / macs:.2f}" if macs else ""

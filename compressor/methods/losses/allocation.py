@@ -11,6 +11,7 @@ from compressor.methods.base import Problem
 from compressor.methods.structures.legal_widths import widths
 from compressor.methods.structures.paths import COSTS, Rows, Widths, fitting, give_back, steepest
 from compressor.passes.channels.rank_axes import RankAxis
+from compressor.passes.channels.search_space import BranchAxis
 from compressor.passes.fitting.losses import Curve
 from compressor.runtime.latency_model.model import LatencyModel
 from compressor.values.plan import Plan
@@ -20,6 +21,9 @@ POWERS = {"plain": 0.0, "mixed": 0.5, "sensitivity": 1.0}
 
 RANK_PRICES = (0.5, 1.0, 0.25, None)
 """What the loss of a rank counts for beside that of a channel, the one that is begun with first; None: channels alone."""
+
+BRANCH_PRICES = (1.0, 0.5, 2.0)
+"""What the loss of a branch counts for beside that of a channel, the one that is begun with first."""
 
 SAVED = {"milliseconds": (1.0, 0.0), "both": (0.5, 0.5), "macs": (0.0, 1.0)}
 """What a notch saves where latency is limited: shares of the milliseconds of a latency model, and of the MACs.
@@ -36,16 +40,21 @@ class Weighting:
         weights: By which power of the sensitivities; see `POWERS`.
         price: Of ranks; see `RANK_PRICES`.
         saved: What they are divided by; see `SAVED`.
+        branch: What the loss of a branch counts for; see `BRANCH_PRICES`.
     """
 
     weights: str
     price: float | None = RANK_PRICES[0]
     saved: str = "milliseconds"
+    branch: float = 1.0
 
     def __str__(self) -> str:
         """For the log."""
         ranks = {None: ", channels alone", RANK_PRICES[0]: ""}.get(self.price, f", ranks at {self.price} of their loss")
-        return f"losses by {self.weights} weights{ranks}{'' if self.saved == 'milliseconds' else f', saving {self.saved}'}"
+        branches = "" if self.branch == BRANCH_PRICES[0] else f", branches at {self.branch} of their loss"
+        return (
+            f"losses by {self.weights} weights{ranks}{branches}{'' if self.saved == 'milliseconds' else f', saving {self.saved}'}"
+        )
 
 
 class Allocation:
@@ -102,15 +111,21 @@ class Allocation:
         """(structures, groups): from the whole network down."""
         if weighting in self._paths:
             return self._paths[weighting]
-        groups, options, losses = self._problem.channels.groups, {}, {}
-        for k, group in enumerate(groups):
-            own = weighting.price if isinstance(group, RankAxis) else 1.0
-            if group.name in self.curves and own is not None:
+        options, losses = self._options(weighting, branches=False)
+        sizes = [group.size for group in self._problem.channels.groups]
+        found = steepest(sizes, options, losses, lambda rows: self._saved_of(rows, weighting.saved))
+        return self._paths.setdefault(weighting, found)
+
+    def _options(self, weighting: Weighting, branches: bool) -> tuple[dict[int, list[int]], dict[int, NDArray[np.float64]]]:
+        """Legal widths (ranks, 0 and 1) of every group that has a curve, ascending, and the weighted loss at each."""
+        options, losses = {}, {}
+        for k, group in enumerate(self._problem.channels.groups):
+            own = weighting.price if isinstance(group, RankAxis) else weighting.branch if isinstance(group, BranchAxis) else 1.0
+            if group.name in self.curves and own is not None and (branches or not isinstance(group, BranchAxis)):
                 curve = self.curves[group.name]
                 options[k] = list(widths(group, self._problem.target.align))
                 losses[k] = own * curve.ranking.loss[options[k]] * max(curve.sensitivity, 1e-12) ** POWERS[weighting.weights]
-        found = steepest([group.size for group in groups], options, losses, lambda rows: self._saved_of(rows, weighting.saved))
-        return self._paths.setdefault(weighting, found)
+        return options, losses
 
     def _saved_of(self, rows: Rows, saved: str) -> NDArray[np.float64]:
         """What a notch is to save: that of the budget, or of a latency's with MACs in it, as shares of the first structure's."""

@@ -7,7 +7,8 @@ import numpy as np
 
 from compressor.errors import DataError
 from compressor.methods.base import Problem
-from compressor.passes.channels.rank_axes import axes_of
+from compressor.passes.channels.search_space import depth_of, ranks_of
+from compressor.passes.fitting.branch_losses import branch_curves
 from compressor.passes.fitting.compensated_ranking import Ranking
 from compressor.passes.fitting.losses import Curve, loss_curves
 from compressor.passes.fitting.rank_losses import rank_curves
@@ -41,7 +42,7 @@ def curves_of(problem: Problem, images: Calibration, settings: Compensation, pro
     Raises:
         DataError: The features are not finite.
     """
-    channels, axes = problem.channels, axes_of(problem.channels)
+    channels, axes, depth = problem.channels, ranks_of(problem.channels), depth_of(problem.channels)
     seen = digest_of_tensors({f"{k}.{n}": x for k, batch in enumerate(images.batches) for n, x in enumerate(batch)})
     weights = digest_of_tensors(channels.graph.state_dict())
     key = digest_of([channels.digest, weights, settings.to_dict(), probes, problem.seed, seen])[:12]
@@ -60,6 +61,14 @@ def curves_of(problem: Problem, images: Calibration, settings: Compensation, pro
             problem.once(
                 f"loss curves of all ranks {key}",
                 lambda: _plain(rank_curves(channels, axes, images, settings, probes, problem.seed)),
+            )
+        )
+    if depth:
+        problem.progress.stage("losses of every branch")
+        found |= _curves(
+            problem.once(
+                f"loss curves of all branches {key}",
+                lambda: _plain(branch_curves(channels, depth, images, settings, probes, problem.seed)),
             )
         )
     return found

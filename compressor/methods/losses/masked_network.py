@@ -18,7 +18,8 @@ from compressor.passes.channels.analyze import ChannelGraph
 from compressor.passes.channels.readers import Reader, kept_channels, norm_of
 from compressor.passes.criteria import select
 from compressor.passes.fitting.compensated_ranking import Ranking, rank
-from compressor.passes.fitting.fit_layers import jobs_of, solve_on_statistics, write
+from compressor.passes.fitting.fit_layers import solve_on_statistics, write
+from compressor.passes.fitting.jobs import jobs_of
 from compressor.passes.fitting.losses import rankable, readings_of, statistics_by_group
 from compressor.passes.fitting.settings import Compensation
 from compressor.passes.labels.groups import ChannelGroup

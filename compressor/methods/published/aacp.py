@@ -47,7 +47,7 @@ from compressor.methods.structures.global_ranking import Walk
 from compressor.methods.structures.paths import Rows, Widths
 from compressor.methods.structures.searched_widths import options_of
 from compressor.passes.channels.analyze import ChannelGraph
-from compressor.passes.channels.rank_axes import axes_of
+from compressor.passes.channels.search_space import ranks_of
 from compressor.passes.criteria import CRITERIA, Scores, Scoring
 from compressor.passes.fitting.settings import Compensation
 from compressor.search.fitness import Fitness
@@ -150,4 +150,4 @@ def is_stream(channels: ChannelGraph, name: str) -> bool:
 def _inside(channels: ChannelGraph) -> frozenset[str]:
     """Names of what is searched: free groups that are no streams, and ranks."""
     free = {group.name for group in channels.free if not is_stream(channels, group.name)}
-    return frozenset(free | {axis.name for axis in axes_of(channels)})
+    return frozenset(free | {axis.name for axis in ranks_of(channels)})

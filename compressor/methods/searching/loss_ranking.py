@@ -13,7 +13,8 @@ from compressor.methods.losses.allocation import RANK_PRICES
 from compressor.methods.losses.curves import curves_of, images_for_losses
 from compressor.methods.structures.paths import Price, steepest
 from compressor.passes.channels.analyze import ChannelGraph
-from compressor.passes.channels.rank_axes import RankAxis, axes_of
+from compressor.passes.channels.rank_axes import RankAxis
+from compressor.passes.channels.search_space import ranks_of
 from compressor.passes.criteria import Scores, select
 from compressor.passes.fitting.losses import Curve
 from compressor.passes.fitting.settings import Compensation
@@ -143,7 +144,7 @@ def _sensitivity(curve: Curve) -> float:
 def singular_values(channels: ChannelGraph) -> dict[str, Scores]:
     """Of the layers whose ranks are searched, by the name of their axis, largest first."""
     found = {}
-    for axis in axes_of(channels):
+    for axis in ranks_of(channels):
         matrix = Product(channels.graph.get_submodule(axis.layer)).matrix()[0]
         found[axis.name] = np.asarray(torch.linalg.svdvals(matrix).cpu().numpy(), dtype=np.float64)
     return found

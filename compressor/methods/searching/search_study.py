@@ -89,7 +89,7 @@ class SearchingMethod(MethodSettings):
 
     def spaced(self, problem: Problem) -> Problem:
         """The problem with the axes that are searched."""
-        return problem if self.space == "channels" else problem.with_ranks()
+        return problem if self.space == "channels" else problem.over(ranks=True)
 
     @property
     def deciding(self) -> dict[str, object]:

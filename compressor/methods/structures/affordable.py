@@ -135,7 +135,7 @@ class Affordable:
             "a leader takes %.3f of the original; the model was off by %+.1f %%", own.median_ms / own.reference_ms, 100 * off
         )
         return {
-            "widths": dict(structure.widths), "ranks": dict(structure.ranks),
+            "widths": dict(structure.widths), "ranks": dict(structure.ranks), "removed": list(structure.removed),
             "median_ms": own.median_ms, "reference_ms": own.reference_ms,
             "blocks_ms": [list(pair) for pair in own.blocks_ms],
         }  # fmt: skip
@@ -146,7 +146,7 @@ class Affordable:
             return
         blocks = tuple((str(name), float(ms)) for name, ms in cast(list[tuple[str, float]], record["blocks_ms"]))
         widths, ranks = (tuple(cast(Mapping[str, int], record.get(name, {})).items()) for name in ("widths", "ranks"))
-        structure = Structure(widths, ranks)
+        structure = Structure(widths, ranks, (), tuple(cast(Sequence[str], record.get("removed", ()))))
         median, reference = (float(cast(float, record[name])) for name in ("median_ms", "reference_ms"))
         anchor = self.model.reference_ms  # who measured it may be another process, to whom the original took another time
         blocks = tuple((name, ms * anchor / reference) for name, ms in blocks)

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 
 from compressor.passes.channels.rank_axes import RankAxis
+from compressor.passes.channels.search_space import BranchAxis
 from compressor.passes.labels.groups import ChannelGroup
 
 
@@ -22,6 +23,8 @@ def widths(group: ChannelGroup, align: int, edges: Sequence[int] | None = None) 
     """
     if group.frozen is not None:
         return (group.size,)
+    if isinstance(group, BranchAxis):
+        return (0, 1)
     if isinstance(group, RankAxis):
         return (*sorted(r for r in edges if r <= group.largest), group.size) if edges is not None else group.legal(align)
     if edges is not None:

@@ -20,7 +20,7 @@ Within = Callable[[Rows], NDArray[np.bool_]]
 """Of structures, (structures, groups) to (structures,): whether they meet a budget."""
 
 COSTS = ("macs", "params", "memory")
-_CLOSE = 0.97  # a measured latency from here up to the budget ends the bisection
+CLOSE = 0.97  # a measured latency from here up to the budget ends the bisection
 AIM = 0.985  # of the latency budget: what the search accepts, so that the final measurement holds too
 _FILLS = 3  # engines that are built to use what a notch has left of a latency budget
 _AT_ONCE = 64  # notches that are given back with one look at the costs
@@ -87,7 +87,7 @@ class Widths:
         for group, (_, width) in zip(channels.grouping.groups, structure.widths, strict=True):
             if width < group.size:
                 kept[group.name] = select(group, self._scores[group.name], width)
-        return Plan.keep(kept, channels.digest, factors=Factorization.of_axes(structure.ranks))
+        return Plan.keep(kept, channels.digest, factors=Factorization.of_axes(structure.ranks), removed=structure.removed)
 
     def within(self, rows: Rows) -> NDArray[np.bool_]:
         """Which structures meet the budgets that can be computed."""
@@ -193,7 +193,7 @@ class _Measured:
     def __init__(self, space: Widths, path: Rows, price: Price, fill: bool, known: Mapping[tuple[int, ...], float]) -> None:
         self._space, self._path, self._price, self._fill, self._known = space, path, price, fill, known
         self._limit = space.problem.limits["latency"]
-        self._aim = 0.5 * (_CLOSE + AIM) * self._limit
+        self._aim = 0.5 * (CLOSE + AIM) * self._limit
         self._error: BackendError | None = None
 
     def fitting(self, first: int) -> Rows:
@@ -257,7 +257,7 @@ class _Measured:
         return best
 
     def _close(self, ratio: float) -> bool:
-        return _CLOSE * self._limit <= ratio <= AIM * self._limit
+        return CLOSE * self._limit <= ratio <= AIM * self._limit
 
     def _ratio(self, row: Rows) -> float:
         """Of the original's latency; infinite where no engine can be built."""

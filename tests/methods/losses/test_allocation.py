@@ -16,7 +16,7 @@ SMALL = Compensation(images=200, positions=8)
 
 @pytest.fixture(scope="module")
 def both(problem):
-    joint = problem.with_ranks()
+    joint = problem.over(ranks=True)
     return joint, curves_of(joint, joint.calibration, SMALL, 32)
 
 

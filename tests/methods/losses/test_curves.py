@@ -8,7 +8,7 @@ import torch
 
 import compressor
 from compressor.methods.losses.curves import curves_of
-from compressor.passes.channels.rank_axes import axes_of
+from compressor.passes.channels.search_space import ranks_of
 from compressor.passes.fitting.settings import Compensation
 
 SMALL = Compensation(images=200, positions=8)
@@ -30,7 +30,7 @@ class Kept:
 @pytest.fixture
 def kept(problem):
     once = Kept()
-    return replace(problem.with_ranks(), once=once), once
+    return replace(problem.over(ranks=True), once=once), once
 
 
 def test_a_curve_falls_from_all_that_a_group_is_worth_to_nothing(kept):
@@ -38,7 +38,7 @@ def test_a_curve_falls_from_all_that_a_group_is_worth_to_nothing(kept):
     curves = curves_of(problem, problem.calibration, SMALL, 32)
     sizes = {group.name: group.size for group in problem.channels.groups}
     assert set(curves) <= set(sizes)
-    assert {axis.name for axis in axes_of(problem.channels)} <= set(curves)
+    assert {axis.name for axis in ranks_of(problem.channels)} <= set(curves)
     for name, curve in curves.items():
         assert len(curve.ranking.loss) == sizes[name] + 1
         assert (np.diff(curve.ranking.loss) <= 1e-9).all()
@@ -70,5 +70,5 @@ def test_other_weights_images_and_settings_are_other_curves(kept, net):
 def test_ranks_alone_cost_no_curves_of_channels(kept):
     problem, once = kept
     found = curves_of(problem, problem.calibration, SMALL, 0, groups=False)
-    assert set(found) == {axis.name for axis in axes_of(problem.channels)}
+    assert set(found) == {axis.name for axis in ranks_of(problem.channels)}
     assert len(once.computed) == 1

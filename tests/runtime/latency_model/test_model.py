@@ -7,7 +7,7 @@ from scipy.stats import spearmanr
 
 import compressor
 from compressor.methods.structures.legal_widths import widths
-from compressor.passes.channels.rank_axes import RankedChannels
+from compressor.passes.channels.search_space import SearchSpace
 from compressor.runtime.latency_model.blocks import blocks_of, times_by_block, widths_in
 from compressor.runtime.latency_model.model import LatencyModel, Observation
 from compressor.runtime.latency_model.training_engines import observe, plan_of, spread, train_latency_model
@@ -113,7 +113,7 @@ def test_the_layers_of_a_real_engine_belong_to_blocks(channels):
 
 def test_the_stages_of_a_real_engine_are_those_of_the_structure(channels, tmp_path):
     """A layer that is a sequence is timed as its two stages, under their names, and not as itself."""
-    ranked = RankedChannels.of(channels)
+    ranked = SearchSpace.of(channels)
     rows = spread([widths(group, 4) for group in ranked.groups], 3, seed=1)
     store = MeasurementStore(tmp_path / "latency.sqlite")
     blocks = blocks_of(ranked)

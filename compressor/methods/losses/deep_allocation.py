@@ -1,0 +1,129 @@
+"""`DeepAllocation`: branches, widths and ranks by their losses, all at once (`knapsack.py`)."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from compressor.errors import BackendError, BudgetError
+from compressor.methods.base import Problem
+from compressor.methods.losses.allocation import Allocation, Weighting
+from compressor.methods.structures.knapsack import Knapsack, Unit
+from compressor.methods.structures.paths import AIM, CLOSE, Rows
+from compressor.passes.channels.search_space import depth_of
+from compressor.passes.fitting.losses import Curve
+from compressor.runtime.latency_model.model import LatencyModel
+from compressor.values.plan import Plan
+
+logger = logging.getLogger(__name__)
+
+_STARTS = 16  # streams of the path by channels and ranks alone that a search begins from
+_MEASURED = 6  # engines that are built to meet a latency
+_HALVINGS = 20
+
+
+class DeepAllocation(Allocation):
+    """The structures that losses lead to where branches may go; see `Allocation` for the arguments."""
+
+    def __init__(self, problem: Problem, curves: Mapping[str, Curve], latency: LatencyModel | None) -> None:
+        super().__init__(problem, curves, latency)
+        self._knapsacks: dict[Weighting, Knapsack] = {}
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """What a budget limits is what is counted."""
+        return ("milliseconds",)
+
+    def near(self, weighting: Weighting) -> Plan:
+        """See `Allocation`."""
+        if "latency" not in self._problem.limits:
+            return self.decide(weighting)
+        return self._space.plan(self._solved(weighting, self._aim * self._whole))
+
+    def decide(self, weighting: Weighting) -> Plan:
+        """The plan that meets the budget.
+
+        Raises:
+            BudgetError: No structure does.
+        """
+        if "latency" not in self._problem.limits:
+            return self._space.plan(self._computed(weighting))
+        limit, asked = self._problem.limits["latency"], self._aim
+        best: tuple[float, Plan] | None = None
+        closest = np.inf
+        for _ in range(_MEASURED):
+            plan = self._space.plan(self._solved(weighting, asked * self._whole))
+            try:
+                found = self._problem.measure(plan).ratio
+            except BackendError as error:
+                logger.warning("left out, its engine cannot be built: %s", error)
+                break
+            closest = min(closest, found)
+            if found <= AIM * limit and (best is None or found > best[0]):
+                best = found, plan
+            if CLOSE * limit <= found <= AIM * limit:
+                break
+            asked *= self._aim / found  # what the model is off by here
+        if best is None:
+            raise BudgetError(f"the budget cannot be met: the closest network measured takes {closest:.3f} of the latency")
+        return best[1]
+
+    def path(self, weighting: Weighting) -> Rows:
+        """Structures for a ladder of budgets, the whole network first; (structures, groups)."""
+        whole, least = self._whole, self._knapsack(weighting).cheapest
+        rows = [super().path(weighting)[0]]
+        for share in np.geomspace(0.98, max(1.02 * least / whole, 1e-3), _STARTS):
+            row = self._knapsack(weighting).solve(share * whole, rows[-1:])
+            if row is not None:
+                rows.append(row)
+        return np.stack(rows)
+
+    @property
+    def _aim(self) -> float:
+        return 0.5 * (CLOSE + AIM) * self._problem.limits["latency"]
+
+    @property
+    def _whole(self) -> float:
+        return float(self._costs_of(super().path(Weighting("plain"))[:1])[0])
+
+    def _computed(self, weighting: Weighting) -> Rows:
+        """The structure within limits that are computed: the largest share of their sum at which all hold."""
+        low, high, best = 0.0, self._whole, None
+        for _ in range(_HALVINGS):
+            middle = 0.5 * (low + high)
+            row = self._knapsack(weighting).solve(middle, self._streams(weighting))
+            if row is not None and self._space.within(row[None])[0]:
+                low, best = middle, row
+            elif row is None:
+                low = middle
+            else:
+                high = middle
+        if best is None:
+            raise BudgetError("the budget cannot be met by the channels, ranks and branches of this network")
+        return best
+
+    def _solved(self, weighting: Weighting, limit: float) -> Rows:
+        row = self._knapsack(weighting).solve(limit, self._streams(weighting))
+        if row is None:
+            raise BudgetError("the budget cannot be met by the channels, ranks and branches of this network")
+        return row
+
+    def _streams(self, weighting: Weighting) -> list[Rows]:
+        path = super().path(replace(weighting, saved="milliseconds"))
+        return [path[k] for k in np.linspace(0, len(path) - 1, _STARTS).astype(int)]
+
+    def _knapsack(self, weighting: Weighting) -> Knapsack:
+        if weighting not in self._knapsacks:
+            options, losses = self._options(weighting, branches=True)
+            column = {group.name: k for k, group in enumerate(self._problem.channels.groups)}
+            layers = {group.name: group.layers for group in self._problem.channels.groups}
+            units = []
+            for axis in depth_of(self._problem.channels):
+                if axis.name not in self.curves or axis.branch.inside:  # one around others goes only with a method of its own
+                    continue
+                ranks = [name for name, own in layers.items() if name.endswith(":svd:0") and own[0] in axis.branch.layers]
+                units.append(Unit(column[axis.name], tuple(column[name] for name in (*axis.holds, *ranks))))
+            start = np.array([group.size for group in self._problem.channels.groups], dtype=np.int64)
+            self._knapsacks[weighting] = Knapsack(start, options, losses, units, self._costs_of)
+        return self._knapsacks[weighting]

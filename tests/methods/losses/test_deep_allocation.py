@@ -1,0 +1,133 @@
+"""Depth beside widths and ranks: budgets hold, branches go where that loses less, and what is decided is what is built."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import compressor
+from compressor import BudgetError, CaP, Compensation, Measurement, Target
+from compressor.methods import Problem
+from compressor.methods.losses.allocation import Weighting
+from compressor.methods.losses.curves import curves_of
+from compressor.methods.losses.deep_allocation import DeepAllocation
+from compressor.passes.channels.search_space import depth_of
+from compressor.passes.statistics.calibration import Calibration
+from compressor.values.trial import Trial
+from tests.methods.conftest import digits, net, problem  # noqa: F401 - fixtures
+from tests.methods.digits import pairs
+from tests.methods.test_cap import repaired, share
+
+SMALL = Compensation(images=200, positions=8)
+
+
+def method(space, **settings):
+    return CaP(space=space, compensation=SMALL, probes=60, **settings)
+
+
+@pytest.mark.parametrize("space", ["depth", "channels+depth", "channels+ranks+depth"])
+@pytest.mark.parametrize("limit", [0.75, 0.45])
+def test_a_budget_holds_and_the_network_is_the_one_decided(problem, space, limit):  # noqa: F811
+    full = problem.costs(problem.channels.full)["macs"]
+    plan = method(space).plan(replace(problem, limits={"macs": limit * full}))
+    structure = problem.channels.structure(plan)
+    assert problem.costs(structure)["macs"] <= limit * full
+    graph = compressor.apply(plan, problem.channels.graph)
+    again = compressor.analyze(graph)
+    assert again.costs_of(again.full).macs[0] == problem.costs(structure)["macs"]
+    if space == "depth":
+        assert plan.removed
+        assert not plan.kept
+        assert not plan.factors
+
+
+def test_the_loss_of_a_branch_is_that_of_its_sum_after_repair(problem):  # noqa: F811
+    deep = problem.over(depth=True)
+    curves = curves_of(deep, problem.calibration, SMALL, 60)
+    names = [axis.name for axis in depth_of(deep.channels)]
+    assert names == ["branch blocks.0", "branch blocks.1"]
+    for name in names:
+        gone, there = curves[name].ranking.loss
+        assert gone > there == 0
+        assert curves[name].sensitivity > 0
+
+
+def test_depth_and_widths_are_at_least_as_near_as_either(problem):  # noqa: F811
+    full = problem.costs(problem.channels.full)["macs"]
+    limited = replace(problem, limits={"macs": 0.45 * full})
+    right = {space: share(problem, repaired(problem, method(space).plan(limited))) for space in ("channels", "channels+depth")}
+    assert right["channels+depth"] >= right["channels"] - 0.02
+
+
+def test_the_same_seed_gives_the_same_plan_and_nothing_is_computed_twice(problem):  # noqa: F811
+    known: dict[str, dict[str, object]] = {}
+
+    def once(name, work):
+        if name not in known:
+            known[name] = work()
+        return known[name]
+
+    first = method("channels+depth").plan(replace(problem, once=once))
+    count = len(known)
+    assert method("channels+depth").plan(replace(problem, once=once)) == first
+    assert len(known) == count
+    assert any("branches" in name for name in known)
+
+
+def test_a_latency_is_met_as_measured(problem):  # noqa: F811
+    """By a device on which every layer takes the same time: depth alone helps."""
+    count = sum(isinstance(m, torch.nn.Conv2d) for m in problem.channels.graph.modules())
+
+    def measure(plan):
+        graph = compressor.apply(plan, problem.channels.graph)
+        layers = sum(isinstance(m, torch.nn.Conv2d) for m in graph.modules())
+        found, original = (Measurement((float(n),) * 5, 0, "ok", {}, "one") for n in (layers, count))
+        return Trial(problem.channels.structure(plan), found, original)
+
+    curves = curves_of(problem.over(depth=True), problem.calibration, SMALL, 60)
+    limited = replace(
+        problem.over(depth=True), limits={"latency": 4 / count + 0.06}, measure=measure, target=Target("fake", align=1)
+    )
+    plan = DeepAllocation(limited, curves, None).decide(Weighting("sensitivity"))
+    assert len(plan.removed) == 1
+    with pytest.raises(BudgetError, match="closest network measured takes"):
+        DeepAllocation(replace(limited, limits={"latency": 0.2}), curves, None).decide(Weighting("sensitivity"))
+
+
+def test_a_floor_goes_down_by_depth_too(problem):  # noqa: F811
+    plan = method("channels+depth", floor=0.9, holdout=200).plan(replace(problem, limits={}))
+    assert problem.costs(problem.channels.structure(plan))["macs"] < 0.8 * problem.costs(problem.channels.full)["macs"]
+
+
+def test_without_a_branch_depth_says_so(digits):  # noqa: F811
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(8 * 36, 10))
+    graph = compressor.trace(model, (torch.zeros(2, 1, 8, 8),))
+    channels = compressor.analyze(graph)
+    images = list(digits["train"][0][:200].split(50))
+    calibration = Calibration.read(images, graph, 200)
+    alone = Problem(channels, {"macs": 1e4}, Target("fake", align=1), None, None, 0, (), calibration)
+    with pytest.raises(BudgetError, match="no branch beside a shortcut"):
+        method("depth").plan(alone)
+    assert np.isfinite(alone.costs(channels.full)["macs"])
+
+
+def test_compress_removes_branches_and_goes_on_after_a_kill(net, digits, tmp_path):  # noqa: F811
+    arguments = {
+        "train": pairs(digits["train"]), "validate": pairs(digits["holdout"]), "budget": compressor.Budget(macs=0.6),
+        "target": Target(threads=1), "method": method("depth"), "finetune": compressor.FineTune(epochs=0), "out": tmp_path / "run",
+    }  # fmt: skip
+    result = compressor.compress(net, (torch.zeros(2, 1, 8, 8),), **arguments)
+    assert result.met
+    assert result.plan.removed
+    assert f"branches removed: {result.plan.removed[0]}" in result.summary()
+    assert f"gone with {result.plan.removed[0]}" in (tmp_path / "run" / "report.html").read_text()
+    x = digits["test"][0][:16]
+    with torch.no_grad():
+        expected = result.graph(x)
+        for again in (compressor.load(tmp_path / "run"), compressor.load(tmp_path / "run", net)):
+            torch.testing.assert_close(again(x), expected, atol=1e-5, rtol=1e-4)
+    (tmp_path / "run" / "weights.safetensors").unlink()
+    resumed = compressor.compress(net, (torch.zeros(2, 1, 8, 8),), **arguments)
+    assert resumed.plan == result.plan
+    assert [s.accuracy for s in resumed.steps] == [s.accuracy for s in result.steps]
