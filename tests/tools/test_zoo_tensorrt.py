@@ -9,7 +9,7 @@ pytest.importorskip("timm", reason="timm is not installed")
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
 
 
-OFTEN = {"resnet18", "shufflenet_v2_x0_5", "fasterrcnn_mobilenet_v3_large_fpn", "test_convnext2", "test_vit2"}
+OFTEN = {"resnet18", "test_convnext2"}
 ENTRIES = [
     pytest.param(entry, id=entry[3], marks=() if entry[3] in OFTEN else pytest.mark.slow) for entry in zoo_tensorrt.short_list()
 ]
