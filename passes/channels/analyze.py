@@ -121,6 +121,10 @@ class ChannelGraph:
         """How many units of each group a plan keeps."""
         kept = dict(plan.kept)
         widths = tuple((g.name, len(kept[g.name]) if g.name in kept else g.size) for g in self.grouping.groups)
+        gone = {layer for branch in self.branches if branch.name in plan.removed for layer in branch.layers}
+        for layer in [*(layer for layer, _ in plan.reads), *(one.layer for one in plan.factors)]:
+            if layer in gone:
+                raise PlanError(f"the plan changes layer `{layer}`, which is in a branch that it removes")
         ranks = tuple(axis for one in plan.factors for axis in one.axes)
         return Structure(widths, ranks, tuple((layer, len(inputs)) for layer, inputs in plan.reads), plan.removed)
 

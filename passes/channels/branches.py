@@ -9,7 +9,7 @@ of it, and so may be other branches.
 """
 
 import collections
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,7 +55,7 @@ def branches_of(graph: fx.GraphModule) -> tuple[Branch, ...]:
     for node in graph.graph.nodes:
         for operand, shortcut in _operands(node):
             alone = _alone(operand, node)
-            if alone is None or shortcut not in images or _is_stream(graph, operand, alone):
+            if alone is None or shortcut not in images or _is_stream(graph, operand, alone) or _written(node, shortcut, order):
                 continue
             if any(is_product(graph, own) for own in alone):
                 found.append((node, operand, shortcut, sorted(alone, key=order.__getitem__)))
@@ -114,6 +114,22 @@ def _is_stream(graph: fx.GraphModule, operand: fx.Node, alone: set[fx.Node]) -> 
         if any(source not in alone for source in sources):
             return True
         waiting += sources
+    return False
+
+
+def _written(addition: fx.Node, shortcut: fx.Node, order: Mapping[fx.Node, int]) -> bool:
+    """Whether something behind an addition writes to it by a view, or to the shortcut: one would then change with the other."""
+    aliases, waiting = {addition, shortcut}, [addition, shortcut]
+    while waiting:
+        node = waiting.pop()
+        for user in node.users:
+            schema = getattr(user.target, "_schema", None)
+            if node in _writes_to(user):
+                if node is not addition and order[user] > order[addition]:
+                    return True
+            elif schema is not None and any(r.alias_info is not None for r in schema.returns) and user not in aliases:
+                aliases.add(user)
+                waiting.append(user)
     return False
 
 

@@ -111,7 +111,7 @@ class _Probe:
         original.through(target)
         watched.through(left)
         (value,) = self._channels.walk.values[target]
-        channels = math.prod(value.shape[axis] for axis in value.axes) or value.shape[1]
+        channels = math.prod(value.shape[axis] for axis in value.axes) if value.axes else value.shape[1]
         pairs = [(original.value(target, k), watched.value(left, k)) for k in range(len(watched))]
         total = sum(float((a.double() - b.double()).square().sum()) for a, b in pairs)
         return float(channels * total / sum(a.numel() for a, _ in pairs))

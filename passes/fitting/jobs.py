@@ -109,6 +109,7 @@ def jobs_of(
         source, loses = node.all_input_nodes[0].name, not inputs.all()
         kept = torch.stack(columns).to(device)
         shortcut = wired.instead.get(reader.shortcut, reader.shortcut) if reader.shortcut else None
+        shortcut = shortcut if shortcut in nodes and reader.end in nodes else None  # the other side of the addition may be gone
         end = wired.instead.get(reader.end, reader.end)
         own = factors.get(reader.layer)
         job = Job(reader, source, whole, product, rows.to(device), kept, loses, own, shortcut, end, wired.means.get(end))

@@ -62,9 +62,15 @@ def remove_branches(gm: fx.GraphModule, branches: Iterable[Branch]) -> None:
         gm.graph.erase_node(addition)
         for name in reversed(branch.nodes):
             if name in nodes:
+                sources = nodes[name].all_input_nodes
                 gm.graph.erase_node(nodes[name])
-    for target in before - _used(gm):
-        _delete(gm, target)
+                for source in sources:  # a constant that the removal of channels has put there
+                    if source.op == "get_attr" and not source.users and source.name not in branch.nodes:
+                        gm.graph.erase_node(source)
+    used = _used(gm)
+    for target in sorted(before - used):
+        if not any(_within(target, other) or _within(other, target) for other in used):
+            _delete(gm, target)
     gm.graph.lint()
     gm.recompile()
 
@@ -99,7 +105,7 @@ def rewiring(graph: fx.Graph, branches: Iterable[Branch]) -> Rewiring:
     for branch in branches:
         addition, before = nodes[branch.at], nodes[branch.shortcut]
         left = nodes[instead.get(before.name, before.name)]
-        activations = [user for user in addition.users if _same_activation(user, before)]
+        activations = [user for user in addition.users if _same_activation(user, left)]
         instead[addition.name] = left.name
         instead.update({user.name: left.name for user in activations})
         others = [user for user in before.users if user is not addition and user.name not in gone]
@@ -135,11 +141,20 @@ def _used(gm: fx.GraphModule) -> set[str]:
     return {str(node.target) for node in gm.graph.nodes if node.op in ("call_module", "get_attr")}
 
 
+def _within(name: str, other: str) -> bool:
+    return name == other or name.startswith(f"{other}.")
+
+
 def _delete(gm: fx.GraphModule, target: str) -> None:
-    """Remove a module, parameter or buffer, and the modules that hold nothing without it; what else uses it keeps it."""
+    """Remove a module, parameter or buffer, and the modules that hold nothing without it; one that went with its owner is gone."""
     while target:
         owner, _, leaf = target.rpartition(".")
-        parent = gm.get_submodule(owner)
+        try:
+            parent = gm.get_submodule(owner)
+        except AttributeError:
+            return
+        if not hasattr(parent, leaf):
+            return
         delattr(parent, leaf)
         if not owner or any(True for _ in parent.children()) or parent._parameters or parent._buffers:
             return

@@ -62,8 +62,8 @@ class RemoveChannels:
         new = _assemble(gm, graph, _narrowed(gm, channels, kept_of))
         for node in list(graph.nodes):
             _edit(new, node, channels, kept_of)
-        self._gather(new, channels, masks)
         remove_branches(new, chosen(channels.branches, self._plan.removed))
+        self._gather(new, channels, masks)
         modified = not all(mask.all() for mask in masks) or bool(self._plan.reads) or bool(self._plan.removed)
         logger.info("RemoveChannels: %d of %d channels stay", sum(int(m.sum()) for m in masks), sum(len(m) for m in masks))
         return PassResult(new, modified)

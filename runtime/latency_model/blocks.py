@@ -31,6 +31,7 @@ class Block:
         makes: Channels it makes.
         depthwise: Whether every channel is computed from itself alone.
         instead_of: The layer that it is a part of, where it is one of a sequence.
+        node: The node that calls the layer.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Block:
     makes: int
     depthwise: bool
     instead_of: str = ""
+    node: str = ""
 
 
 def blocks_of(channels: ChannelGraph) -> tuple[Block, ...]:
@@ -58,7 +60,7 @@ def blocks_of(channels: ChannelGraph) -> tuple[Block, ...]:
             own = (type(module).__name__, *module.kernel_size, *module.stride, *module.dilation, groups)  # type: ignore[assignment]
         (shape,) = shapes_of(node)[:1] or ((),)
         tail = _tail(node, channels.graph)
-        found.append(Block(str(node.target), (*own, *shape[2:], *tail), reads, makes, "depthwise" in own))
+        found.append(Block(str(node.target), (*own, *shape[2:], *tail), reads, makes, "depthwise" in own, "", node.name))
         if str(node.target) in ranked:
             found += _stages(found[-1], own, shape[2:], tail)
     return tuple(found)
@@ -66,8 +68,8 @@ def blocks_of(channels: ChannelGraph) -> tuple[Block, ...]:
 
 def _stages(block: Block, own: Kind, positions: Sequence[int], tail: Sequence[str]) -> list[Block]:
     """The two layers of a sequence in place of one."""
-    first = Block(f"{block.name}.0", (*own, *positions, "first of two"), block.reads, 0, False, block.name)
-    last = Block(f"{block.name}.1", ("1x1", *positions, *tail), 0, block.makes, False, block.name)
+    first = Block(f"{block.name}.0", (*own, *positions, "first of two"), block.reads, 0, False, block.name, block.node)
+    last = Block(f"{block.name}.1", ("1x1", *positions, *tail), 0, block.makes, False, block.name, block.node)
     return [first, last]
 
 
@@ -136,7 +138,7 @@ def _in_space(channels: SearchSpace, blocks: Sequence[Block], rows: NDArray[np.i
         found[:, k] = np.where(((rank > 0) == bool(block.instead_of))[:, None], own, 0)
     there = rows[:, rows.shape[1] - len(channels.depth) :]
     for axis, column in zip(channels.depth, there.T, strict=True):
-        held = [k for k, block in enumerate(blocks) if (block.instead_of or block.name) in axis.branch.layers]
+        held = [k for k, block in enumerate(blocks) if block.node in axis.branch.nodes]
         found[np.ix_(column == 0, held)] = 0
     return found
 

@@ -121,7 +121,9 @@ class Allocation:
         options, losses = {}, {}
         for k, group in enumerate(self._problem.channels.groups):
             own = weighting.price if isinstance(group, RankAxis) else weighting.branch if isinstance(group, BranchAxis) else 1.0
-            if group.name in self.curves and own is not None and (branches or not isinstance(group, BranchAxis)):
+            if isinstance(group, BranchAxis) and (not branches or group.branch.inside):  # one around others stays
+                continue
+            if group.name in self.curves and own is not None:
                 curve = self.curves[group.name]
                 options[k] = list(widths(group, self._problem.target.align))
                 losses[k] = own * curve.ranking.loss[options[k]] * max(curve.sensitivity, 1e-12) ** POWERS[weighting.weights]

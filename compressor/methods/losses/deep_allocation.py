@@ -5,12 +5,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from compressor.errors import BackendError, BudgetError
 from compressor.methods.base import Problem
 from compressor.methods.losses.allocation import Allocation, Weighting
 from compressor.methods.structures.knapsack import Knapsack, Unit
-from compressor.methods.structures.paths import AIM, CLOSE, Rows
+from compressor.methods.structures.paths import AIM, CLOSE, COSTS, Rows
 from compressor.passes.channels.search_space import depth_of
 from compressor.passes.fitting.losses import Curve
 from compressor.runtime.latency_model.model import LatencyModel
@@ -48,7 +49,7 @@ class DeepAllocation(Allocation):
             BudgetError: No structure does.
         """
         if "latency" not in self._problem.limits:
-            return self._space.plan(self._computed(weighting))
+            return self._space.plan(self._solved(weighting, self._whole))
         limit, asked = self._problem.limits["latency"], self._aim
         best: tuple[float, Plan] | None = None
         closest = np.inf
@@ -85,29 +86,44 @@ class DeepAllocation(Allocation):
 
     @property
     def _whole(self) -> float:
-        return float(self._costs_of(super().path(Weighting("plain"))[:1])[0])
+        return float(self._price(self._row_of_all[None])[0])
 
-    def _computed(self, weighting: Weighting) -> Rows:
-        """The structure within limits that are computed: the largest share of their sum at which all hold."""
-        low, high, best = 0.0, self._whole, None
-        for _ in range(_HALVINGS):
-            middle = 0.5 * (low + high)
-            row = self._knapsack(weighting).solve(middle, self._streams(weighting))
+    @property
+    def _row_of_all(self) -> Rows:
+        return np.array([group.size for group in self._problem.channels.groups], dtype=np.int64)
+
+    def _price(self, rows: Rows) -> NDArray[np.float64]:
+        """Milliseconds, or the sum of those computed costs that the whole network has too much of, as shares of their limits."""
+        if self._latency is not None:
+            return self._latency.predict(rows)
+        limits = {name: limit for name, limit in self._problem.limits.items() if name in COSTS} or {"macs": 1.0}
+        whole = self._space.costs(self._row_of_all[None], limits)
+        missed = {name: limit for name, limit in limits.items() if whole[name][0] > limit} or limits
+        found = self._space.costs(rows, missed)
+        return np.asarray(sum(found[name] / limit for name, limit in missed.items()), dtype=np.float64)
+
+    def _solved(self, weighting: Weighting, limit: float) -> Rows:
+        """The structure at the largest price up to a limit at which everything that can be computed is within the budget.
+
+        Raises:
+            BudgetError: There is none.
+        """
+        knapsack, streams = self._knapsack(weighting), self._streams(weighting)
+        low, high, best = 0.0, limit, None
+        for step in range(_HALVINGS):
+            middle = 0.5 * (low + high) if step else limit
+            row = knapsack.solve(middle, streams)
             if row is not None and self._space.within(row[None])[0]:
                 low, best = middle, row
             elif row is None:
                 low = middle
             else:
                 high = middle
+            if low >= limit:
+                break
         if best is None:
             raise BudgetError("the budget cannot be met by the channels, ranks and branches of this network")
         return best
-
-    def _solved(self, weighting: Weighting, limit: float) -> Rows:
-        row = self._knapsack(weighting).solve(limit, self._streams(weighting))
-        if row is None:
-            raise BudgetError("the budget cannot be met by the channels, ranks and branches of this network")
-        return row
 
     def _streams(self, weighting: Weighting) -> list[Rows]:
         path = super().path(replace(weighting, saved="milliseconds"))
@@ -120,10 +136,9 @@ class DeepAllocation(Allocation):
             layers = {group.name: group.layers for group in self._problem.channels.groups}
             units = []
             for axis in depth_of(self._problem.channels):
-                if axis.name not in self.curves or axis.branch.inside:  # one around others goes only with a method of its own
+                if column[axis.name] not in options:
                     continue
                 ranks = [name for name, own in layers.items() if name.endswith(":svd:0") and own[0] in axis.branch.layers]
                 units.append(Unit(column[axis.name], tuple(column[name] for name in (*axis.holds, *ranks))))
-            start = np.array([group.size for group in self._problem.channels.groups], dtype=np.int64)
-            self._knapsacks[weighting] = Knapsack(start, options, losses, units, self._costs_of)
+            self._knapsacks[weighting] = Knapsack(self._row_of_all, options, losses, units, self._price)
         return self._knapsacks[weighting]

@@ -155,15 +155,21 @@ class Knapsack:
 
     def _choices_of(self, unit: Unit) -> _Choices:
         inner = [column for column in unit.inner if column in self._options]
-        most = max(int(_COMBINATIONS ** (1 / max(len(inner), 1))), 2)
-        places = [_thinned(len(self._options[column]), most) for column in inner]
-        combinations = list(itertools.product(*places))
+        combinations = _combinations([len(self._options[column]) for column in inner])
         values = [[0, *[self._options[column][-1] for column in inner]]]
         losses = [float(self._losses[unit.column][0])]
         for own in combinations:
             values.append([1, *[self._options[column][place] for column, place in zip(inner, own, strict=True)]])
             losses.append(sum(float(self._losses[column][place]) for column, place in zip(inner, own, strict=True)))
         return _Choices((unit.column, *inner), np.array(values, dtype=np.int64), np.array(losses))
+
+
+def _combinations(counts: Sequence[int]) -> list[tuple[int, ...]]:
+    """Positions in several lists: every combination of some of each, or where the lists are many, all of them in step."""
+    most = max(round(_COMBINATIONS ** (1 / max(len(counts), 1))), 2)
+    if most ** len(counts) <= 2 * _COMBINATIONS:
+        return list(itertools.product(*[_thinned(count, most) for count in counts]))
+    return [tuple(round(k * (count - 1) / (_COMBINATIONS - 1)) for count in counts) for k in range(_COMBINATIONS)]
 
 
 def _thinned(count: int, most: int) -> list[int]:

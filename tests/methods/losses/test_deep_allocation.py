@@ -42,6 +42,19 @@ def test_a_budget_holds_and_the_network_is_the_one_decided(problem, space, limit
         assert not plan.factors
 
 
+def test_limits_hold_together_and_one_that_does_not_bind_changes_nothing(problem):  # noqa: F811
+    full = problem.costs(problem.channels.full)
+    alone, with_another = (
+        method("channels+depth").plan(replace(problem, limits={"macs": 0.7 * full["macs"], **more}))
+        for more in ({}, {"params": 1.05 * full["params"]})
+    )
+    assert alone == with_another
+    tight = method("channels+depth").plan(replace(problem, limits={"macs": 0.9 * full["macs"], "params": 0.4 * full["params"]}))
+    found = problem.costs(problem.channels.structure(tight))
+    assert found["macs"] <= 0.9 * full["macs"]
+    assert found["params"] <= 0.4 * full["params"]
+
+
 def test_the_loss_of_a_branch_is_that_of_its_sum_after_repair(problem):  # noqa: F811
     deep = problem.over(depth=True)
     curves = curves_of(deep, problem.calibration, SMALL, 60)

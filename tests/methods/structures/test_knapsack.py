@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from compressor.methods.structures.knapsack import _BUCKETS, Knapsack, Unit, _multiple_choice
+from compressor.methods.structures.knapsack import _BUCKETS, Knapsack, Unit, _combinations, _multiple_choice
 
 
 def everything(start, options, losses, cost, limit):
@@ -71,3 +71,11 @@ def test_a_choice_of_each_item_is_exact(seed):
     ]
     assert loss == pytest.approx(min(possible))
     assert sum(own[k] for own, k in zip(losses, picks, strict=True)) == pytest.approx(loss)
+
+
+@pytest.mark.parametrize("counts", [[], [16], [16, 16], [9, 9, 9], [2] * 6, [16] * 22])
+def test_combinations_stay_few_and_hold_the_widest(counts):
+    found = _combinations(counts)
+    assert 1 <= len(found) <= 128
+    assert tuple(count - 1 for count in counts) in found
+    assert tuple(0 for _ in counts) in found

@@ -80,6 +80,12 @@ CASES = {
     "a shortcut that is scaled": (scaled, {"a": conv(6, 6)}, 6, []),
     "broadcast": (broadcast, {"a": conv(6, 6)}, 6, []),
     "an activation that writes to the shortcut": (written, {"a": conv(6, 6)}, 6, ["a"]),
+    "a view of the sum that is written to": (
+        lambda m, x: m.fc(F.relu_(((s := stem(m, x)) + m.a(s)).flatten(2)).mean(-1) * s.mean((2, 3))), {"a": conv(6, 6)}, 6, [],
+    ),
+    "a shortcut that is written to behind the sum": (
+        lambda m, x: end(m, (y := (s := m.stem(x)) + m.a(s)) * F.relu_(s) + y), {"a": conv(6, 6)}, 6, [],
+    ),
     "a chain": (sequence("a"), {"a": cbr(6, 6)}, 6, []),
     "the network itself": (lambda m, x: end(m, m.stem(x) + m.a(x)), {"a": conv(3, 6)}, 6, ["stem", "a"]),
 }  # fmt: skip

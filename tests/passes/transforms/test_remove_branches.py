@@ -122,6 +122,64 @@ def test_what_is_left_stands_for_the_last_sum():
     assert wired.instead == {"add": "relu", "relu_2": "relu", "add_1": "relu", "relu_4": "relu"}
 
 
+def test_a_chain_of_removals_is_followed():
+    """relu(stem) + a, without an activation, then + b, with one: both are gone, and one activation with them."""
+
+    def forward(m, x):
+        s = stem(m, x)
+        y = s + m.a(s)
+        z = F.relu(y + m.b(y))
+        return end(m, F.relu(z + m.c(z)))
+
+    torch.manual_seed(0)
+    model = randomize(Net(forward, stem=conv(3, 6), a=conv(6, 6), b=conv(6, 6), c=conv(6, 6), fc=head(6)))
+    channels = compressor.analyze(compressor.trace(model, X))
+    wired = rewiring(channels.graph.graph, chosen(channels.branches, {"a", "b"}))
+    assert wired.means == {"relu": "relu_1", "stem": "add_1"}
+    plan = Plan.keep({}, channels.digest, removed=["a", "b"])
+    small = check_plan(model, X, channels, plan)
+    Compensate(channels, plan, Calibration.read([torch.randn(16, 3, 8, 8)], channels.graph, 16)).run(small)
+
+
+@pytest.mark.parametrize("removed", ["a.conv1-conv2", "a.project"])
+def test_one_side_of_an_addition_takes_the_whole_sum_over(removed):
+    model = built("both sides of an addition")
+    channels = compressor.analyze(compressor.trace(model, X))
+    plan = Plan.keep({}, channels.digest, removed=[removed])
+    small = compressor.apply(plan, channels.graph).eval()
+    images = [torch.randn(32, 3, 8, 8) for _ in range(4)]
+    fixed = Compensate(channels, plan, Calibration.read(images, channels.graph, 128)).run(small)
+    x = torch.randn(64, 3, 8, 8)
+    with torch.no_grad():
+        before, after = (float((graph(x) - model(x)).norm()) for graph in (small, fixed.graph))
+    assert after < 0.8 * before
+
+
+def test_weights_that_something_else_uses_stay():
+    def outside(m, x):
+        s = stem(m, x)
+        return end(m, m.a(s) * (s + F.conv2d(s, m.a.weight, padding=1)))
+
+    def twice(m, x):
+        s = stem(m, x)
+        return end(m, s + F.conv2d(m.a(s), m.a.weight, padding=1))
+
+    for forward, stays in ((outside, True), (twice, False)):
+        torch.manual_seed(0)
+        model = randomize(Net(forward, stem=conv(3, 6), a=conv(6, 6), fc=head(6)))
+        channels = compressor.analyze(compressor.trace(model, X))
+        for branch in channels.branches:
+            small = check_plan(model, X, channels, Plan.keep({}, channels.digest, removed=[branch.name]))
+            assert hasattr(small, "a") is stays
+
+
+def test_a_layer_that_is_gone_cannot_change():
+    channels = compressor.analyze(compressor.trace(built(), X))
+    plan = Plan.keep({}, reads={"a.conv1": [0, 1]}, removed=["a"])
+    with pytest.raises(PlanError, match=r"changes layer `a\.conv1`, which is in a branch that it removes"):
+        channels.structure(plan)
+
+
 def test_who_is_read_as_it_was_keeps_its_target():
     def forward(m, x):
         s = stem(m, x)
