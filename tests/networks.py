@@ -128,7 +128,6 @@ def check_plan(model: nn.Module, inputs, channels, plan):
             assert relative_error(found, outputs_of(twin(*inputs))) < TOLERANCE
     costs = channels.costs_of(channels.structure(plan))
     assert costs.params[0] == sum(p.numel() for p in small.parameters())
-    assert costs.memory_bytes[0] == sum(t.numel() * t.element_size() for t in [*small.parameters(), *small.buffers()])
     again = compressor.analyze(small)
     assert again.costs(again.widths([again.full])).macs[0] == costs.macs[0]
     return small

@@ -16,7 +16,7 @@ from compressor.methods.published.cc import PublishedCC
     (lambda: PublishedCC(gamma=math.nan), r"PublishedCC\(gamma=nan\): must lie between 0 and 10"),
     (lambda: CaP(probes=True), "a whole number is expected"),
     (lambda: CaP(floor="high"), "a number or none is expected"),
-    (lambda: CaP(space="all"), "known are channels, ranks, channels"),
+    (lambda: CaP(space="all"), "known are channels, ranks, depth, channels"),
     (lambda: Factorize(accept="yes"), "true or false or none is expected, such as None"),
     (lambda: Factorize(compensation=Fitness()), r"Compensation\(…\) or none is expected"),
     (lambda: Magnitude(7), "known are l1"),
