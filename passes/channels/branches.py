@@ -16,6 +16,7 @@ import torch
 from torch import fx
 
 from compressor.passes.layers.product import is_product
+from compressor.passes.tracing.call_arguments import written_by
 from compressor.passes.tracing.shapes import shapes_of
 
 aten = torch.ops.aten
@@ -96,7 +97,7 @@ def _alone(operand: fx.Node, reader: fx.Node) -> set[fx.Node] | None:
             if source not in alone and all(user in alone for user in source.users):
                 alone.add(source)
                 waiting.append(source)
-    if any(_writes_to(node) - alone for node in alone):  # what others read would change
+    if any(set(written_by(node)) - alone for node in alone):  # what others read would change
         return None
     return alone
 
@@ -124,22 +125,13 @@ def _written(addition: fx.Node, shortcut: fx.Node, order: Mapping[fx.Node, int])
         node = waiting.pop()
         for user in node.users:
             schema = getattr(user.target, "_schema", None)
-            if node in _writes_to(user):
+            if node in written_by(user):
                 if node is not addition and order[user] > order[addition]:
                     return True
             elif schema is not None and any(r.alias_info is not None for r in schema.returns) and user not in aliases:
                 aliases.add(user)
                 waiting.append(user)
     return False
-
-
-def _writes_to(node: fx.Node) -> set[fx.Node]:
-    """Arguments that an op changes in place."""
-    schema = getattr(node.target, "_schema", None)
-    if node.op != "call_function" or schema is None or not schema.is_mutable:
-        return set()
-    pairs = zip(node.args, schema.arguments, strict=False)
-    return {a for a, about in pairs if isinstance(a, fx.Node) and about.alias_info is not None and about.alias_info.is_write}
 
 
 def _depend_on_inputs(graph: fx.Graph) -> set[fx.Node]:

@@ -19,7 +19,7 @@ from compressor.passes.statistics.collect import Statistics, collect, parts_of
 from compressor.passes.statistics.original_outputs import Original
 from compressor.passes.statistics.partial_run import Prefix, Shelf
 
-_ROUNDS = 1  # of a fit through an activation: what more of them gain is a sixth of what the first one does
+_ROUNDS = 1  # of a fit through an activation: two more gain a quarter of what the first one does, at twice the time
 
 
 def fit_on_original(
@@ -157,12 +157,11 @@ def _fit(graph: fx.GraphModule, job: Job, original: Original, own: Prefix, setti
         matrix[:, :, part], bias = solution.matrix, solution.bias
         count, variance = sum(n for _, n in halves), variance or float(pooled(halves).target_variance.sum())
     facts = pooled(halves) if len(parts) == 1 else None
-    for _ in range(_ROUNDS if samples.linear is not None else 0):
-        if facts is None:
-            break
-        facts = samples.behind_activation(facts, matrix, bias)
-        solutions.append(solve(facts, job.product.matrix(), bias, solutions[0].ridge, settings.rescale))
-        matrix, bias = solutions[-1].matrix, solutions[-1].bias
+    if facts is not None and samples.linear is not None:
+        for _ in range(_ROUNDS):
+            facts = samples.behind_activation(facts, matrix, bias)
+            solutions.append(solve(facts, job.product.matrix(), bias, solutions[0].ridge, settings.rescale))
+            matrix, bias = solutions[-1].matrix, solutions[-1].bias
     before, after = (float(error.sum()) / max(variance, 1e-300) for error in (solutions[0].before, solutions[-1].after))
     if job.factorization is not None:
         matrix = job.reduced(own.graph, matrix, None if facts is None else facts.covariance)

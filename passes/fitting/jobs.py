@@ -16,7 +16,7 @@ from compressor.passes.layers.factorizable import sizes_of
 from compressor.passes.layers.forms import Stage
 from compressor.passes.layers.product import Product
 from compressor.passes.transforms.factorize_conv import STAGES
-from compressor.passes.transforms.remove_branches import chosen, rewiring
+from compressor.passes.transforms.remove_branches import branches_named, rewiring
 from compressor.values.plan import Factorization, Plan
 
 
@@ -89,7 +89,7 @@ def jobs_of(
     factors = {one.layer: one for one in plan.factors} if plan is not None else {}
     reads = inputs_read(channels, plan, masks) if plan is not None else {}
     nodes = {node.name: node for node in narrowed.graph.nodes}
-    wired = rewiring(channels.graph.graph, chosen(channels.branches, plan.removed if plan is not None else ()))
+    wired = rewiring(channels.graph.graph, branches_named(channels.branches, plan.removed if plan is not None else ()))
     jobs = []
     for reader in readers_of(channels).values():
         if reader.node not in nodes:

@@ -16,6 +16,7 @@ from torch import Tensor, fx
 
 from compressor.errors import DataError
 from compressor.passes.statistics.calibration import Calibration
+from compressor.passes.tracing.call_arguments import written_by
 from compressor.passes.tracing.trace import device_of
 
 
@@ -52,15 +53,6 @@ class Shelf:
 
     def _back(self, size: int) -> None:
         self._left += size
-
-
-def _changed_in_place(node: fx.Node) -> list[fx.Node]:
-    """The arguments that an op writes to."""
-    schema = getattr(node.target, "_schema", None)
-    if node.op != "call_function" or schema is None or not schema.is_mutable:
-        return []
-    pairs = zip(node.args, schema.arguments, strict=False)
-    return [a for a, about in pairs if isinstance(a, fx.Node) and about.alias_info is not None and about.alias_info.is_write]
 
 
 class Prefix:
@@ -159,7 +151,7 @@ class Prefix:
 
     def _step(self, k: int, environment: dict[fx.Node, Any]) -> None:
         node = self._nodes[k]
-        for changed in _changed_in_place(node):  # by this op: not the images, and not what a fork still needs
+        for changed in written_by(node):  # by this op: not the images, and not what a fork still needs
             environment[changed] = environment[changed].clone()
         if node.op != "placeholder":
             environment[node] = self._interpreter.run_node(node)

@@ -1,4 +1,4 @@
-"""Arguments of an ATen call by the names of its schema."""
+"""Arguments of an ATen call: by the names of its schema, and which of them it writes to."""
 
 from typing import Any
 
@@ -17,3 +17,12 @@ def arguments_of(node: fx.Node) -> dict[str, Any]:
         else:
             result[argument.name] = node.kwargs.get(argument.name, argument.default_value)
     return result
+
+
+def written_by(node: fx.Node) -> list[fx.Node]:
+    """The arguments that an op changes in place."""
+    schema = getattr(node.target, "_schema", None)
+    if node.op != "call_function" or schema is None or not schema.is_mutable:
+        return []
+    pairs = zip(node.args, schema.arguments, strict=False)
+    return [a for a, about in pairs if isinstance(a, fx.Node) and about.alias_info is not None and about.alias_info.is_write]

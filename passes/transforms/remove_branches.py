@@ -6,7 +6,7 @@ An activation that would be applied to its own result goes along, as the second 
 original's values come to lie* (`rewiring`) is what a repair has to aim at: the x that is left stands for y.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,13 +14,14 @@ from torch import fx
 
 from compressor.errors import PlanError
 from compressor.passes.channels.branches import Branch
+from compressor.passes.tracing.call_arguments import written_by
 
 aten = torch.ops.aten
 
 _TWICE_AS_ONCE: dict[object, str] = {aten.relu: "relu", aten.relu_: "relu", aten.relu6: "relu6", aten.relu6_: "relu6"}
 
 
-def chosen(branches: Iterable[Branch], names: Collection[str]) -> list[Branch]:
+def branches_named(branches: Iterable[Branch], names: Collection[str]) -> list[Branch]:
     """The branches of these names, in the order of their additions; those within another of them are left out.
 
     Raises:
@@ -45,7 +46,7 @@ def remove_branches(gm: fx.GraphModule, branches: Iterable[Branch]) -> None:
 
     Args:
         gm: The graph.
-        branches: As `chosen`.
+        branches: As `branches_named`.
     """
     before = _used(gm)
     for branch in branches:
@@ -60,13 +61,7 @@ def remove_branches(gm: fx.GraphModule, branches: Iterable[Branch]) -> None:
                 _out_of_place(user, addition)
         addition.replace_all_uses_with(shortcut)
         gm.graph.erase_node(addition)
-        for name in reversed(branch.nodes):
-            if name in nodes:
-                sources = nodes[name].all_input_nodes
-                gm.graph.erase_node(nodes[name])
-                for source in sources:  # a constant that the removal of channels has put there
-                    if source.op == "get_attr" and not source.users and source.name not in branch.nodes:
-                        gm.graph.erase_node(source)
+        _erase(gm.graph, [nodes[name] for name in reversed(branch.nodes) if name in nodes])
     used = _used(gm)
     for target in sorted(before - used):
         if not any(_within(target, other) or _within(other, target) for other in used):
@@ -94,7 +89,7 @@ def rewiring(graph: fx.Graph, branches: Iterable[Branch]) -> Rewiring:
 
     Args:
         graph: The original.
-        branches: What was removed, as `chosen`.
+        branches: What was removed, as `branches_named`.
     """
     branches = list(branches)
     nodes = {node.name: node for node in graph.nodes}
@@ -127,9 +122,9 @@ def _same_activation(node: fx.Node, other: fx.Node) -> bool:
 
 def _out_of_place(user: fx.Node, argument: fx.Node) -> None:
     """An op that would write to the shortcut, which others may read, gives a tensor of its own."""
-    schema = getattr(user.target, "_schema", None)
-    if user.op != "call_function" or schema is None or not schema.is_mutable or not user.args or user.args[0] is not argument:
+    if argument not in written_by(user):
         return
+    schema = user.target._schema  # type: ignore[union-attr]
     packet = getattr(aten, str(schema.name).removeprefix("aten::").removesuffix("_"), None)
     overload = getattr(packet, schema.overload_name or "default", None)
     if overload is None:
@@ -139,6 +134,16 @@ def _out_of_place(user: fx.Node, argument: fx.Node) -> None:
 
 def _used(gm: fx.GraphModule) -> set[str]:
     return {str(node.target) for node in gm.graph.nodes if node.op in ("call_module", "get_attr")}
+
+
+def _erase(graph: fx.Graph, nodes: Sequence[fx.Node]) -> None:
+    """Nodes, the last first, and the constants that the removal of channels has put in front of them."""
+    constants = {source for node in nodes for source in node.all_input_nodes if source.op == "get_attr"} - set(nodes)
+    for node in nodes:
+        graph.erase_node(node)
+    for node in sorted(constants):
+        if not node.users:
+            graph.erase_node(node)
 
 
 def _within(name: str, other: str) -> bool:

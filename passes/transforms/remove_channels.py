@@ -24,7 +24,7 @@ from compressor.passes.tracing.shapes import VALUE
 from compressor.passes.tracing.trace import device_of
 from compressor.passes.transforms.base import PassResult
 from compressor.passes.transforms.gather_inputs import gather_inputs
-from compressor.passes.transforms.remove_branches import chosen, remove_branches
+from compressor.passes.transforms.remove_branches import branches_named, remove_branches
 from compressor.passes.transforms.update_attributes import fit
 from compressor.values.plan import Plan
 
@@ -62,7 +62,7 @@ class RemoveChannels:
         new = _assemble(gm, graph, _narrowed(gm, channels, kept_of))
         for node in list(graph.nodes):
             _edit(new, node, channels, kept_of)
-        remove_branches(new, chosen(channels.branches, self._plan.removed))
+        remove_branches(new, branches_named(channels.branches, self._plan.removed))
         self._gather(new, channels, masks)
         modified = not all(mask.all() for mask in masks) or bool(self._plan.reads) or bool(self._plan.removed)
         logger.info("RemoveChannels: %d of %d channels stay", sum(int(m.sum()) for m in masks), sum(len(m) for m in masks))

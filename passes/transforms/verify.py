@@ -25,7 +25,7 @@ from compressor.passes.labels.labeler import IntArray, Value
 from compressor.passes.layers.product import Product
 from compressor.passes.tracing.modes import full_float32
 from compressor.passes.tracing.trace import BATCH, DYNAMIC, device_of, example_inputs_of, outputs_of
-from compressor.passes.transforms.remove_branches import chosen
+from compressor.passes.transforms.remove_branches import branches_named
 from compressor.passes.transforms.update_attributes import fit
 from compressor.values.plan import Plan
 
@@ -67,7 +67,7 @@ class _Masked(fx.Interpreter):
         self._channels = channels
         self._kept_of = channels.keeper(masks)
         self._parts = inputs_read(channels, plan, masks)
-        self._shortcuts = {branch.at: branch.shortcut for branch in chosen(channels.branches, plan.removed)}
+        self._shortcuts = {branch.at: branch.shortcut for branch in branches_named(channels.branches, plan.removed)}
         self._nodes = {node.name: node for node in channels.graph.graph.nodes}
 
     def run_node(self, n: fx.Node) -> Any:

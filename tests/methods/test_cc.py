@@ -273,7 +273,9 @@ def test_compress_with_ranks_goes_the_whole_way(net, digits, tmp_path):
     result = compressor.compress(net, (torch.zeros(2, 1, 8, 8),), **arguments)
     assert result.plan.factors
     assert result.met
-    assert [step.name for step in result.steps][:4] == ["original", "channels removed", "compensated", "fine-tuned"]
+    names = [step.name for step in result.steps]
+    assert names[:4] == ["original", "channels removed", "compensated", "fine-tuned"]
+    assert names[4:] in ([], ["compensated, kept"]), "an epoch may be no better than the repair"
     assert result.steps[1].macs > result.steps[2].macs
     assert result.latency_of(result.steps[1]) is None
     assert sum(p.numel() for p in result.graph.parameters()) == result.steps[-1].params

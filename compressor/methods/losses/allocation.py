@@ -138,11 +138,12 @@ class Allocation:
         milliseconds, others = SAVED[saved]
         return np.asarray(milliseconds * costs / costs[0] + others * macs / macs[0], dtype=np.float64)
 
-    def _costs_of(self, rows: Rows) -> NDArray[np.float64]:
-        """What is limited: milliseconds, or the budgets that are not met yet, as shares of their limits."""
+    def _costs_of(self, rows: Rows, missed_by: Rows | None = None) -> NDArray[np.float64]:
+        """What is limited: milliseconds, or as shares of their limits the budgets that one structure (the first) does not meet."""
         if self._latency is not None:
             return self._latency.predict(rows)
         limits = {name: limit for name, limit in self._problem.limits.items() if name in COSTS} or {"macs": 1.0}
         found = self._space.costs(rows, limits)
-        missed = {name: limit for name, limit in limits.items() if found[name][0] > limit} or limits
+        theirs = found if missed_by is None else self._space.costs(missed_by[None], limits)
+        missed = {name: limit for name, limit in limits.items() if theirs[name][0] > limit} or limits
         return np.asarray(sum(found[name] / limit for name, limit in missed.items()), dtype=np.float64)

@@ -1,6 +1,6 @@
 """Loss curves of a network's groups, and of its ranks where these are axes too: computed once per run."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -46,31 +46,19 @@ def curves_of(problem: Problem, images: Calibration, settings: Compensation, pro
     seen = digest_of_tensors({f"{k}.{n}": x for k, batch in enumerate(images.batches) for n, x in enumerate(batch)})
     weights = digest_of_tensors(channels.graph.state_dict())
     key = digest_of([channels.digest, weights, settings.to_dict(), probes, problem.seed, seen])[:12]
+    about = (images, settings, probes, problem.seed)
+
+    def known(what: str, stage: str, work: Callable[[], Mapping[str, Curve]]) -> dict[str, Curve]:
+        problem.progress.stage(stage)
+        return _curves(problem.once(f"loss curves of all {what} {key}", lambda: _plain(work())))
+
     found: dict[str, Curve] = {}
     if groups:
-        problem.progress.stage("statistics, ranking and sensitivity of every group")
-        found = _curves(
-            problem.once(
-                f"loss curves of all groups {key}",
-                lambda: _plain(loss_curves(channels, images, settings, probes, problem.seed)),
-            )
-        )
+        found |= known("groups", "statistics, ranking and sensitivity of every group", lambda: loss_curves(channels, *about))
     if axes:
-        problem.progress.stage("losses of the ranks of every layer")
-        found |= _curves(
-            problem.once(
-                f"loss curves of all ranks {key}",
-                lambda: _plain(rank_curves(channels, axes, images, settings, probes, problem.seed)),
-            )
-        )
+        found |= known("ranks", "losses of the ranks of every layer", lambda: rank_curves(channels, axes, *about))
     if depth:
-        problem.progress.stage("losses of every branch")
-        found |= _curves(
-            problem.once(
-                f"loss curves of all branches {key}",
-                lambda: _plain(branch_curves(channels, depth, images, settings, probes, problem.seed)),
-            )
-        )
+        found |= known("branches", "losses of every branch", lambda: branch_curves(channels, depth, *about))
     return found
 
 

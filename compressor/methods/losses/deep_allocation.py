@@ -11,7 +11,7 @@ from compressor.errors import BackendError, BudgetError
 from compressor.methods.base import Problem
 from compressor.methods.losses.allocation import Allocation, Weighting
 from compressor.methods.structures.knapsack import Knapsack, Unit
-from compressor.methods.structures.paths import AIM, CLOSE, COSTS, Rows
+from compressor.methods.structures.paths import AIM, CLOSE, Rows
 from compressor.passes.channels.search_space import depth_of
 from compressor.passes.fitting.losses import Curve
 from compressor.runtime.latency_model.model import LatencyModel
@@ -93,14 +93,8 @@ class DeepAllocation(Allocation):
         return np.array([group.size for group in self._problem.channels.groups], dtype=np.int64)
 
     def _price(self, rows: Rows) -> NDArray[np.float64]:
-        """Milliseconds, or the sum of those computed costs that the whole network has too much of, as shares of their limits."""
-        if self._latency is not None:
-            return self._latency.predict(rows)
-        limits = {name: limit for name, limit in self._problem.limits.items() if name in COSTS} or {"macs": 1.0}
-        whole = self._space.costs(self._row_of_all[None], limits)
-        missed = {name: limit for name, limit in limits.items() if whole[name][0] > limit} or limits
-        found = self._space.costs(rows, missed)
-        return np.asarray(sum(found[name] / limit for name, limit in missed.items()), dtype=np.float64)
+        """Of which budgets depends on the whole network alone, so that it adds up over branches."""
+        return self._costs_of(rows, self._row_of_all)
 
     def _solved(self, weighting: Weighting, limit: float) -> Rows:
         """The structure at the largest price up to a limit at which everything that can be computed is within the budget.

@@ -3,7 +3,7 @@
 Losses add up over groups, ranks and branches. What a network costs does not, since two groups meet in every layer; but once the
 groups that lie in no branch (the *streams*) have their widths, each branch costs what it costs whatever the others are. So
 
-    for each branch      every combination of its inner widths and ranks, or none of it: (cost, loss)
+    for each branch      combinations of its inner widths and ranks, or none of it: (cost, loss)
     over branches        a multiple-choice knapsack, solved exactly by a dynamic program over the budget in small buckets
     over streams         a local search, one stream and one step at a time, from the best of the widths on a path of channels alone
 

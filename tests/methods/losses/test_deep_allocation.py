@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
@@ -123,7 +122,6 @@ def test_without_a_branch_depth_says_so(digits):  # noqa: F811
     alone = Problem(channels, {"macs": 1e4}, Target("fake", align=1), None, None, 0, (), calibration)
     with pytest.raises(BudgetError, match="no branch beside a shortcut"):
         method("depth").plan(alone)
-    assert np.isfinite(alone.costs(channels.full)["macs"])
 
 
 def test_compress_removes_branches_and_goes_on_after_a_kill(net, digits, tmp_path):  # noqa: F811

@@ -249,7 +249,7 @@ def check_random(program, seed):
 COMMON = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck), "database": None}
 
 
-@settings(max_examples=40, **COMMON)
+@settings(max_examples=60, **COMMON)
 @given(networks(), st.integers(0, 2**32 - 1))
 @example([("gate", 4), ("transposed", 9), ("grouped", 10)], 374)  # blocks of a transposed weight lose different outputs
 def test_any_legal_plan_of_any_network_removes_what_it_masks(program, seed):

@@ -13,7 +13,7 @@ from compressor.passes.channels.search_space import SearchSpace
 from compressor.passes.fitting.compensate import Compensate
 from compressor.passes.fitting.settings import Compensation
 from compressor.passes.statistics.calibration import Calibration
-from compressor.passes.transforms.remove_branches import chosen, rewiring
+from compressor.passes.transforms.remove_branches import branches_named, rewiring
 from compressor.runtime.latency_model.training_engines import plan_of
 from compressor.runtime.measuring.measure import export_checked
 from tests.networks import Net, cbr, check_plan, conv, end, head, randomize
@@ -111,13 +111,13 @@ def test_branches_that_cannot_go_are_named():
 
 def test_the_one_inside_goes_with_the_other():
     channels = compressor.analyze(compressor.trace(built("one in another"), X))
-    assert [branch.name for branch in chosen(channels.branches, {"c", "a.0-b.1"})] == ["a.0-b.1"]
+    assert [branch.name for branch in branches_named(channels.branches, {"c", "a.0-b.1"})] == ["a.0-b.1"]
 
 
 def test_what_is_left_stands_for_the_last_sum():
     """relu(stem) has the part of relu(b's sum): what goes into it is to be that sum."""
     channels = compressor.analyze(compressor.trace(built(), X))
-    wired = rewiring(channels.graph.graph, chosen(channels.branches, {"a", "b"}))
+    wired = rewiring(channels.graph.graph, branches_named(channels.branches, {"a", "b"}))
     assert wired.means == {"relu": "relu_4", "stem": "add_1"}
     assert wired.instead == {"add": "relu", "relu_2": "relu", "add_1": "relu", "relu_4": "relu"}
 
@@ -134,7 +134,7 @@ def test_a_chain_of_removals_is_followed():
     torch.manual_seed(0)
     model = randomize(Net(forward, stem=conv(3, 6), a=conv(6, 6), b=conv(6, 6), c=conv(6, 6), fc=head(6)))
     channels = compressor.analyze(compressor.trace(model, X))
-    wired = rewiring(channels.graph.graph, chosen(channels.branches, {"a", "b"}))
+    wired = rewiring(channels.graph.graph, branches_named(channels.branches, {"a", "b"}))
     assert wired.means == {"relu": "relu_1", "stem": "add_1"}
     plan = Plan.keep({}, channels.digest, removed=["a", "b"])
     small = check_plan(model, X, channels, plan)
