@@ -186,6 +186,7 @@ def _check_arguments(model: object, example_inputs: object) -> None:
     lazy = next((name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta), None)
     if lazy is not None:
         raise TraceError(f"`{lazy}` is on the device `meta`, which holds no values: load the model's weights first")
+    _check_kind(model)
     if isinstance(example_inputs, Tensor):
         raise TraceError("example_inputs must be a tuple of tensors, found one tensor; write (x,) for a single input")
     if isinstance(example_inputs, Mapping) or not isinstance(example_inputs, Sequence) or not example_inputs:
@@ -193,6 +194,20 @@ def _check_arguments(model: object, example_inputs: object) -> None:
     for k, x in enumerate(example_inputs):
         if not isinstance(x, Tensor):
             raise TraceError(f"example_inputs[{k}] must be a tensor, found {type(x).__name__}")
+
+
+def _check_kind(model: nn.Module) -> None:
+    """Refuse what is no longer a module of Python and floats."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TraceError("this is a TorchScript module, which cannot be traced again: pass the torch.nn.Module that it was made of")
+    if "eval" in vars(model):  # what torch.export gives back cannot change its mode
+        raise TraceError("this is the module of an exported program: pass the torch.nn.Module that it was made of")
+    for name, module in model.named_modules():
+        if "quantized" in type(module).__module__.split("."):
+            raise TraceError(
+                f"`{name}` is quantized already ({type(module).__name__}): pass the float model, and ask for integers by "
+                'Target(precision="int8")'
+            )
 
 
 def _check_forward(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:

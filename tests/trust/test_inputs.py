@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 from torch import nn
+from torch.ao.quantization import quantize_dynamic
 from torch.utils.data import DataLoader, IterableDataset
 
 import compressor
@@ -105,8 +106,14 @@ MODELS = {
     "bfloat16": (lambda: randomize(Residual()).bfloat16(), "is bfloat16"),
     "double": (lambda: randomize(Residual()).double(), "is float64"),
     "meta": (lambda: Residual().to("meta"), "meta"),
-    "scripted": (lambda: torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 4)).eval()), ""),
-    "complex": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3, dtype=torch.complex64), nn.Flatten()), ""),
+    "scripted": (
+        lambda: torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 4)).eval()),
+        "is a TorchScript module",
+    ),
+    "jit traced": (lambda: torch.jit.trace(randomize(Residual()), torch.zeros(2, 3, 8, 8)), "is a TorchScript module"),
+    "exported": (lambda: torch.export.export(randomize(Residual()), (torch.zeros(2, 3, 8, 8),)).module(), "of an exported program"),
+    "quantized": (lambda: quantize_dynamic(randomize(Residual()), {nn.Linear}), "`fc` is quantized already"),
+    "complex": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3, dtype=torch.complex64), nn.Flatten()), "is complex64"),
     "nothing": (lambda: nn.Sequential(nn.Flatten()), "nothing in this model"),
     "no module": (lambda: 3, "must be a torch.nn.Module"),
     "fails": (lambda: nn.Sequential(nn.Conv2d(4, 4, 3)), "does not run on inputs"),
