@@ -1,6 +1,5 @@
 """`DeepAllocation`: branches, widths and ranks by their losses, all at once (`knapsack.py`)."""
 
-import logging
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -12,12 +11,10 @@ from compressor.methods.base import Problem
 from compressor.methods.losses.allocation import Allocation, Weighting
 from compressor.methods.structures.knapsack import Knapsack, Unit
 from compressor.methods.structures.paths import AIM, CLOSE, Rows
-from compressor.passes.channels.search_space import depth_of
+from compressor.passes.channels.search_space import depth_of, ranks_of
 from compressor.passes.fitting.losses import Curve
 from compressor.runtime.latency_model.model import LatencyModel
 from compressor.values.plan import Plan
-
-logger = logging.getLogger(__name__)
 
 _STARTS = 16  # streams of the path by channels and ranks alone that a search begins from
 _MEASURED = 6  # engines that are built to meet a latency
@@ -47,18 +44,20 @@ class DeepAllocation(Allocation):
 
         Raises:
             BudgetError: No structure does.
+            BackendError: No engine of one can be built.
         """
         if "latency" not in self._problem.limits:
             return self._space.plan(self._solved(weighting, self._whole))
         limit, asked = self._problem.limits["latency"], self._aim
         best: tuple[float, Plan] | None = None
+        failure: BackendError | None = None
         closest = np.inf
         for _ in range(_MEASURED):
             plan = self._space.plan(self._solved(weighting, asked * self._whole))
             try:
                 found = self._problem.measure(plan).ratio
             except BackendError as error:
-                logger.warning("left out, its engine cannot be built: %s", error)
+                failure = error
                 break
             closest = min(closest, found)
             if found <= AIM * limit and (best is None or found > best[0]):
@@ -66,9 +65,11 @@ class DeepAllocation(Allocation):
             if CLOSE * limit <= found <= AIM * limit:
                 break
             asked *= self._aim / found  # what the model is off by here
-        if best is None:
-            raise BudgetError(f"the budget cannot be met: the closest network measured takes {closest:.3f} of the latency")
-        return best[1]
+        if best is not None:
+            return best[1]
+        if failure is not None:
+            raise failure
+        raise BudgetError(f"the budget cannot be met: the closest network measured takes {closest:.3f} of the latency")
 
     def path(self, weighting: Weighting) -> Rows:
         """Structures for a ladder of budgets, the whole network first; (structures, groups)."""
@@ -116,7 +117,11 @@ class DeepAllocation(Allocation):
             if low >= limit:
                 break
         if best is None:
-            raise BudgetError("the budget cannot be met by the channels, ranks and branches of this network")
+            share = knapsack.cheapest / self._whole
+            raise BudgetError(
+                f"the budget cannot be met: the smallest network without a branch still costs {share:.3f} of the whole one; "
+                "ask for more, or search more axes (space=channels+ranks+depth)"
+            )
         return best
 
     def _streams(self, weighting: Weighting) -> list[Rows]:
@@ -127,12 +132,11 @@ class DeepAllocation(Allocation):
         if weighting not in self._knapsacks:
             options, losses = self._options(weighting, branches=True)
             column = {group.name: k for k, group in enumerate(self._problem.channels.groups)}
-            layers = {group.name: group.layers for group in self._problem.channels.groups}
             units = []
             for axis in depth_of(self._problem.channels):
                 if column[axis.name] not in options:
                     continue
-                ranks = [name for name, own in layers.items() if name.endswith(":svd:0") and own[0] in axis.branch.layers]
+                ranks = [own.name for own in ranks_of(self._problem.channels) if own.layer in axis.branch.layers]
                 units.append(Unit(column[axis.name], tuple(column[name] for name in (*axis.holds, *ranks))))
             self._knapsacks[weighting] = Knapsack(self._row_of_all, options, losses, units, self._price)
         return self._knapsacks[weighting]
