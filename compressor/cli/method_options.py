@@ -13,7 +13,7 @@ _SEARCHES = ("trials", "sampler", "fitness", "space", "parallel")
 OPTIONS: dict[str, tuple[str, ...]] = {
     "magnitude": ("criterion", "scope"),
     "cap": ("floor", "space"),
-    "cc": ("units",),
+    "cc": ("space", "units"),
     "factorize": ("form", "ranks", "steps"),
     "legr": _SEARCHES,
     "aacp": (*_SEARCHES, "steps"),
@@ -49,7 +49,8 @@ def method_of(
     changes: dict[str, object] = {_FIELDS.get(option, option): value for option, value in given.items() if value is not None}
     for option in changes:
         if option.partition(".")[0] not in {field.name for field in fields(method)}:
-            raise BudgetError(f"--{option}: as published, {name} has no such setting")
+            as_published = "as published, " if published else ""
+            raise BudgetError(f"--{option}: {as_published}{name} has no such setting")
     if changes.get("form") == "cp" and "choice" not in changes:
         changes["choice"] = "rate"  # it has no energy by ranks
     for text in settings:

@@ -26,7 +26,6 @@ from compressor.methods.searching.structure_vectors import Vectors
 from compressor.methods.structures.affordable import Affordable
 from compressor.methods.structures.global_ranking import GlobalRanking, Walk
 from compressor.methods.structures.searched_widths import options_of
-from compressor.passes.channels.search_space import ranks_of
 from compressor.passes.criteria import Scores
 from compressor.passes.fitting.losses import rankable
 from compressor.passes.fitting.settings import Compensation
@@ -68,8 +67,8 @@ class AACP(PublishedAACP):
 
     def options(self, problem: Problem) -> list[tuple[int, ...]]:
         """See there."""
-        names = set(rankable(problem.channels)[0]) | {axis.name for axis in ranks_of(problem.channels)}
-        return options_of(problem, self.steps, frozenset(names))
+        beyond = {group.name for group in problem.channels.free} - set(rankable(problem.channels)[0])
+        return options_of(problem, self.steps, self.searched(problem) - beyond)
 
     def scores(self, problem: Problem, options: list[tuple[int, ...]], affordable: Affordable) -> dict[str, Scores]:
         """By the loss after compensation."""
@@ -99,4 +98,4 @@ class AACP(PublishedAACP):
 
     def _by_loss(self, problem: Problem, options: list[tuple[int, ...]], affordable: Affordable, power: float) -> dict[str, Scores]:
         settings = self.compensation or Compensation()
-        return LossRanking(problem, settings, options, affordable.price, power, self.probes).plain
+        return LossRanking(problem, settings, options, affordable.price, power, self.probes, "channels" in self.parts).plain

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor
 
@@ -16,6 +16,9 @@ from compressor.values.plan import Plan, Structure
 from compressor.values.progress import Progress
 from compressor.values.target import Target
 from compressor.values.trial import Trial
+
+Space: TypeAlias = Literal["channels", "ranks", "depth", "channels+ranks", "channels+depth", "ranks+depth", "channels+ranks+depth"]
+"""What may go: channels, ranks of layers that become sequences, and branches as a whole."""
 
 
 @dataclass(frozen=True)

@@ -8,21 +8,15 @@ published 83.3 %, and 90.4 % where that is compensated.
 """
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from compressor.errors import BudgetError
-from compressor.methods.base import MethodSettings, Problem
+from compressor.methods.base import MethodSettings, Problem, Space
 from compressor.methods.cap import CaP
 from compressor.methods.published.cc import PublishedCC
 from compressor.passes.fitting.settings import Compensation
 from compressor.values.plan import Plan
 from compressor.values.settings import check
-
-_SPACES: dict[str, Literal["channels", "ranks", "channels+ranks"]] = {
-    "channels": "channels",
-    "ranks": "ranks",
-    "both": "channels+ranks",
-}
 
 
 @dataclass(frozen=True)
@@ -30,7 +24,7 @@ class CC(MethodSettings):
     """Compress channels and ranks together.
 
     Attributes:
-        units: What may go: `channels`, singular values (`ranks`), or `both`.
+        space: What may go; see `CaP`.
         accept: Whether factorized layers have to be faster on the target; `None`: where the budget is a latency.
         compensation: How the network is repaired; None for not at all.
 
@@ -39,7 +33,7 @@ class CC(MethodSettings):
     """
 
     name: ClassVar[str] = "cc"
-    units: Literal["both", "channels", "ranks"] = "both"
+    space: Space = "channels+ranks"
     accept: bool | None = None
     compensation: Compensation | None = field(default_factory=Compensation)
 
@@ -55,7 +49,7 @@ class CC(MethodSettings):
     @property
     def reduces_ranks(self) -> bool:
         """See `Method`."""
-        return self.units != "channels"
+        return self.space != "channels"
 
     def plan(self, problem: Problem) -> Plan:
         """Decide what stays.
@@ -64,4 +58,4 @@ class CC(MethodSettings):
             BudgetError: The budget cannot be met; the closest that can is said.
             DataError: There are no calibration images.
         """
-        return CaP(space=_SPACES[self.units], accept=self.accept, compensation=self.compensation).plan(problem)
+        return CaP(space=self.space, accept=self.accept, compensation=self.compensation).plan(problem)

@@ -61,8 +61,9 @@ class LeGR(PublishedLeGR):
 
     def widths(self, problem: Problem) -> list[tuple[int, ...]]:
         """See there."""
-        return options_of(problem, "staircase" if "latency" in problem.limits else "align")
+        return options_of(problem, "staircase" if "latency" in problem.limits else "align", self.searched(problem))
 
     def genome(self, problem: Problem, legal: Sequence[Sequence[int]], affordable: Affordable) -> Genome:
         """See there."""
-        return LossRanking(problem, self.compensation or Compensation(), legal, affordable.price, probes=self.probes)
+        settings, groups = self.compensation or Compensation(), "channels" in self.parts
+        return LossRanking(problem, settings, legal, affordable.price, probes=self.probes, groups=groups)

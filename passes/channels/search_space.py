@@ -124,6 +124,16 @@ def depth_of(channels: ChannelGraph) -> tuple[BranchAxis, ...]:
     return channels.depth if isinstance(channels, SearchSpace) else ()
 
 
+def columns_within(channels: ChannelGraph) -> dict[int, tuple[int, ...]]:
+    """Of the columns of a structure's row: that of each branch -> those of the widths and ranks that it alone has."""
+    column = {group.name: k for k, group in enumerate(channels.groups)}
+    found = {}
+    for axis in depth_of(channels):
+        ranks = [own.name for own in ranks_of(channels) if own.layer in axis.branch.layers]
+        found[column[axis.name]] = tuple(column[name] for name in (*axis.holds, *ranks))
+    return found
+
+
 def _axes(channels: ChannelGraph) -> tuple[BranchAxis, ...]:
     groups, group_of = channels.grouping.groups, channels.grouping.group_of
     carried = {  # by each node

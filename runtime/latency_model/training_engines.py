@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from compressor.errors import BackendError
 from compressor.passes.channels.analyze import ChannelGraph
+from compressor.passes.channels.search_space import depth_of
 from compressor.passes.transforms.apply_plan import applied
 from compressor.runtime.latency_model.blocks import blocks_of, times_by_block
 from compressor.runtime.latency_model.model import LatencyModel, Observation
@@ -19,6 +20,11 @@ from compressor.values.progress import Progress
 from compressor.values.target import Target
 
 logger = logging.getLogger(__name__)
+
+COARSE = Protocol(half_width=0.02)
+"""Of engines that a model is fitted to: what it is off by between them is more than that, and the search measures what it takes."""
+
+_KEPT_AS = f"{PROTOCOL} coarse"  # in the store of measurements
 
 
 def train_latency_model(
@@ -41,7 +47,7 @@ def train_latency_model(
         target: Where.
         engines: How many engines; those already in the store are not built again.
         seed: Of the choice.
-        protocol: Of the timing.
+        protocol: Of the timing; `COARSE` by default.
         store: Where measurements are kept; the user's cache by default.
         progress: Where to say how far it is.
         observed: Builds and measures in place of `observe`, elsewhere.
@@ -49,7 +55,7 @@ def train_latency_model(
     Raises:
         BackendError: Too few engines can be built.
     """
-    rows = spread(widths, engines, seed)
+    rows = _in_few_topologies(channels, spread(widths, engines, seed), seed)
     structures = [channels.structure_of(row) for row in rows]
     if observed is not None:
         return LatencyModel(channels, observed(structures, None))
@@ -72,6 +78,22 @@ def spread(widths: Sequence[Sequence[int]], count: int, seed: int = 0) -> NDArra
     return np.array(columns, dtype=np.int64).T
 
 
+def _in_few_topologies(channels: ChannelGraph, rows: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    """The same structures with branches gone in few combinations, one after the other: all, none, one half, the other half.
+
+    Networks that differ in widths alone are lowered without the exporter (`runtime/onnx/templates.py`), which is most of an
+    engine's time; and what each layer takes is timed by itself, so that more combinations would say little more.
+    """
+    if not (depth := len(depth_of(channels))):
+        return rows
+    half = np.random.default_rng(seed).permutation(depth) % 2
+    there = np.stack([np.ones_like(half), half, 1 - half])
+    which = np.sort(np.arange(len(rows) - 2) % 3)
+    found = np.concatenate([rows[:1], rows[2:], rows[1:2]])  # the whole network first, the least one last
+    found[1:-1, -depth:] = there[which]
+    return found
+
+
 def observe(
     channels: ChannelGraph,
     structures: Sequence[Structure],
@@ -90,7 +112,7 @@ def observe(
         channels: The analysis of the network.
         structures: What to build.
         target: Where.
-        protocol: Of the timing.
+        protocol: Of the timing; `COARSE` by default.
         store: Where measurements are kept; the user's cache by default.
         progress: Where to say how far it is.
         anchor_ms: The original's latency that ratios are multiplied by; that of the first session by default. To compare with a
@@ -99,10 +121,10 @@ def observe(
     kept = MeasurementStore() if store is None else store
     fingerprint, blocks = target.fingerprint(), blocks_of(channels)
     anchor = anchor_ms
-    with Comparison(channels.graph, target, protocol=protocol) as comparison:
+    with Comparison(channels.graph, target, protocol=protocol or COARSE) as comparison:
         for k, structure in enumerate(structures):
             built = f"{channels.digest}:{structure.digest}"
-            known = kept.get(built, fingerprint, PROTOCOL)
+            known = kept.get(built, fingerprint, _KEPT_AS)
             if known is None or not _complete(known[1]):
                 graph = applied(plan_of(channels, structure), channels)
                 try:
@@ -112,7 +134,7 @@ def observe(
                     continue
                 times, rest = times_by_block(blocks, layers)
                 extra: dict[str, object] = {"reference_ms": reference.median_ms, "blocks_ms": times, "rest_ms": rest}
-                kept.put(built, found, PROTOCOL, extra)
+                kept.put(built, found, _KEPT_AS, extra)
                 known = found, extra
             found, extra = known
             reference_ms = _number(extra["reference_ms"])

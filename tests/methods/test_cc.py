@@ -56,17 +56,17 @@ def test_the_published_plan_meets_the_budget_closely_and_is_what_is_built(proble
     assert verify_removal(problem.channels, dense, applied(dense, problem.channels)).relative_error < 1e-5
 
 
-@pytest.mark.parametrize("units", ["both", "channels", "ranks"])
-def test_by_features_the_budget_is_met_closely_and_what_is_built_costs_that(problem, units):
+@pytest.mark.parametrize("space", ["channels+ranks", "channels", "ranks", "channels+ranks+depth"])
+def test_by_features_the_budget_is_met_closely_and_what_is_built_costs_that(problem, space):
     full = problem.costs(problem.channels.full)["macs"]
-    plan = CC(units, compensation=SMALL).plan(replace(problem, limits={"macs": 0.6 * full}))
+    plan = CC(space, compensation=SMALL).plan(replace(problem, limits={"macs": 0.6 * full}))
     assert 0.5 < share_of(problem, plan) <= 0.6
-    assert bool(plan.kept) == (units != "ranks")
-    assert bool(plan.factors) == (units != "channels")
+    assert bool(plan.kept) == (space != "ranks")
+    assert bool(plan.factors) == ("ranks" in space) or "depth" in space
     built = applied(plan, problem.channels)
     found = compressor.analyze(built)
     assert found.costs_of(found.full).macs[0] == problem.costs(problem.channels.structure(plan))["macs"]
-    if units == "channels":
+    if space == "channels":
         assert plan == CaP(compensation=SMALL).plan(replace(problem, limits={"macs": 0.6 * full}))
 
 

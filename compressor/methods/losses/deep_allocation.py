@@ -11,7 +11,7 @@ from compressor.methods.base import Problem
 from compressor.methods.losses.allocation import Allocation, Weighting
 from compressor.methods.structures.knapsack import Knapsack, Unit
 from compressor.methods.structures.paths import AIM, CLOSE, Rows
-from compressor.passes.channels.search_space import depth_of, ranks_of
+from compressor.passes.channels.search_space import columns_within
 from compressor.passes.fitting.losses import Curve
 from compressor.runtime.latency_model.model import LatencyModel
 from compressor.values.plan import Plan
@@ -125,18 +125,12 @@ class DeepAllocation(Allocation):
         return best
 
     def _streams(self, weighting: Weighting) -> list[Rows]:
-        path = super().path(replace(weighting, saved="milliseconds"))
+        path = super().path(replace(weighting, saved="milliseconds", coefficients=()))
         return [path[k] for k in np.linspace(0, len(path) - 1, _STARTS).astype(int)]
 
     def _knapsack(self, weighting: Weighting) -> Knapsack:
         if weighting not in self._knapsacks:
             options, losses = self._options(weighting, branches=True)
-            column = {group.name: k for k, group in enumerate(self._problem.channels.groups)}
-            units = []
-            for axis in depth_of(self._problem.channels):
-                if column[axis.name] not in options:
-                    continue
-                ranks = [own.name for own in ranks_of(self._problem.channels) if own.layer in axis.branch.layers]
-                units.append(Unit(column[axis.name], tuple(column[name] for name in (*axis.holds, *ranks))))
+            units = [Unit(branch, inner) for branch, inner in columns_within(self._problem.channels).items() if branch in options]
             self._knapsacks[weighting] = Knapsack(self._row_of_all, options, losses, units, self._price)
         return self._knapsacks[weighting]

@@ -47,7 +47,7 @@ from compressor.methods.structures.global_ranking import Walk
 from compressor.methods.structures.paths import Rows, Widths
 from compressor.methods.structures.searched_widths import options_of
 from compressor.passes.channels.analyze import ChannelGraph
-from compressor.passes.channels.search_space import ranks_of
+from compressor.passes.channels.search_space import depth_of, ranks_of
 from compressor.passes.criteria import CRITERIA, Scores, Scoring
 from compressor.passes.fitting.settings import Compensation
 from compressor.search.fitness import Fitness
@@ -109,7 +109,7 @@ class PublishedAACP(SearchingMethod):
 
     def options(self, problem: Problem) -> list[tuple[int, ...]]:
         """The steps of every group, ascending: eighths; of groups that are left alone, the whole."""
-        return options_of(problem, "eighths", _inside(problem.channels))
+        return options_of(problem, "eighths", self.searched(problem) & _inside(problem.channels))
 
     def scores(self, problem: Problem, options: list[tuple[int, ...]], affordable: Affordable) -> dict[str, Scores]:
         """Which channels a group keeps: those of the largest L1 norm."""
@@ -148,6 +148,6 @@ def is_stream(channels: ChannelGraph, name: str) -> bool:
 
 
 def _inside(channels: ChannelGraph) -> frozenset[str]:
-    """Names of what is searched: free groups that are no streams, and ranks."""
+    """Names of what is searched: free groups that are no streams, ranks, and branches."""
     free = {group.name for group in channels.free if not is_stream(channels, group.name)}
-    return frozenset(free | {axis.name for axis in ranks_of(channels)})
+    return frozenset(free | {axis.name for axis in (*ranks_of(channels), *depth_of(channels))})

@@ -25,6 +25,7 @@ Where this differs from the released code:
 * a walk stops on multiples of the target's `align` (there, after any filter), a notch being due by the mean of its scores;
 * a quota holds for a group, not for a layer (there, an exhausted layer's shortcut ends misaligned);
 * candidates are judged on 1,000 images held out of the training data (there, on 5,000 that are trained on as well);
+* a branch, where these may go, is one unit: with the squared norms of all its weights;
 * α and κ end four units from the middle (four σ, four σ_l); budgets are of any cost, ranks may be ranked beside filters;
 * batch norms of the result are recalibrated, before any training.
 """
@@ -38,6 +39,7 @@ from numpy.typing import NDArray
 from optuna.distributions import FloatDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
+from torch import nn
 
 from compressor.methods.base import Problem
 from compressor.methods.searching.final_plan import accepted, row_of, select_measured
@@ -47,8 +49,12 @@ from compressor.methods.structures.affordable import Affordable
 from compressor.methods.structures.global_ranking import GlobalRanking
 from compressor.methods.structures.paths import Rows, Widths, fitting, through
 from compressor.methods.structures.searched_widths import above_quota, options_of
+from compressor.passes.channels.analyze import ChannelGraph
+from compressor.passes.channels.branches import Branch
+from compressor.passes.channels.search_space import depth_of
 from compressor.passes.criteria import Scores, Scoring
 from compressor.passes.fitting.settings import Compensation
+from compressor.passes.layers.product import Conv
 from compressor.search.fitness import Fitness
 from compressor.search.samplers import LeGRSampler
 from compressor.values.plan import Plan
@@ -133,7 +139,7 @@ class PublishedLeGR(SearchingMethod):
 
     def widths(self, problem: Problem) -> list[tuple[int, ...]]:
         """Widths and ranks on which a walk may stop, per group: all that the target's `align` allows."""
-        return options_of(problem, "align")
+        return options_of(problem, "align", self.searched(problem))
 
     def genome(self, problem: Problem, legal: Sequence[Sequence[int]], affordable: Affordable) -> Genome:
         """What the parameters stand for."""
@@ -169,6 +175,11 @@ class NormRanking:
             squares = values**2
             self._layers.append((name, name, squares, np.arange(len(values)), float(squares.std())))
             self._sizes[name] = len(values)
+        whole = {axis.name: _squared_norm(problem.channels, axis.branch) for axis in depth_of(problem.channels)}
+        deviation = float(np.std(list(whole.values()) or [0.0]))  # of one unit there is none: that of all branches
+        for name, square in whole.items():
+            self._layers.append((name, name, np.array([square]), np.zeros(1, dtype=np.int64), deviation))
+            self._sizes[name] = 1
         self.groups = frozenset(self._sizes)
         self.start: list[dict[str, float]] = []
 
@@ -188,3 +199,8 @@ class NormRanking:
             own = params[f"scale:{layer}"] * norms + params[f"shift:{layer}"] * deviation
             sums[group] += np.bincount(units, own, self._sizes[group])
         return sums
+
+
+def _squared_norm(channels: ChannelGraph, branch: Branch) -> float:
+    layers = (channels.graph.get_submodule(name) for name in branch.layers)
+    return sum(float(layer.weight.detach().double().square().sum()) for layer in layers if isinstance(layer, Conv | nn.Linear))

@@ -14,7 +14,7 @@ from compressor.methods.losses.curves import curves_of, images_for_losses
 from compressor.methods.structures.paths import Price, steepest
 from compressor.passes.channels.analyze import ChannelGraph
 from compressor.passes.channels.rank_axes import RankAxis
-from compressor.passes.channels.search_space import ranks_of
+from compressor.passes.channels.search_space import columns_within, ranks_of
 from compressor.passes.criteria import Scores, select
 from compressor.passes.fitting.losses import Curve
 from compressor.passes.fitting.settings import Compensation
@@ -57,6 +57,7 @@ class LossRanking:
         price: Of structures, (structures, groups) to (structures,): what is to be saved.
         power: Of the sensitivities.
         probes: Images that these are measured on.
+        groups: Whether channels may go, and not only ranks and branches.
 
     Raises:
         DataError: There are no images.
@@ -70,9 +71,10 @@ class LossRanking:
         price: Price,
         power: float = SENSITIVITIES[0],
         probes: int = 256,
+        groups: bool = True,
     ) -> None:
         channels, self._power = problem.channels, power
-        curves = curves_of(problem, images_for_losses(problem), settings, probes)
+        curves = curves_of(problem, images_for_losses(problem), settings, probes, groups)
         self._base = self._computed(channels, curves, options, price, power)
         self._sensitivity = {name: float(np.log(_sensitivity(curves[name]))) for name in self._base}
         self._middle = {name: float(own.mean()) for name, own in self._base.items()}
@@ -90,7 +92,7 @@ class LossRanking:
             curve = curves[groups[k].name]
             dearer = RANK_PRICES[0] if isinstance(groups[k], RankAxis) else 1.0
             losses[k] = dearer * curve.ranking.loss[legal[k]] * _sensitivity(curve) ** power
-        path = steepest([g.size for g in channels.groups], legal, losses, price)
+        path = steepest([g.size for g in channels.groups], legal, losses, price, columns_within(channels))
         costs = price(path)
         saved = np.maximum(-np.diff(costs), 1e-8 * costs[0])
         prices: dict[str, NDArray[np.float64]] = {}
@@ -101,10 +103,8 @@ class LossRanking:
             at = [legal[k].index(int(row[k])) for row in (before, after)]
             highest = max(highest, float(losses[k][at[1]] - losses[k][at[0]]) / gain)  # in the order in which they go
             own = prices.setdefault(group.name, np.full(group.size, np.inf))
-            gone = set(select(group, curve.ranking.scores, int(before[k]))) - set(
-                select(group, curve.ranking.scores, int(after[k]))
-            )
-            own[sorted(gone)] = highest
+            stay, stayed = (set(select(group, curve.ranking.scores, int(row[k]))) for row in (after, before))
+            own[sorted(stayed - stay)] = highest
         # what loses nothing is a little cheaper than what loses least: at a logarithm of -inf no mean could be taken
         least = min((float(own[own > 0].min()) for own in prices.values() if (own > 0).any()), default=1.0) / np.e
         return {name: _ordered(np.log(own.clip(least)), curves[name].ranking.scores) for name, own in prices.items()}

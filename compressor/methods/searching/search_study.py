@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 from optuna.distributions import BaseDistribution
@@ -13,10 +13,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from compressor.data.batches import Batches
 from compressor.errors import BackendError, BudgetError, DataError
-from compressor.methods.base import MethodSettings, Problem
+from compressor.methods.base import MethodSettings, Problem, Space
 from compressor.methods.searching.final_plan import row_of
 from compressor.methods.structures.affordable import Affordable
 from compressor.methods.structures.paths import Rows, Widths
+from compressor.passes.channels.search_space import depth_of, ranks_of
 from compressor.passes.fitting.settings import Compensation
 from compressor.passes.tracing.trace import DYNAMIC
 from compressor.search.execution import Executor, Here
@@ -48,7 +49,8 @@ class SearchingMethod(MethodSettings):
         parallel: How many are under way at once. The search depends on this number, not on where they run.
         engines: Engines that the latency model begins with, where the budget is a latency.
         leaders: After so many trials the best is built and measured, and the latency model learns from it.
-        space: What is searched: `channels`, or `channels+ranks`, where layers may become sequences as well (truncated SVD).
+        space: What is searched: `channels`, `ranks` (of layers that become sequences, by a truncated SVD) and `depth` (branches as
+            a whole), or several of these, joined by `+`.
         accept: Whether sequences of the result have to be faster on the target; `None`: where the budget is a latency.
         probes: Images that the sensitivities of groups are measured on, where channels are ranked by loss.
         compensation: How the network is repaired in the end.
@@ -63,7 +65,7 @@ class SearchingMethod(MethodSettings):
     parallel: int = 1
     engines: int = 24
     leaders: int = 20
-    space: Literal["channels", "channels+ranks"] = "channels"
+    space: Space = "channels"
     accept: bool | None = None
     probes: int = 256
     compensation: Compensation | None = field(default_factory=Compensation)
@@ -89,7 +91,17 @@ class SearchingMethod(MethodSettings):
 
     def spaced(self, problem: Problem) -> Problem:
         """The problem with the axes that are searched."""
-        return problem if self.space == "channels" else problem.over(ranks=True)
+        return problem.over("ranks" in self.parts, "depth" in self.parts)
+
+    @property
+    def parts(self) -> frozenset[str]:
+        """Of the space."""
+        return frozenset(self.space.split("+"))
+
+    def searched(self, problem: Problem) -> frozenset[str]:
+        """Names of the groups, ranks and branches of a spaced problem that the space has."""
+        axes = {axis.name for axis in (*ranks_of(problem.channels), *depth_of(problem.channels))}
+        return frozenset(group.name for group in problem.channels.groups if "channels" in self.parts or group.name in axes)
 
     @property
     def deciding(self) -> dict[str, object]:
@@ -130,7 +142,7 @@ def search(problem: Problem, method: SearchingMethod, quest: Quest, affordable: 
 
     def decode(params: Mapping[str, Any], index: int) -> dict[str, Any]:
         row = quest.row(params, index)
-        return {"widths": row.tolist(), "digest": digest_of(dict(quest.widths(params).plan(row).kept))}
+        return {"widths": row.tolist(), "digest": _judged_as(quest.widths(params).plan(row))}
 
     def task(params: Mapping[str, Any], structure: Mapping[str, Any]) -> Plan:
         return quest.widths(params).plan(np.array(structure["widths"], dtype=np.int64))
@@ -180,6 +192,11 @@ def search(problem: Problem, method: SearchingMethod, quest: Quest, affordable: 
     return [t for t, good in zip(found, within, strict=True) if good] or found  # by the model as it is in the end
 
 
+def _judged_as(plan: Plan) -> str:
+    """What a network is told by; without branches that are gone the same as ever, so that studies go on."""
+    return digest_of([dict(plan.kept), list(plan.removed)] if plan.removed else dict(plan.kept))
+
+
 class _Leaders:
     """Builds and measures the best candidate from time to time, and lets the latency model know."""
 
@@ -204,7 +221,8 @@ class _Leaders:
         if not due or f"{_LEADER}{due}" in attributes or self._taken(attributes.get(f"{_MEASURING}{due}")):
             return
         study.set_user_attr(f"{_MEASURING}{due}", claim())
-        measured = [[attributes[name].get("widths"), attributes[name].get("ranks", {})] for name in known]
+        records = [attributes[name] for name in known]
+        measured = [[own.get("widths"), own.get("ranks", {}), own.get("removed", [])] for own in records]
         record = self._measured(due, measured)
         study.set_user_attr(f"{_LEADER}{due}", record)
         self._learn(f"{_LEADER}{due}", record)
@@ -229,7 +247,8 @@ class _Leaders:
         within = self._affordable.within(np.stack(rows))
         for k in sorted(range(len(rows)), key=lambda k: not within[k]):
             structure = self._affordable.problem.channels.structure_of(rows[k])
-            own: dict[str, object] = {"widths": dict(structure.widths), "ranks": dict(structure.ranks)}
+            axes: dict[str, object] = {"ranks": dict(structure.ranks), "removed": list(structure.removed)}
+            own: dict[str, object] = {"widths": dict(structure.widths), **axes}
             if list(own.values()) not in known:
                 break
         else:

@@ -32,6 +32,7 @@ def steepest(
     options: Mapping[int, Sequence[int]],
     losses: Mapping[int, NDArray[np.float64]],
     cost: Price,
+    holds: Mapping[int, Sequence[int]] | None = None,
 ) -> Rows:
     """The path on which every notch costs the least loss for what it saves.
 
@@ -40,14 +41,18 @@ def steepest(
         options: Group index -> its legal widths, ascending.
         losses: Group index -> the loss at each of these.
         cost: Of structures; what a notch saves is counted on the structure it is taken from.
+        holds: Index of a branch -> indices of what is in it alone: once the branch is gone, what that had lost no longer counts.
 
     Returns:
         (structures, groups), from `start` to the narrowest.
     """
     rows = [np.array(start, dtype=np.int64)]
     at = {k: len(widths) - 1 for k, widths in options.items()}
+    held = {k: [own for own in inner if own in options] for k, inner in (holds or {}).items() if k in options}
     while True:
-        candidates = [(k, n) for k in options for n in range(max(at[k] - _HORIZON, 0), at[k])]
+        gone = {own for k, inner in held.items() if at[k] == 0 for own in inner}
+        notches = [(k, n) for k in options for n in range(max(at[k] - _HORIZON, 0), at[k])]
+        candidates = [own for own in notches if own[0] not in gone] or notches  # what is gone comes last: all have their place
         if not candidates:
             return np.stack(rows)
         trial = np.repeat(rows[-1][None], len(candidates) + 1, axis=0)
@@ -55,7 +60,8 @@ def steepest(
             row[k] = options[k][n]
         costs = cost(trial)
         saved = np.maximum(costs[0] - costs[1:], 1e-12)
-        lost = np.array([losses[k][n] - losses[k][at[k]] for k, n in candidates])
+        spared = {k: sum(float(losses[own][at[own]]) for own in inner) for k, inner in held.items()}
+        lost = np.array([losses[k][n] - losses[k][at[k]] - spared.get(k, 0.0) for k, n in candidates])
         k, n = candidates[int(np.argmin(lost / saved))]
         at[k] = n
         rows.append(trial[1 + candidates.index((k, n))])

@@ -11,6 +11,7 @@ from compressor.errors import BackendError, BudgetError
 from compressor.methods.base import Problem
 from compressor.methods.structures.legal_widths import widths
 from compressor.passes.channels.rank_axes import RankAxis
+from compressor.passes.channels.search_space import BranchAxis
 from compressor.passes.labels.groups import ChannelGroup
 from compressor.passes.tracing.shapes import shapes_of
 from compressor.runtime.latency_model.single_layers import rank_edges
@@ -46,7 +47,7 @@ def options_of(problem: Problem, steps: Steps, groups: frozenset[str] | None = N
 
 
 def above_quota(group: ChannelGroup, legal: tuple[int, ...], align: int, share: float) -> tuple[int, ...]:
-    """Those widths of a group that leave a share of it, and at least two channels; ranks have no such quota.
+    """Those widths of a group that leave a share of it, and at least two channels; ranks and branches have no such quota.
 
     Args:
         group: The group.
@@ -54,7 +55,7 @@ def above_quota(group: ChannelGroup, legal: tuple[int, ...], align: int, share: 
         align: Of the target.
         share: That stays.
     """
-    if isinstance(group, RankAxis) or len(legal) == 1:
+    if isinstance(group, RankAxis | BranchAxis) or len(legal) == 1:
         return legal
     least = max(int(np.ceil(share * group.size)), 2)
     found = tuple(w for w in legal if w >= least or w == group.size)
@@ -62,6 +63,8 @@ def above_quota(group: ChannelGroup, legal: tuple[int, ...], align: int, share: 
 
 
 def _options(problem: Problem, steps: Steps, group: ChannelGroup) -> tuple[int, ...]:
+    if isinstance(group, BranchAxis):  # of one around others there is no loss of its own to go by
+        return (1,) if group.branch.inside else widths(group, problem.target.align)
     if isinstance(group, RankAxis):
         return _ranks(problem, steps, group)
     if steps == "eighths":

@@ -2,17 +2,22 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 import compressor
-from compressor import BudgetError, CaP, Compensation, Measurement, Target
+from compressor import AACP, BudgetError, CaP, Compensation, LeGR, Measurement, Target
 from compressor.methods import Problem
 from compressor.methods.losses.allocation import Weighting
 from compressor.methods.losses.curves import curves_of
 from compressor.methods.losses.deep_allocation import DeepAllocation
+from compressor.methods.published.aacp import PublishedAACP
+from compressor.methods.published.legr import PublishedLeGR
+from compressor.methods.structures.paths import steepest
 from compressor.passes.channels.search_space import depth_of
 from compressor.passes.statistics.calibration import Calibration
+from compressor.search.fitness import Fitness
 from compressor.values.trial import Trial
 from tests.methods.conftest import digits, net, problem  # noqa: F401 - fixtures
 from tests.methods.digits import pairs
@@ -39,6 +44,29 @@ def test_a_budget_holds_and_the_network_is_the_one_decided(problem, space, limit
         assert plan.removed
         assert not plan.kept
         assert not plan.factors
+
+
+@pytest.mark.parametrize("space", ["depth", "channels+depth", "channels+ranks+depth"])
+@pytest.mark.parametrize("searching", [LeGR, AACP, PublishedLeGR, PublishedAACP], ids=lambda kind: kind.__name__)
+def test_the_searches_decide_over_branches_too(problem, searching, space):  # noqa: F811
+    full = problem.costs(problem.channels.full)["macs"]
+    few = {"population": 4} if issubclass(searching, PublishedLeGR) else {}
+    found = searching(trials=8, fitness=Fitness("none", holdout=60), space=space, compensation=None, **few)
+    plan = found.plan(replace(problem, limits={"macs": 0.7 * full}))
+    structure = problem.channels.structure(plan)
+    assert problem.costs(structure)["macs"] <= 0.7 * full
+    again = compressor.analyze(compressor.apply(plan, problem.channels.graph))
+    assert again.costs_of(again.full).macs[0] == problem.costs(structure)["macs"]
+    assert plan.removed or space != "depth"
+    if space == "depth":
+        assert not plan.kept
+        assert not plan.factors
+
+
+def test_what_a_branch_holds_no_longer_counts_once_it_is_gone():
+    losses = {0: np.array([4.1, 1.5, 0.0]), 1: np.array([6.0, 0.0])}
+    rows = steepest([2, 1], {0: [0, 1, 2], 1: [0, 1]}, losses, lambda own: (10 * own[:, 1] * (1 + own[:, 0])).astype(float), {1: [0]})
+    assert rows.tolist() == [[2, 1], [1, 1], [1, 0], [0, 0]]  # 6 - 1.5 for the 20 that are left; what it held comes last
 
 
 def test_limits_hold_together_and_one_that_does_not_bind_changes_nothing(problem):  # noqa: F811
