@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 
 from compressor.data.batches import Batches
 from compressor.errors import PlanError
-from compressor.methods import Magnitude, Method
+from compressor.methods import Method, default_method
 from compressor.passes.channels.analyze import analysis_of, analyze
 from compressor.passes.tracing.trace import is_traced, trace
 from compressor.passes.transforms.apply_plan import applied
@@ -97,7 +97,8 @@ def compress(
             these should look like what the network will see.
         test: Batches that are looked at only once, at the end, for the number to be published.
         target: Where it is to be fast; ONNX Runtime on one CPU thread, batch 1, by default.
-        method: How to decide; `Magnitude()` by default.
+        method: How to decide. By default branches and channels go where that loses least after repair (`CaP` over
+            `channels+depth`, without a limit of latency over `channels+ranks+depth`); without images, `Magnitude()`.
         finetune: Settings of the fine-tuning.
         seed: Of everything random.
         progress: Where to say what is being done.
@@ -110,9 +111,10 @@ def compress(
         DataError: Data or folder are not usable.
         BackendError: An engine cannot be built, or does not agree with PyTorch.
     """
+    method = method or default_method(budget, images=train is not None or calibrate is not None)
     return Compression(
         model, example_inputs, train=train, validate=validate, test=test, calibrate=calibrate, budget=budget,
-        target=target or Target(), method=method or Magnitude(), finetune=finetune or FineTune(), out=Path(out), seed=seed,
+        target=target or Target(), method=method, finetune=finetune or FineTune(), out=Path(out), seed=seed,
         progress=progress or Progress(), storage=storage, cluster=cluster,
     ).run()  # fmt: skip
 

@@ -16,10 +16,12 @@ from compressor.cli.options import (
     Criterion,
     DataName,
     Distillation,
+    Drop,
     Epochs,
     Fitness,
     Floor,
     Form,
+    Front,
     ImagesFolder,
     LabelSmoothing,
     Latency,
@@ -62,7 +64,8 @@ if TYPE_CHECKING:
 # fmt: off
 def compress(
     model: Model, shapes: Shapes, out: RunFolder, data: DataName = None, images: ImagesFolder = None, weights: Weights = None,
-    latency: Latency = None, macs: Macs = None, params: Params = None, memory: Memory = None, method: MethodName = "magnitude",
+    latency: Latency = None, macs: Macs = None, params: Params = None, memory: Memory = None, drop: Drop = None,
+    front: Front = False, method: MethodName = None,
     published: Published = False, settings: MethodSettings = None, criterion: Criterion = None, scope: Scope = None,
     floor: Floor = None, units: Units = None, form: Form = None, ranks: Ranks = None, trials: Trials = None,
     sampler: Sampler = None, fitness: Fitness = None, steps: Steps = None, space: Space = None, parallel: Parallel = None,
@@ -82,20 +85,20 @@ def compress(
     from compressor.cli.console import ConsoleProgress, resumable
     from compressor.cli.method_options import method_of
     from compressor.data.user_models import load_model
-    from compressor.methods import METHODS
+    from compressor.methods import METHODS, default_method
     from compressor.training.fine_tune import FineTune
 
-    if method not in METHODS:
+    if method is not None and method not in METHODS:
         raise typer.BadParameter(f"{method!r}: known methods are {', '.join(METHODS)}", param_hint="--method")
     where = _target(backend, batch, threads, align, precision, option or [])
     if data is None and images is None:
         raise typer.BadParameter("give data with labels (--data), or images without (--images)", param_hint="--data / --images")
-    budget = budget_of(floor is None, latency=latency, macs=macs, params=params, memory=memory)
+    budget = budget_of(floor is None, drop, front, latency=latency, macs=macs, params=params, memory=memory)
     own = {
         "criterion": criterion, "scope": scope, "floor": floor, "units": units, "form": form, "ranks": ranks, "trials": trials,
         "sampler": sampler, "fitness": fitness, "steps": steps, "space": space, "parallel": parallel,
     }  # fmt: skip
-    chosen = method_of(method, own, settings or (), published, calibration_images)
+    chosen = method_of(method or default_method(budget, images=True), own, settings or (), published, calibration_images)
     chosen = chosen if compensate else replace(chosen, compensation=None)
     finetune = FineTune(epochs=epochs, learning_rate=lr, distillation=distillation, label_smoothing=label_smoothing)
     inputs, network = inputs_of(shapes), load_model(model, weights)

@@ -6,7 +6,7 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any, get_type_hints
 
 from compressor.errors import BudgetError
-from compressor.methods import METHODS
+from compressor.methods import METHODS, Method
 from compressor.values.settings import SAID, kinds_of
 
 _SEARCHES = ("trials", "sampler", "fitness", "space", "parallel")
@@ -24,12 +24,16 @@ _FIELDS = {"ranks": "choice", "fitness": "fitness.repair"}  # where the setting 
 
 
 def method_of(
-    name: str, given: Mapping[str, object], settings: Sequence[str] = (), published: bool = False, images: int | None = None
+    named: str | Method,
+    given: Mapping[str, object],
+    settings: Sequence[str] = (),
+    published: bool = False,
+    images: int | None = None,
 ) -> Any:
     """A method.
 
     Args:
-        name: Of the method.
+        named: The method's name, or a method to begin with.
         given: Option -> its value; None where it was not given.
         settings: `setting=value`, of a setting of a setting `fitness.steps=100`.
         published: Whether to begin with the released code's settings instead of the defaults.
@@ -38,6 +42,7 @@ def method_of(
     Raises:
         BudgetError: An option is of another method, a setting is not there, or out of range.
     """
+    name = named if isinstance(named, str) else named.name
     for option, value in given.items():
         if value is not None and option not in OPTIONS.get(name, ()):
             owners = " and ".join(own for own, options in OPTIONS.items() if option in options)
@@ -45,7 +50,7 @@ def method_of(
     if published and not hasattr(METHODS[name], "published"):
         have = ", ".join(own for own, kind in METHODS.items() if hasattr(kind, "published"))
         raise BudgetError(f"--published: nothing was published as {name}; there are {have}")
-    method = METHODS[name].published() if published else METHODS[name]()
+    method: Any = METHODS[name].published() if published else METHODS[name]() if isinstance(named, str) else named
     changes: dict[str, object] = {_FIELDS.get(option, option): value for option, value in given.items() if value is not None}
     for option in changes:
         if option.partition(".")[0] not in {field.name for field in fields(method)}:

@@ -33,7 +33,15 @@ Latency = Annotated[
 Macs = Annotated[str | None, typer.Option(help="MACs: fraction (0.5) or absolute (60M).")]
 Params = Annotated[str | None, typer.Option(help="Parameters: fraction (0.5) or absolute (400k).")]
 Memory = Annotated[str | None, typer.Option(help="Weight memory: fraction (0.5) or absolute (1.5MB).")]
-MethodName = Annotated[str, typer.Option(help="magnitude, cap, cc, factorize, legr or aacp.")]
+Drop = Annotated[
+    float | None, typer.Option(min=0, help="Instead: the fastest network that loses at most so many points of accuracy, such as 1.")
+]
+Front = Annotated[
+    bool, typer.Option("--front", help="Instead: a network for every tenth of the original's latency, as far down as that goes.")
+]
+MethodName = Annotated[
+    str | None, typer.Option(help="cap, cc, legr, aacp, factorize or magnitude; by default cap over branches and channels.")
+]
 Published = Annotated[
     bool, typer.Option("--published", help="Of cap, cc, legr and aacp: the settings of the released code, before any others.")
 ]
@@ -45,7 +53,7 @@ Scope = Annotated[str | None, typer.Option(help="Of magnitude: global or uniform
 Floor = Annotated[
     float | None, typer.Option(help="Of cap: lowest share of right answers on the hold-out, such as 0.92; no budget is needed.")
 ]
-Units = Annotated[str | None, typer.Option(help="Of cc: channels, ranks (layers become sequences of smaller ones), or both.")]
+Units = Annotated[str | None, typer.Option(help="Of cc as published: channels, ranks (of sequences of smaller layers), or both.")]
 Form = Annotated[
     str | None, typer.Option(help="Of factorize: layers become svd, spatial_svd, tucker2, cp or tensor_train sequences.")
 ]
@@ -66,7 +74,7 @@ Steps = Annotated[
 ]
 Space = Annotated[
     str | None,
-    typer.Option(help="Of cap, legr and aacp: channels, or channels+ranks; of cap any of channels, ranks, depth, joined by +."),
+    typer.Option(help="Of cap, cc, legr and aacp, what may go: channels, ranks, depth, or several joined by +."),
 ]
 Parallel = Annotated[int | None, typer.Option(min=1, help="Of legr and aacp: candidates under way at once.")]
 Storage = Annotated[
@@ -105,11 +113,13 @@ def inputs_of(shapes: list[str]) -> tuple[Any, ...]:
     return tuple(inputs)
 
 
-def budget_of(needed: bool, **asked: str | None) -> "Budget | None":
+def budget_of(needed: bool, drop: float | None = None, front: bool = False, **asked: str | None) -> "Budget | None":
     """The budget of `--latency` and the others; None where nothing is limited, and need not be: the method has a floor."""
     from compressor.values.budget import Budget
 
     bounds: dict[str, Any] = {name: _bound(text) for name, text in asked.items() if text}
+    bounds |= {"drop": drop} if drop is not None else {}
+    bounds |= {"front": "latency"} if front else {}
     return Budget(**bounds) if bounds or needed else None
 
 

@@ -9,6 +9,7 @@ from compressor.methods.cc import CC
 from compressor.methods.factorize import Factorize
 from compressor.methods.legr import LeGR
 from compressor.methods.magnitude import Magnitude
+from compressor.values.budget import Budget
 
 METHODS: dict[str, Any] = {
     "aacp": AACP,
@@ -19,4 +20,17 @@ METHODS: dict[str, Any] = {
     "magnitude": Magnitude,
 }
 
-__all__ = ["AACP", "CC", "METHODS", "CaP", "Factorize", "LeGR", "Magnitude", "Method", "Problem"]
+__all__ = ["AACP", "CC", "METHODS", "CaP", "Factorize", "LeGR", "Magnitude", "Method", "Problem", "default_method"]
+
+
+def default_method(budget: Budget | None, images: bool) -> Method:
+    """What is done where no method is named: what was measured to be the best (`tools/bench_depth.py`).
+
+    Args:
+        budget: What the network may cost. Sequences of smaller layers save MACs and parameters, and seldom time.
+        images: Whether there are any, for statistics; without them nothing can be repaired.
+    """
+    if not images:
+        return Magnitude()
+    timed = budget is not None and not (budget.latency is budget.drop is None and budget.front != "latency")
+    return CaP(space="channels+depth" if timed else "channels+ranks+depth")

@@ -19,6 +19,7 @@ keeps the ranking, and decides otherwise:
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
@@ -27,7 +28,6 @@ import numpy as np
 from compressor.errors import BackendError, BudgetError, DataError
 from compressor.methods.base import MethodSettings, Problem, Space
 from compressor.methods.losses.allocation import BRANCH_PRICES, POWERS, RANK_PRICES, Allocation, Weighting
-from compressor.methods.losses.coefficients import with_coefficients
 from compressor.methods.losses.curves import curves_of, images_for_losses
 from compressor.methods.losses.deep_allocation import DeepAllocation
 from compressor.methods.losses.floor import last_above
@@ -65,7 +65,6 @@ class CaP(MethodSettings):
         holdout: Images of the hold-out that a floor is looked at on.
         probes: Images that sensitivities are measured on.
         engines: Engines that the latency model is fitted to, where the budget is a latency.
-        networks: That are repaired and looked at to find coefficients of losses; see `losses/coefficients.py`.
         compensation: How the network is repaired.
 
     Raises:
@@ -79,12 +78,11 @@ class CaP(MethodSettings):
     holdout: int = 1000
     probes: int = 256
     engines: int = 24
-    networks: int = 0
     compensation: Compensation | None = field(default_factory=Compensation)
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        ranges = {"floor": (1e-9, 1), "holdout": (1, 1e9), "probes": (1, 1e9), "engines": (6, 1e4), "networks": (0, 1e4)}
+        ranges = {"floor": (1e-9, 1), "holdout": (1, 1e9), "probes": (1, 1e9), "engines": (6, 1e4)}
         check(self, BudgetError, ranges)
 
     @classmethod
@@ -156,23 +154,16 @@ class CaP(MethodSettings):
         """Weightings, the one whose network is nearest to the original first; those that cannot meet the budget are left out."""
         nearness = Nearness(problem, self.compensation, used, spared)
         distances: dict[Weighting, float] = {}
-        seen: set[str] = set()
-
-        def distance(choice: Weighting) -> float | None:
-            try:
-                plan = allocation.near(choice)
-            except BudgetError:  # without ranks, say, it may be out of reach
-                return None
-            if plan.digest in seen:
-                return distances.get(choice)
-            seen.add(plan.digest)
-            distances[choice] = nearness(plan)
-            problem.progress.stage(f"{choice}: repaired, {distances[choice]:.4f} from the original")
-            return distances[choice]
+        known: dict[str, float] = {}  # by the digests of plans
 
         def nearest(choices: Sequence[Weighting]) -> Weighting:
             for choice in choices:
-                distance(choice)
+                with suppress(BudgetError):  # without ranks, say, it may be out of reach
+                    plan = allocation.near(choice)
+                    if plan.digest not in known:
+                        known[plan.digest] = nearness(plan)
+                        problem.progress.stage(f"{choice}: repaired, {known[plan.digest]:.4f} from the original")
+                    distances[choice] = known[plan.digest]
             return min(distances, key=distances.__getitem__, default=choices[0])
 
         best = nearest([Weighting(weights) for weights in POWERS])
@@ -180,8 +171,7 @@ class CaP(MethodSettings):
         if depth_of(problem.channels):
             best = nearest([replace(best, branch=price) for price in BRANCH_PRICES])
         if {"channels", "ranks"} <= self._parts:
-            best = nearest([replace(best, price=price) for price in RANK_PRICES])
-        with_coefficients(best, sorted(allocation.curves), distance, self.networks, problem.seed)
+            nearest([replace(best, price=price) for price in RANK_PRICES])
         logger.info("CaP: %s", "; ".join(f"{choice}: {value:.4f}" for choice, value in distances.items()))
         return sorted(distances, key=distances.__getitem__) or [best]
 

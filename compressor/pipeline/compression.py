@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from compressor.data.batches import Batches
 from compressor.data.seeding import first_seen, seeded
 from compressor.errors import BudgetError, DataError
 from compressor.methods import Method, Problem
-from compressor.methods.base import plans_of
+from compressor.methods.base import FamilyMethod, plans_of
 from compressor.passes.channels.analyze import ChannelGraph, analyze
 from compressor.passes.channels.readers import biases_added
 from compressor.passes.fitting.settings import Compensation
@@ -22,6 +23,7 @@ from compressor.passes.statistics.calibration import Calibration
 from compressor.passes.tracing.trace import INPUTS, device_of, outputs_of, trace
 from compressor.passes.transforms.apply_plan import applied
 from compressor.pipeline.member import Given, Member, choices_of
+from compressor.pipeline.quality import SHARES, fastest_within
 from compressor.report import write_report
 from compressor.runs.folder import Run
 from compressor.runs.result import Result
@@ -29,7 +31,7 @@ from compressor.runtime.latency_model.model import Observation
 from compressor.runtime.latency_model.single_layers import Choice
 from compressor.runtime.measuring.measure import Comparison, measure
 from compressor.training.fine_tune import FineTune
-from compressor.values.budget import Budget, absolute
+from compressor.values.budget import FRONT, Budget, absolute
 from compressor.values.files import check_finite, digest_of_tensors, have_to_be_finite, write_bytes, write_json
 from compressor.values.measurement import Measurement
 from compressor.values.plan import Plan, Structure, digest_of
@@ -38,6 +40,8 @@ from compressor.values.target import Target
 from compressor.values.trial import Trial
 
 logger = logging.getLogger(__name__)
+
+_REACHED = "as far as the front goes"
 
 
 class Compression:
@@ -64,7 +68,11 @@ class Compression:
     ) -> None:
         if budget is None and getattr(method, "floor", None) is None:
             raise BudgetError("nothing says how far to go: pass budget=…, or a method with a floor such as CaP(floor=0.92)")
+        self._budget = budget
         self._budgets: tuple[Budget | None, ...] = budget.members if budget else (None,)
+        if budget is not None and budget.drop is not None:  # a family's plans are made at once, others one by one
+            shares = FRONT if isinstance(method, FamilyMethod) else SHARES
+            self._budgets = tuple(replace(budget, drop=None, latency=share) for share in shares)
         self._storage, self._cluster, self._calibrate = storage, cluster, calibrate
         progress.stage("trace and analyze")
         if isinstance(model, nn.Module):
@@ -122,18 +130,36 @@ class Compression:
         run = self._run
         self._check_data()
         original = self._given.accuracy("accuracy: original", self._original)
-        results = []
-        for k, (plan, budget) in enumerate(zip(self._plans(), self._budgets, strict=True)):
-            results.append(Member(self._given, k, plan, budget).result(original))
-            write_json(run.member(k) / "result.json", results[-1].to_dict())
-        tightest = min(results, key=lambda result: result.steps[-1].macs)
-        result = replace(tightest, path=run.path, members=tuple(results))
+        chosen, results = self._chosen(original)
+        result = replace(chosen, path=run.path, members=tuple(results))
         self._given.progress.stage("report")
         write_json(run.path / "result.json", result.to_dict())
         trials = [path.read_text(encoding="utf-8") for path in sorted((run.path / "trials").glob("*.json"))]
         write_bytes(run.path / "report.html", write_report(result, self._channels, trials).encode())
-        run.link_member(results.index(tightest))
+        run.link_member(int(chosen.path.name))
         return result
+
+    def _chosen(self, original: float) -> tuple[Result, list[Result]]:
+        """The network that was asked for, and all that were made: of a family or a front the smallest is the one."""
+        drop = self._budget.drop if self._budget is not None else None
+        family = isinstance(self._given.method, FamilyMethod)
+        plans = [] if drop is not None and not family else self._plans()
+
+        def finished(k: int, plan: Plan) -> Result:
+            found = Member(self._given, k, plan, self._budgets[k]).result(original)
+            write_json(self._run.member(k) / "result.json", found.to_dict())
+            return found
+
+        def attempt(k: int) -> Result | None:
+            if family:
+                return finished(k, plans[k]) if k < len(plans) else None
+            plan = self._plan(k)
+            return finished(k, plan) if plan is not None else None
+
+        if drop is not None:
+            return fastest_within(drop, original, len(self._budgets), attempt)
+        results = [finished(k, plan) for k, plan in enumerate(plans)]
+        return min(results, key=lambda result: result.steps[-1].macs), results
 
     def _check_data(self) -> None:
         """Refuse a folder whose finished steps are of other data.
@@ -160,21 +186,54 @@ class Compression:
             logger.warning("the images of %s are others at each reading: finished steps are taken as they are", ", ".join(changed))
 
     def _plans(self) -> list[Plan]:
-        """One plan for every budget; all of them are there, or none."""
-        given, files = self._given, [self._run.member(k) / "plan.json" for k in range(len(self._budgets))]
-        if all(self._run.intact(file) for file in files):
-            return [Plan.load(file) for file in files]
+        """One plan for every budget; all of them are there, or none. A front ends where its budgets are out of reach."""
+        run, open_ended = self._run, self._budget is not None and (self._budget.front is not None or self._budget.drop is not None)
+        count = int(cast(int, (run.done(_REACHED) or {}).get("budgets", len(self._budgets))))
+        files = [run.member(k) / "plan.json" for k in range(len(self._budgets))]
+        if all(run.intact(file) for file in files[:count]):
+            return [Plan.load(file) for file in files[:count]]
+        while True:
+            try:
+                plans = self._searched(range(count))
+                break
+            except BudgetError as error:
+                if not open_ended or count == 1:
+                    run.give_up(str(error))
+                    raise
+                count -= 1
+                self._given.progress.stage(f"the front ends at its {count}. network: {error}")
+        if open_ended:
+            run.finish(_REACHED, {"budgets": count})
+        return plans
+
+    def _plan(self, k: int) -> Plan | None:
+        """The plan of one budget; None where it is out of reach."""
+        file, step = self._run.member(k) / "plan.json", f"out of reach (member {k})"
+        if self._run.intact(file):
+            return Plan.load(file)
+        if self._run.done(step) is None:
+            try:
+                return self._searched([k])[0]
+            except BudgetError as error:
+                self._run.finish(step, {"why": str(error)})
+        return None
+
+    def _searched(self, members: Sequence[int]) -> list[Plan]:
+        """The plans of some budgets, decided together and written down.
+
+        Raises:
+            BudgetError: One cannot be met.
+        """
+        given = self._given
         given.progress.stage(f"search: {given.method.name}")
         with seeded(given.seed, given.train, given.validate), self._gauge() as gauge:
-            choices: list[dict[str, Choice]] = [{} for _ in self._budgets]
-            try:
-                plans = plans_of(given.method, [self._problem(gauge, *each) for each in zip(self._budgets, choices, strict=True)])
-            except BudgetError as error:
-                self._run.give_up(str(error))
-                raise
-        for k, found in enumerate(choices):
+            choices: list[dict[str, Choice]] = [{} for _ in members]
+            problems = [self._problem(gauge, self._budgets[k], own) for k, own in zip(members, choices, strict=True)]
+            plans = plans_of(given.method, problems)
+        for k, found in zip(members, choices, strict=True):
             self._run.finish(choices_of(k), {layer: asdict(choice) for layer, choice in found.items()})
-        for file, plan in zip(files, plans, strict=True):
+        for k, plan in zip(members, plans, strict=True):
+            file = self._run.member(k) / "plan.json"
             with self._run.writing(file):
                 write_bytes(file, plan.to_json().encode())
         return plans

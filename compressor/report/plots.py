@@ -21,7 +21,7 @@ def accuracy_against_latency(result: Result, tried: Sequence[float]) -> str:
     """
     figure = Figure(figsize=(6.2, 3.8), layout="constrained")
     axes = figure.add_subplot()
-    for step in result.steps:
+    for step in result.steps if len(result.members) < 2 else result.steps[:1]:
         latency = result.latency_of(step)
         if latency is None:
             continue
@@ -30,7 +30,10 @@ def accuracy_against_latency(result: Result, tried: Sequence[float]) -> str:
         error = [[latency.median_ms - low], [high - latency.median_ms]]
         colour = _OTHER if first else _AFTER
         axes.errorbar(latency.median_ms, step.accuracy, xerr=error, fmt="o", color=colour, capsize=3)
-    _name_steps(axes, result)
+    if len(result.members) > 1:
+        _front(axes, result)
+    else:
+        _name_steps(axes, result)
     if tried:
         axes.plot(tried, [0.0] * len(tried), "|", color="#666", markersize=12, transform=axes.get_xaxis_transform())
     axes.set_xlim(0, max([result.original.median_ms, *tried]) * 1.35)
@@ -38,6 +41,19 @@ def accuracy_against_latency(result: Result, tried: Sequence[float]) -> str:
     axes.set_ylabel("top-1 accuracy, %", fontsize=9)
     axes.grid(alpha=0.3)
     return svg_of(figure)
+
+
+def _front(axes: Axes, result: Result) -> None:
+    """The networks of a family, along their latencies; the one that was chosen filled."""
+    members = sorted(result.members, key=lambda member: member.compressed.median_ms)
+    points = [(member.compressed.median_ms, member.steps[-1].accuracy) for member in members]
+    axes.plot(*zip(*points, strict=True), "-", color=_BEFORE, zorder=0)
+    for member, (x, y) in zip(members, points, strict=True):
+        low, high = member.compressed.interval_ms
+        chosen = member.plan == result.plan
+        axes.errorbar(x, y, xerr=[[x - low], [high - x]], fmt="o", color=_AFTER, mfc=_AFTER if chosen else "white", capsize=3)
+        axes.annotate(f"{member.latency_ratio:.2f}", (x, y), xytext=(4, -12), textcoords="offset points", fontsize=8)
+    axes.annotate("original", (result.original.median_ms, result.steps[0].accuracy), xytext=(8, -3), textcoords="offset points")
 
 
 def _name_steps(axes: Axes, result: Result) -> None:

@@ -12,7 +12,7 @@ from compressor.passes.fitting.settings import Repair
 from compressor.report.plots import accuracy_against_latency, widths_per_group
 from compressor.report.style import STYLE, table
 from compressor.runs.folder import versions
-from compressor.runs.result import Result, human
+from compressor.runs.result import Result, human, value_of
 from compressor.values.measurement import CPU, Measurement
 
 _PAGE = Template("""<!doctype html>
@@ -74,11 +74,11 @@ def _family(result: Result) -> str:
     if len(result.members) < 2:
         return ""
     rows = []
-    for k, member in enumerate(result.members):
+    for member in result.members:
         first, last = member.steps[0], member.steps[-1]
         low, high = member.compressed.interval_ms
         rows.append([
-            f"front/{k}", "met" if member.met else "missed", f"{last.accuracy:.2f} %",
+            f"front/{member.path.name}", "met" if member.met else "missed", f"{last.accuracy:.2f} %",
             f"{member.compressed.median_ms:.3f} ms [{low:.3f}, {high:.3f}]", f"{member.latency_ratio:.3f}",
             f"{last.macs / first.macs:.3f}", f"{last.params / first.params:.3f}",
         ])  # fmt: skip
@@ -131,7 +131,7 @@ def _why(found: Measurement) -> str:
 def _budget(result: Result) -> str:
     rows = []
     for name, (found, limit) in result.budget.items():
-        values = [f"{v:.3f} ms" if name == "latency" else human(v, "B" if name == "memory" else "") for v in (found, limit)]
+        values = [value_of(name, v) for v in (found, limit)]
         verdict = '<span class="met">met</span>' if found <= limit else '<span class="missed">missed</span>'
         rows.append([escape(name), *values, verdict])
     return table(("bound", "found", "at most", ""), rows)

@@ -45,7 +45,7 @@ class Result:
         steps: The network before and after each step.
         original: Measured latency of the original.
         compressed: Measured latency of the compressed network, same session.
-        budget: Per bound: `(found, limit)`; latency in ms, memory in bytes.
+        budget: Per bound: `(found, limit)`; latency in ms, memory in bytes, drop in points.
         test: Top-1 in percent of the original and of the result on the test data, where given.
         error: Relative difference between removing and masking, before any training.
         lossy: Ops over pruned channels for which the two differ by nature.
@@ -56,7 +56,8 @@ class Result:
             those that were not faster are plain in the result.
         labelled: Whether accuracies are against labels; without any they are agreements with the original.
         path: Its folder: the run's, or that of a member of a family.
-        members: Where the budget was a list, the networks for all of its values, in its order; this is the smallest of them.
+        members: Where the budget was a list or a front, the networks for all of its values, in its order; this is the smallest of
+            them. Where it was a drop, all that were made on the way; this is the fastest that loses no more.
     """
 
     graph: fx.GraphModule
@@ -125,7 +126,7 @@ class Result:
         lines = [line.rstrip() for line in console.export_text().splitlines()]
         for name, (found, limit) in self.budget.items():
             word = "met" if found <= limit else "MISSED"
-            lines.append(f"budget {name}: {_value(name, found)} of at most {_value(name, limit)} ({word})")
+            lines.append(f"budget {name}: {value_of(name, found)} of at most {value_of(name, limit)} ({word})")
         if self.test is not None:
             lines.append(f"test data: {self.test[0]:.2f} % before, {self.test[1]:.2f} % after")
         if self.plan.removed:
@@ -137,7 +138,8 @@ class Result:
         if slow:
             lines.append(f"{len(slow)} of {len(self.choices)} measured layers are not faster so and stay plain: {', '.join(slow)}")
         if len(self.members) > 1:
-            lines += ["", "the family, the smallest of which this is:", *self._family()]
+            which = "fastest within the drop" if "drop" in self.budget else "smallest"
+            lines += ["", f"the family, the {which} of which this is:", *self._family()]
         lines.append(
             f"removed = masked within {self.error:.1e}" + (f"; lossy by nature: {', '.join(self.lossy)}" if self.lossy else "")
         )
@@ -152,13 +154,22 @@ class Result:
 
     def _family(self) -> list[str]:
         lines = []
-        for k, member in enumerate(self.members):
+        for member in self.members:
             last, first = member.steps[-1], member.steps[0]
-            asked = ", ".join(f"{name} {_value(name, limit)}" for name, (_, limit) in member.budget.items())
+            asked = ", ".join(f"{name} {value_of(name, limit)}" for name, (_, limit) in member.budget.items())
             word = "met" if member.met else "MISSED"
             numbers = f"latency {member.latency_ratio:.3f}, MACs {last.macs / first.macs:.3f}, {last.accuracy:.2f} %"
-            lines.append(f"  front/{k}: at most {asked} ({word}): {numbers}")
+            lines.append(f"  front/{member.path.name}: at most {asked} ({word}): {numbers}")
         return lines
+
+    def point(self) -> dict[str, object]:
+        """This network on a front: what it costs and how accurate it is."""
+        first, last = self.steps[0], self.steps[-1]
+        return {
+            "folder": f"front/{self.path.name}", "latency_ms": self.compressed.median_ms, "latency_ratio": self.latency_ratio,
+            "accuracy": last.accuracy, "accuracy_of_original": first.accuracy, "macs_ratio": last.macs / first.macs,
+            "params_ratio": last.params / first.params, "met": self.met,
+        }  # fmt: skip
 
     def to_dict(self) -> dict[str, object]:
         """The numbers as plain data (raw samples are in measurement.json)."""
@@ -180,6 +191,7 @@ class Result:
             "choices": [asdict(choice) for choice in self.choices],
             "widths": {name: list(pair) for name, pair in self.widths.items()},
             "removed": list(self.plan.removed),
+            **({"front": [member.point() for member in self.members]} if len(self.members) > 1 else {}),
             "factors": {one.layer: {"form": one.form, "ranks": list(one.ranks)} for one in self.plan.factors},
         }
 
@@ -192,5 +204,8 @@ def human(value: float, unit: str = "") -> str:
     return f"{value:.0f}{unit}"
 
 
-def _value(name: str, value: float) -> str:
+def value_of(name: str, value: float) -> str:
+    """A bound of a budget, or what was found of it, with its unit."""
+    if name == "drop":
+        return f"{value:.2f} points"
     return f"{value:.3f} ms" if name == "latency" else human(value, "B" if name == "memory" else "")

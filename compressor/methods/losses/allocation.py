@@ -41,21 +41,19 @@ class Weighting:
         price: Of ranks; see `RANK_PRICES`.
         saved: What they are divided by; see `SAVED`.
         branch: What the loss of a branch counts for; see `BRANCH_PRICES`.
-        coefficients: Of single groups, ranks and branches: what their losses are multiplied by besides; see `coefficients.py`.
     """
 
     weights: str
     price: float | None = RANK_PRICES[0]
     saved: str = "milliseconds"
     branch: float = 1.0
-    coefficients: tuple[tuple[str, float], ...] = ()
 
     def __str__(self) -> str:
         """For the log."""
         ranks = {None: ", channels alone", RANK_PRICES[0]: ""}.get(self.price, f", ranks at {self.price} of their loss")
         branches = "" if self.branch == BRANCH_PRICES[0] else f", branches at {self.branch} of their loss"
         saving = "" if self.saved == "milliseconds" else f", saving {self.saved}"
-        return f"losses by {self.weights} weights{ranks}{branches}{saving}{', with coefficients' if self.coefficients else ''}"
+        return f"losses by {self.weights} weights{ranks}{branches}{saving}"
 
 
 class Allocation:
@@ -119,7 +117,7 @@ class Allocation:
 
     def _options(self, weighting: Weighting, branches: bool) -> tuple[dict[int, list[int]], dict[int, NDArray[np.float64]]]:
         """Legal widths (ranks, 0 and 1) of every group that has a curve, ascending, and the weighted loss at each."""
-        options, losses, coefficients = {}, {}, dict(weighting.coefficients)
+        options, losses = {}, {}
         for k, group in enumerate(self._problem.channels.groups):
             own = weighting.price if isinstance(group, RankAxis) else weighting.branch if isinstance(group, BranchAxis) else 1.0
             if isinstance(group, BranchAxis) and (not branches or group.branch.inside):  # one around others stays
@@ -127,7 +125,6 @@ class Allocation:
             if group.name in self.curves and own is not None:
                 curve = self.curves[group.name]
                 options[k] = list(widths(group, self._problem.target.align))
-                own *= coefficients.get(group.name, 1.0)
                 losses[k] = own * curve.ranking.loss[options[k]] * max(curve.sensitivity, 1e-12) ** POWERS[weighting.weights]
         return options, losses
 

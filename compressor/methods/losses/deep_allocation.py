@@ -125,7 +125,7 @@ class DeepAllocation(Allocation):
         return best
 
     def _streams(self, weighting: Weighting) -> list[Rows]:
-        path = super().path(replace(weighting, saved="milliseconds", coefficients=()))
+        path = super().path(replace(weighting, saved="milliseconds"))
         return [path[k] for k in np.linspace(0, len(path) - 1, _STARTS).astype(int)]
 
     def _knapsack(self, weighting: Weighting) -> Knapsack:

@@ -65,7 +65,9 @@ def test_the_searches_decide_over_branches_too(problem, searching, space):  # no
 
 def test_what_a_branch_holds_no_longer_counts_once_it_is_gone():
     losses = {0: np.array([4.1, 1.5, 0.0]), 1: np.array([6.0, 0.0])}
-    rows = steepest([2, 1], {0: [0, 1, 2], 1: [0, 1]}, losses, lambda own: (10 * own[:, 1] * (1 + own[:, 0])).astype(float), {1: [0]})
+    rows = steepest(
+        [2, 1], {0: [0, 1, 2], 1: [0, 1]}, losses, lambda own: (10 * own[:, 1] * (1 + own[:, 0])).astype(float), {1: [0]}
+    )
     assert rows.tolist() == [[2, 1], [1, 1], [1, 0], [0, 0]]  # 6 - 1.5 for the 20 that are left; what it held comes last
 
 
