@@ -38,7 +38,7 @@ def apply(
         plan: What stays.
         graph: A traced graph: a new graph is returned and this one is left alone. Or the original model:
             it is narrowed *in place* and returned, which works wherever no constant in its `forward`
-            would need editing.
+            would need editing; a block whose branch goes is replaced by what is left of it.
         example_inputs: Needed for an original model, as for `trace`.
 
     Raises:
@@ -49,10 +49,6 @@ def apply(
     if plan.factors:
         raise PlanError(
             f"the plan factorizes {len(plan.factors)} layers, which makes a new graph: pass compressor.trace(model, inputs)"
-        )
-    if plan.removed:
-        raise PlanError(
-            f"the plan removes {len(plan.removed)} branches, which makes a new graph: pass compressor.trace(model, inputs)"
         )
     if example_inputs is None:
         raise PlanError(

@@ -31,7 +31,7 @@ def repaired(
     if compensation is not None:
         graph = Compensate(channels, plan, calibration, compensation, seed).run(graph).graph
     graph = FactorizeConv(plan.factors)(graph).graph.eval()
-    if compensation is None or compensation.recalibrate:
+    if compensation is None:
         pairs = [(batch[0], batch[0]) for batch in calibration.batches]
         recalibrate(graph, pairs, len(pairs))
     return graph

@@ -7,15 +7,18 @@ import torch
 from torch import Tensor, fx, nn
 
 from compressor.errors import PlanError
+from compressor.passes.channels.branches import branches_of
 from compressor.passes.tracing.trace import DYNAMIC, device_of, example_inputs_of, outputs_of
+from compressor.passes.transforms.remove_branches import branches_named
 from compressor.passes.transforms.remove_channels import RemoveChannels
+from compressor.passes.transforms.replace_blocks import blocks_without, replace_modules
 from compressor.passes.transforms.update_attributes import fit
 from compressor.passes.transforms.verify import TOLERANCE, relative_error
 from compressor.values.plan import Plan
 
 
 def narrow_module(plan: Plan, model: nn.Module, traced: fx.GraphModule) -> nn.Module:
-    """Narrow the parameters and buffers of `model` in place.
+    """Narrow the parameters and buffers of `model` in place, and replace blocks whose branch goes by what is left of them.
 
     A copy is narrowed first and compared with the narrowed graph, so that a model whose `forward` depends
     on a size in any way is refused and stays as it was.
@@ -28,16 +31,21 @@ def narrow_module(plan: Plan, model: nn.Module, traced: fx.GraphModule) -> nn.Mo
     Raises:
         PlanError: The plan does not fit, or `forward` does not work with the new sizes; it is said where.
     """
-    narrowed = RemoveChannels(plan)(traced).graph
-    edited = _edited(traced, narrowed)
+    narrowed, whole, blocks = RemoveChannels(plan)(traced).graph, traced, dict[str, nn.Module]()
+    if plan.removed:
+        whole = RemoveChannels(Plan.keep({}, plan.model, removed=plan.removed))(traced).graph
+        blocks = blocks_without(branches_named(branches_of(traced), plan.removed), traced, whole)
+    edited = _edited(whole, narrowed)
     if edited:
         raise PlanError(
             f"the model cannot be narrowed in place: `forward` holds sizes that would need editing ({', '.join(edited[:5])}); "
             "apply the plan to the traced graph instead"
         )
     twin = copy.deepcopy(model)
+    replace_modules(twin, blocks)
     _narrow(twin, narrowed)
     _compare(twin, narrowed)
+    replace_modules(model, blocks)
     _narrow(model, narrowed)
     return model
 

@@ -18,6 +18,7 @@ from compressor.runtime.latency_model.training_engines import plan_of
 from compressor.runtime.measuring.measure import export_checked
 from tests.networks import Net, cbr, check_plan, conv, end, head, randomize
 from tests.passes.channels.test_branches import CASES, Block, sequence, stem
+from tools.cifar_resnet import resnet20
 
 X = (torch.randn(2, 3, 8, 8),)
 
@@ -245,3 +246,42 @@ def test_costs_of_branches_in_a_row_are_those_of_the_network():
         again = compressor.analyze(graph)
         assert costs.macs[k] == again.costs_of(again.full).macs[0] == space.costs_of(structure).macs[0]
         assert space.costs.macs(row[None])[0] == costs.macs[k]
+
+
+@pytest.mark.parametrize(
+    "removed", [["layer1.0"], ["layer1.1", "layer2.0", "layer3.2"], [f"layer{i}.{k}" for i in (1, 2, 3) for k in range(3)]]
+)
+def test_blocks_of_the_users_own_module_are_replaced_by_what_is_left_of_them(removed):
+    torch.manual_seed(0)
+    model, example = resnet20().eval(), (torch.zeros(1, 3, 32, 32),)
+    graph = compressor.trace(model, example)
+    channels = compressor.analyze(graph)
+    kept = {"layer1.1.conv1": range(0, 16, 2)} if "layer1.1" not in removed else {}
+    kept = {group.name: list(kept[layer]) for group in channels.free for layer in kept if layer in group.layers}
+    plan = Plan.keep(kept, channels.digest, removed=removed)
+    expected, kind = compressor.apply(plan, graph), type(model.layer1[1])
+    found = compressor.apply(plan, model, example)
+    assert found is model
+    x = torch.randn(3, 3, 32, 32)
+    assert torch.allclose(found(x), expected(x), atol=1e-5)
+    assert set(found.state_dict()) == set(expected.state_dict())
+    assert sum(isinstance(module, kind) for module in model.modules()) == 9 - len(removed)
+
+
+def test_what_is_added_in_the_models_own_forward_is_refused_in_place_with_the_reason():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.branch, self.fc = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 2)
+
+        def forward(self, x):
+            x = torch.relu(self.stem(x))
+            return self.fc((x + self.branch(x)).mean((2, 3)))
+
+    model, example = Net().eval(), (torch.zeros(1, 3, 8, 8),)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(PlanError, match="`branch` cannot be removed in place: it is added in the `forward` of the model itself"):
+        compressor.apply(
+            Plan.keep({}, compressor.analyze(compressor.trace(model, example)).digest, removed=["branch"]), model, example
+        )
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

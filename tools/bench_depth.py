@@ -1,0 +1,170 @@
+"""Depth beside widths and ranks, at equal measured latency: accuracy without a gradient step, and after a short fine-tune.
+
+    python tools/bench_depth.py --data DIR --weights resnet56_cifar10.safetensors
+    python tools/bench_depth.py --network mobilenetv2 --model FILE.py:CALLABLE --images FOLDER --test FOLDER --offset 1 \
+        --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5 --latencies 0.7,0.5
+
+DIR is the official binary version of CIFAR-10. Statistics are those of 2,000 training images without labels, decisions look at
+images of the training set, `top1` is that of the test images. `seconds` are those of the whole decision, engines among them, in an
+empty cache. Networks of one latency are timed beside each other in one session. `--epochs` fine-tunes each by the default recipe,
+on `--train` images.
+
+Killed, the same command goes on: plans, facts and engines lie in `--work`, rows in `tools/results/depth-NETWORK.json`.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+import bench_cap
+import benching
+
+import compressor
+from compressor.cli.console import ConsoleProgress
+from compressor.data.images import load_data
+from compressor.errors import BudgetError
+from compressor.methods import AACP, CaP, LeGR, Problem
+from compressor.runtime.measuring.measure import Comparison
+from compressor.training.evaluate import evaluate
+from compressor.training.fine_tune import FineTune
+from compressor.training.fine_tune import train as fine_tune
+from compressor.values.files import write_bytes
+from compressor.values.plan import Plan
+
+SPACES = ("channels", "depth", "ranks", "channels+depth", "channels+ranks+depth")
+
+
+class Facts:
+    """What was computed once, and how long that took: a later plan that needs it is charged for it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self.charged = path, 0.0
+        self._known = json.loads(path.read_text()) if path.exists() else {}
+
+    def once(self, name, work):
+        if name not in self._known:
+            begun = time.monotonic()
+            self._known[name] = {"found": work(), "seconds": time.monotonic() - begun}
+            write_bytes(self._path, json.dumps(self._known).encode())
+        else:
+            self.charged += self._known[name]["seconds"]
+        return self._known[name]["found"]
+
+
+class Bench(bench_cap.Bench):
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.work = args.work
+        self.work.mkdir(parents=True, exist_ok=True)
+        os.environ["COMPRESSOR_CACHE"] = str(self.work / "cache")
+        self.target = compressor.Target(align=args.align)
+        super().__init__(args)
+        self.facts = Facts(self.work / "facts.json")
+
+    def add(self, method, options, ratio, graph, seconds) -> None:
+        """Only the original, which every row is beside; rows of a latency are written together."""
+        del options, ratio, seconds
+        self.original = evaluate(graph, self.test).percent
+        print(f"{self.args.network}, {method}: {self.original:.2f} %", flush=True)
+
+    def decided(self, method, limit: float) -> tuple[Plan | str, float]:
+        """The plan of a method, and the seconds that it took; or why there is none."""
+        space = "" if method.space == "channels" else f"-{method.space}"
+        file = self.work / f"{self.args.network}-{method.name}{space}-{limit:g}.json"
+        if not file.exists():
+            begun, self.facts.charged = time.monotonic(), 0.0
+            with Comparison(self.graph, self.target) as comparison, ConsoleProgress() as progress:
+                problem = Problem(
+                    self.channels, {"latency": limit}, self.target,
+                    lambda plan: benching.measured_in(comparison, self.channels, plan), None, 0, self.holdout, self.calibration,
+                    once=self.facts.once, progress=progress, storage=f"sqlite:///{self.work / 'study.db'}",
+                )  # fmt: skip
+                try:
+                    found = json.loads(method.plan(problem).to_json())
+                except BudgetError as error:
+                    found = str(error)
+            record = {"plan": found, "seconds": time.monotonic() - begun + self.facts.charged}
+            write_bytes(file, json.dumps(record).encode())
+        record = json.loads(file.read_text())
+        found = record["plan"]
+        return found if isinstance(found, str) else Plan.from_json(json.dumps(found)), record["seconds"]
+
+    def at(self, limit: float, methods) -> None:
+        """The rows of one latency."""
+        rows, graphs = [], {"original": self.graph}
+        for method in methods:
+            plan, seconds = self.decided(method, limit)
+            options = {"asked": limit} if method.name == "cap" else {"asked": limit, "trials": method.trials}
+            row = {"network": self.args.network, "method": method.name, "space": method.space, "options": options}
+            rows.append(row)
+            if isinstance(plan, str):
+                row.update(failure=plan, seconds=round(seconds, 1))
+                continue
+            graph = benching.repaired(self.channels, plan, self.calibration, method.compensation)
+            name = f"{method.name} {method.space}"
+            graphs[name] = graph
+            macs = float(self.channels.costs_of(self.channels.structure(plan)).macs[0]) / self.full
+            row.update(
+                branches=len(plan.removed), macs_ratio=round(macs, 4), top1=round(evaluate(graph, self.test).percent, 2),
+                top1_finetuned=self.finetuned(graph), images=self.calibration.images, seconds=round(seconds, 1),
+            )  # fmt: skip
+        timed = benching.timed_together(graphs, self.target)
+        for row in rows:
+            row.update(timed.get(f"{row['method']} {row['space']}", {}))
+            print(line(row), flush=True)
+        path = self.args.results / f"depth-{self.args.network}.json"
+        key = ("method", "space")
+        known = json.loads(path.read_text()) if path.exists() else []
+        mine = {(*[row[k] for k in key], row["options"]["asked"]) for row in rows}
+        kept = [row for row in known if (*[row[k] for k in key], row["options"]["asked"]) not in mine]
+        write_bytes(path, bench_cap.as_json([*kept, *rows]))
+
+    def finetuned(self, graph) -> float | None:
+        if not self.args.epochs:
+            return None
+        own = benching.channels_last(graph)
+        data = load_data(f"cifar10:{self.args.data}", 128, self.args.train)
+        fine_tune(own, data.train, FineTune(epochs=self.args.epochs), self.graph, seed=0)
+        return round(evaluate(own.eval(), self.test).percent, 2)
+
+
+def line(row: dict) -> str:
+    said = f"{row['options']['asked']:.2f}  {row['method']:5} {row['space']:22}"
+    if "failure" in row:
+        return f"{said} {row['failure']}"
+    tuned = "" if row["top1_finetuned"] is None else f" -> {row['top1_finetuned']:.2f}"
+    return (
+        f"{said} {row['latency_ratio']:.3f} of the latency, {row['macs_ratio']:.3f} of the MACs, {row['branches']:2} branches gone: "
+        f"{row['top1']:.2f}{tuned} %, {row['seconds']:.0f} s"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    bench_cap.add_network_arguments(parser)
+    parser.add_argument("--latencies", default="0.7,0.5,0.35", help="shares of the original's measured latency")
+    parser.add_argument("--spaces", default=",".join(SPACES), help="of CaP")
+    parser.add_argument("--searches", default="", help="also LeGR and AACP over this space, such as channels+depth")
+    parser.add_argument("--trials", type=int, default=120, help="of these searches")
+    parser.add_argument("--epochs", type=int, default=0, help="of a fine-tune")
+    parser.add_argument("--train", type=int, default=10_000, help="images of the fine-tune")
+    parser.add_argument("--work", type=Path, default=Path("build/bench-depth"))
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    parser.set_defaults(align=8)
+    args = parser.parse_args()
+    torch.set_num_threads(2)
+    bench = Bench(args)
+    methods = [CaP(space=space) for space in args.spaces.split(",") if space]
+    if args.searches:
+        methods += [kind(trials=args.trials, space=args.searches) for kind in (LeGR, AACP)]
+    for limit in (float(text) for text in args.latencies.split(",")):
+        bench.at(limit, methods)
+
+
+if __name__ == "__main__":
+    main()
