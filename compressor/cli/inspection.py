@@ -75,7 +75,8 @@ class BranchInsight:
     Attributes:
         name: As plans name it.
         layers: The convolutions and linear layers in it.
-        addition: Node of the addition behind it.
+        addition: Node of the addition behind it; of a gate, of the multiplication.
+        gate: Whether it is a gate.
         inside: Branches within it.
         macs: Multiply-accumulates for one sample that go with it.
         params: Parameters that do.
@@ -84,6 +85,7 @@ class BranchInsight:
     name: str
     layers: tuple[str, ...]
     addition: str
+    gate: bool
     inside: tuple[str, ...]
     macs: int
     params: int
@@ -97,7 +99,7 @@ def branch_insights(channels: ChannelGraph) -> list[BranchInsight]:
         left = channels.costs_of(replace(channels.full, removed=(branch.name,)))
         layers = tuple(layer for layer in branch.layers if known.get(layer))
         macs, params = int(whole.macs[0] - left.macs[0]), int(whole.params[0] - left.params[0])
-        insights.append(BranchInsight(branch.name, layers, branch.at, branch.inside, macs, params))
+        insights.append(BranchInsight(branch.name, layers, branch.at, branch.gate, branch.inside, macs, params))
     return insights
 
 
@@ -165,7 +167,7 @@ def inspection_table(channels: ChannelGraph) -> str:
     if not channels.graph.meta[DYNAMIC]:
         lines.append(f"the batch size is fixed at {channels.graph.meta[BATCH]}: this model allows no other")
     if not channels.branches:
-        lines.append("no branch can be removed as a whole: nothing here is added to a shortcut")
+        lines.append("no branch can be removed as a whole: nothing here is added to a shortcut, and there is no gate")
     if channels.unknown:
         lines.append("ops without a rule, whatever they touch is frozen: " + ", ".join(channels.unknown))
     return "\n".join(lines)
@@ -208,11 +210,13 @@ def _branches_table(channels: ChannelGraph) -> Table:
     total = max(int(channels.costs_of(channels.full).macs[0]), 1)
     table = Table(title=f"{len(channels.branches)} branches that can be removed as a whole", title_justify="left")
     table.add_column("branch", overflow="fold")
+    table.add_column("how", overflow="fold")
     table.add_column("MACs", justify="right")
     table.add_column("parameters", justify="right")
     table.add_column("layers", overflow="fold", max_width=80)
     for insight in branch_insights(channels):
-        table.add_row(insight.name, f"{insight.macs / total:.1%}", human(insight.params), _listed(insight.layers))
+        how = "a gate" if insight.gate else "added"
+        table.add_row(insight.name, how, f"{insight.macs / total:.1%}", human(insight.params), _listed(insight.layers))
     return table
 
 

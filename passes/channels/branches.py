@@ -1,11 +1,15 @@
-"""Branches: what stands beside a shortcut and can go as a whole, so that the addition behind it *is* the shortcut.
+"""Branches: what stands beside a shortcut and can go as a whole, so that the op behind it *is* the shortcut.
 
     x ──► conv ──► norm ──► (+) ──►             x ──►
     └────────── shortcut ────┘
 
+    x ──► mean ─► fc ─► σ ─► (*) ──►        x ──►
+    └────────── shortcut ────┘
+
 Found in the graph, not by classes of blocks: an operand of an addition is a branch where everything that is computed for it is
 computed for it alone, from values that others read as well. Batch norms, layer scale, drop path and gates on the way are a part
-of it, and so may be other branches.
+of it, and so may be other branches. So is a *gate*, an operand of a multiplication that is one number for a whole channel or pixel
+(squeeze and excitation): without it the channels are what they were, and the layers that read them learn its mean.
 """
 
 import collections
@@ -24,6 +28,9 @@ aten = torch.ops.aten
 ADDITIONS: dict[object, tuple[int, ...]] = {aten.add: (0, 1), aten.add_: (0, 1), aten.sub: (1,), aten.sub_: (1,)}
 """Op -> which of its operands may be a branch."""
 
+GATES: dict[object, tuple[int, ...]] = {aten.mul: (0, 1), aten.mul_: (1,)}
+"""Op -> which of its operands may be a gate."""
+
 
 @dataclass(frozen=True)
 class Branch:
@@ -37,6 +44,7 @@ class Branch:
         nodes: Of the branch alone, in the order of the graph.
         layers: The modules that they call.
         inside: Names of the branches within it.
+        gate: Whether it is multiplied by, and not added.
     """
 
     name: str
@@ -46,6 +54,7 @@ class Branch:
     nodes: tuple[str, ...]
     layers: tuple[str, ...]
     inside: tuple[str, ...] = ()
+    gate: bool = False
 
 
 def branches_of(graph: fx.GraphModule) -> tuple[Branch, ...]:
@@ -66,22 +75,39 @@ def branches_of(graph: fx.GraphModule) -> tuple[Branch, ...]:
     for k, (node, operand, shortcut, own) in enumerate(found):
         inside = tuple(names[n] for n, other in enumerate(members) if n != k and found[n][0] in members[k] and other < members[k])
         layers = tuple(dict.fromkeys(str(n.target) for n in own if n.op == "call_module"))
-        branches.append(Branch(names[k], node.name, operand.name, shortcut.name, tuple(n.name for n in own), layers, inside))
+        branches.append(
+            Branch(names[k], node.name, operand.name, shortcut.name, tuple(n.name for n in own), layers, inside, _is_gate(node))
+        )
     return tuple(branches)
 
 
 def _operands(node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
-    """Pairs (what may go, what then remains) of an addition whose result has the shape of both."""
-    places = ADDITIONS.get(getattr(node.target, "overloadpacket", None), ())
+    """Pairs (what may go, what then remains) of an addition whose result has the shape of both, or of a gate's multiplication."""
+    places = (GATES if _is_gate(node) else ADDITIONS).get(getattr(node.target, "overloadpacket", None), ())
     if node.op != "call_function" or len(node.args) < 2:
         return
     for place in places:
         operand, shortcut = node.args[place], node.args[1 - place]
         if not isinstance(operand, fx.Node) or not isinstance(shortcut, fx.Node) or operand is shortcut:
             continue
+        if _is_gate(node):
+            if _spreads(shapes_of(operand), shapes_of(shortcut)) and shapes_of(shortcut) == shapes_of(node):
+                yield operand, shortcut
+            continue
         scaled = place == 0 and node.kwargs.get("alpha", 1) != 1  # the shortcut would have to be scaled
         if not scaled and shapes_of(operand) == shapes_of(shortcut) == shapes_of(node) != ():
             yield operand, shortcut
+
+
+def _is_gate(node: fx.Node) -> bool:
+    return getattr(node.target, "overloadpacket", None) in GATES
+
+
+def _spreads(small: tuple[tuple[int, ...], ...], large: tuple[tuple[int, ...], ...]) -> bool:
+    """Whether one tensor has one number where the other has many, along some axes, and is of its shape along the others."""
+    if len(small) != 1 or len(large) != 1 or len(small[0]) != len(large[0]) or small == large:
+        return False
+    return all(a in (1, b) for a, b in zip(small[0], large[0], strict=True)) and small[0][0] == large[0][0]
 
 
 def _alone(operand: fx.Node, reader: fx.Node) -> set[fx.Node] | None:

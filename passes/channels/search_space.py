@@ -125,12 +125,13 @@ def depth_of(channels: ChannelGraph) -> tuple[BranchAxis, ...]:
 
 
 def columns_within(channels: ChannelGraph) -> dict[int, tuple[int, ...]]:
-    """Of the columns of a structure's row: that of each branch -> those of the widths and ranks that it alone has."""
+    """Of the columns of a structure's row: that of each branch -> those of the widths, ranks and branches that it alone has."""
     column = {group.name: k for k, group in enumerate(channels.groups)}
     found = {}
     for axis in depth_of(channels):
         ranks = [own.name for own in ranks_of(channels) if own.layer in axis.branch.layers]
-        found[column[axis.name]] = tuple(column[name] for name in (*axis.holds, *ranks))
+        inner = [f"branch {name}" for name in axis.branch.inside if f"branch {name}" in column]
+        found[column[axis.name]] = tuple(column[name] for name in (*axis.holds, *ranks, *inner))
     return found
 
 

@@ -1,4 +1,4 @@
-"""Branches out of a graph: an addition becomes its shortcut, and what was computed for the branch alone is gone.
+"""Branches out of a graph: an addition (a gate's multiplication) becomes its shortcut, and what was computed for it alone is gone.
 
     x = relu(a);  y = relu(x + branch(x))        becomes        x = relu(a)
 
@@ -106,7 +106,7 @@ def rewiring(graph: fx.Graph, branches: Iterable[Branch]) -> Rewiring:
         others = [user for user in before.users if user is not addition and user.name not in gone]
         if others or (activations and len(addition.users) > 1):
             wanted.add(left.name)
-        if left.name in wanted:
+        if left.name in wanted or branch.gate:  # what a gate has scaled is made up for by those who read it
             continue
         means[left.name] = activations[0].name if activations else addition.name
         source = left.args[0] if activations else None

@@ -120,7 +120,7 @@ class Allocation:
         options, losses = {}, {}
         for k, group in enumerate(self._problem.channels.groups):
             own = weighting.price if isinstance(group, RankAxis) else weighting.branch if isinstance(group, BranchAxis) else 1.0
-            if isinstance(group, BranchAxis) and (not branches or group.branch.inside):  # one around others stays
+            if isinstance(group, BranchAxis) and not branches:
                 continue
             if group.name in self.curves and own is not None:
                 curve = self.curves[group.name]

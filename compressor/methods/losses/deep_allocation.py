@@ -131,6 +131,8 @@ class DeepAllocation(Allocation):
     def _knapsack(self, weighting: Weighting) -> Knapsack:
         if weighting not in self._knapsacks:
             options, losses = self._options(weighting, branches=True)
-            units = [Unit(branch, inner) for branch, inner in columns_within(self._problem.channels).items() if branch in options]
+            within = {branch: own for branch, own in columns_within(self._problem.channels).items() if 0 in options.get(branch, ())}
+            inner = {column for own in within.values() for column in own}
+            units = [Unit(branch, own) for branch, own in within.items() if branch not in inner]
             self._knapsacks[weighting] = Knapsack(self._row_of_all, options, losses, units, self._price)
         return self._knapsacks[weighting]

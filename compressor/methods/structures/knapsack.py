@@ -34,7 +34,7 @@ class Unit:
 
     Attributes:
         column: Of the branch itself, 1 or 0.
-        inner: Columns of the widths and ranks that it holds alone.
+        inner: Columns of the widths, ranks and branches that it holds alone.
     """
 
     column: int
@@ -155,7 +155,9 @@ class Knapsack:
 
     def _choices_of(self, unit: Unit) -> _Choices:
         inner = [column for column in unit.inner if column in self._options]
-        combinations = _combinations([len(self._options[column]) for column in inner])
+        combinations = _combinations(
+            [len(self._options[column]) for column in inner], [0 in self._options[column] for column in inner]
+        )
         values = [[0, *[self._options[column][-1] for column in inner]]]
         losses = [float(self._losses[unit.column][0])]
         for own in combinations:
@@ -164,12 +166,24 @@ class Knapsack:
         return _Choices((unit.column, *inner), np.array(values, dtype=np.int64), np.array(losses))
 
 
-def _combinations(counts: Sequence[int]) -> list[tuple[int, ...]]:
-    """Positions in several lists: every combination of some of each, or where the lists are many, all of them in step."""
+def _combinations(counts: Sequence[int], branches: Sequence[bool]) -> list[tuple[int, ...]]:
+    """Positions in several lists: every combination of some of each, or where the lists are many, the widths of them in step.
+
+    Args:
+        counts: Lengths of the lists.
+        branches: Which of them are of a branch that is there or not.
+    """
     most = max(round(_COMBINATIONS ** (1 / max(len(counts), 1))), 2)
     if most ** len(counts) <= 2 * _COMBINATIONS:
         return list(itertools.product(*[_thinned(count, most) for count in counts]))
-    return [tuple(round(k * (count - 1) / (_COMBINATIONS - 1)) for count in counts) for k in range(_COMBINATIONS)]
+    there = list(itertools.product((0, 1), repeat=sum(branches)))
+    steps = max(_COMBINATIONS // len(there), 2)
+    found = []
+    for own, k in itertools.product(there, range(steps)):
+        left = iter(own)
+        pairs = zip(counts, branches, strict=True)
+        found.append(tuple(next(left) if branch else round(k * (count - 1) / (steps - 1)) for count, branch in pairs))
+    return found
 
 
 def _thinned(count: int, most: int) -> list[int]:

@@ -8,6 +8,8 @@ from compressor.passes.channels.rank_axes import RankAxis
 from compressor.passes.channels.search_space import BranchAxis
 from compressor.passes.labels.groups import ChannelGroup
 
+_MOST_INSIDE = 3  # branches within one that may go; one around more of them stays, and they may go
+
 
 def widths(group: ChannelGroup, align: int, edges: Sequence[int] | None = None) -> tuple[int, ...]:
     """The widths a search may choose for a group, ascending; the last is the whole group.
@@ -24,7 +26,7 @@ def widths(group: ChannelGroup, align: int, edges: Sequence[int] | None = None) 
     if group.frozen is not None:
         return (group.size,)
     if isinstance(group, BranchAxis):
-        return (0, 1)
+        return (0, 1) if len(group.branch.inside) <= _MOST_INSIDE else (1,)
     if isinstance(group, RankAxis):
         return (*sorted(r for r in edges if r <= group.largest), group.size) if edges is not None else group.legal(align)
     if edges is not None:

@@ -63,8 +63,8 @@ def above_quota(group: ChannelGroup, legal: tuple[int, ...], align: int, share: 
 
 
 def _options(problem: Problem, steps: Steps, group: ChannelGroup) -> tuple[int, ...]:
-    if isinstance(group, BranchAxis):  # of one around others there is no loss of its own to go by
-        return (1,) if group.branch.inside else widths(group, problem.target.align)
+    if isinstance(group, BranchAxis):
+        return widths(group, problem.target.align)
     if isinstance(group, RankAxis):
         return _ranks(problem, steps, group)
     if steps == "eighths":

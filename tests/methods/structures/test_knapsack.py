@@ -75,7 +75,48 @@ def test_a_choice_of_each_item_is_exact(seed):
 
 @pytest.mark.parametrize("counts", [[], [16], [16, 16], [9, 9, 9], [2] * 6, [16] * 22])
 def test_combinations_stay_few_and_hold_the_widest(counts):
-    found = _combinations(counts)
+    found = _combinations(counts, [False] * len(counts))
     assert 1 <= len(found) <= 128
     assert tuple(count - 1 for count in counts) in found
     assert tuple(0 for _ in counts) in found
+
+
+def test_every_choice_of_the_branches_within_is_there_with_widths_from_narrow_to_wide():
+    found = _combinations([16] * 10 + [2, 2], [False] * 10 + [True, True])
+    assert len(found) <= 128
+    for there in itertools.product((0, 1), repeat=2):
+        own = [one for one in found if one[-2:] == there]
+        assert {(0,) * 10, (15,) * 10} <= {one[:-2] for one in own}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_branch_within_another_goes_alone_or_with_it(seed):
+    """Outer branch 0 with a width 1 and a branch 2 that has width 3: against every structure that there is."""
+    random = np.random.default_rng(seed)
+    options = {0: [0, 1], 1: [1, 2, 3], 2: [0, 1], 3: [1, 2]}
+    losses = {
+        0: [9 * random.random(), 0],
+        2: [3 * random.random(), 0],
+        1: [*np.sort(random.random(2))[::-1], 0],
+        3: [random.random(), 0],
+    }
+    losses = {k: np.array(own) for k, own in losses.items()}
+
+    def cost(rows):
+        there, width, inner, inside = rows.T
+        return (1 + there * (4 * width + inner * (2 + 3 * inside))).astype(float)
+
+    knapsack = Knapsack(np.array([1, 3, 1, 2]), options, losses, [Unit(0, (1, 2, 3))], cost)
+    every = np.array(list(itertools.product(*options.values())))
+
+    def loss(row):
+        if not row[0]:
+            return losses[0][0]
+        within = losses[1][options[1].index(row[1])]
+        return within + (losses[3][options[3].index(row[3])] if row[2] else losses[2][0])
+
+    for limit in (1.0, 6.0, 10.0, 14.0, 25.0):
+        found = knapsack.solve(limit, [])
+        fitting = [row for row, spent in zip(every.tolist(), cost(every), strict=True) if spent <= limit]
+        assert cost(found[None])[0] <= limit
+        assert loss(found.tolist()) == pytest.approx(min(loss(row) for row in fitting), abs=0.02)

@@ -69,7 +69,17 @@ CASES = {
     "three terms": (lambda m, x: end(m, (s := stem(m, x)) + m.a(s) + m.b(s)), {"a": cbr(6, 6), "b": cbr(6, 6)}, 6, ["a", "b"]),
     "a scalar and a gate inside": (
         lambda m, x: end(m, (s := stem(m, x)) + 0.1 * m.a(s) * m.g(s.mean((2, 3), keepdim=True)).sigmoid()),
-        {"a": cbr(6, 6), "g": nn.Conv2d(6, 6, 1)}, 6, ["a.0-g"],
+        {"a": cbr(6, 6), "g": nn.Conv2d(6, 6, 1)}, 6, ["g", "a.0-g"],
+    ),
+    "a gate for channels": (
+        lambda m, x: end(m, (s := stem(m, x)) * m.g(s.mean((2, 3), keepdim=True)).sigmoid()), {"g": nn.Conv2d(6, 6, 1)}, 6, ["g"],
+    ),
+    "a gate for pixels, in place": (
+        lambda m, x: end(m, stem(m, x).mul_(m.g(m.stem(x)).sigmoid())), {"g": nn.Conv2d(6, 1, 1)}, 6, ["stem-g"],
+    ),
+    "an activation is no gate": (lambda m, x: end(m, (s := m.a(stem(m, x))) * s.sigmoid()), {"a": conv(6, 6)}, 6, []),
+    "a factor of each channel is no gate": (
+        lambda m, x: end(m, stem(m, x) * m.g.weight.mean((1, 2, 3)).view(1, 6, 1, 1)), {"g": nn.Conv2d(6, 6, 1)}, 6, [],
     ),
     "one in another": (
         lambda m, x: end(m, (s := stem(m, x)) + m.b((t := m.a(s)) + m.c(t))),

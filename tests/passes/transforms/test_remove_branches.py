@@ -209,6 +209,22 @@ def test_a_branch_that_the_layer_in_front_can_do_is_made_up_for_exactly():
     assert {repair.layer for repair in fixed.repairs} == {"stem", "fc"}
 
 
+def test_a_gate_that_is_constant_is_made_up_for_exactly_by_who_reads_the_channels():
+    torch.manual_seed(0)
+    model = randomize(Net(CASES["a gate for channels"][0], stem=conv(3, 6), fc=head(6), g=nn.Conv2d(6, 6, 1)))
+    with torch.no_grad():
+        model.g.weight.zero_()
+        model.g.bias.copy_(torch.randn(6))
+    channels = compressor.analyze(compressor.trace(model, X))
+    plan = Plan.keep({}, channels.digest, removed=["g"])
+    images = [torch.randn(16, 3, 8, 8) for _ in range(4)]
+    small = compressor.apply(plan, channels.graph).eval()
+    assert not any(name.startswith("g.") for name in small.state_dict())
+    fixed = Compensate(channels, plan, Calibration.read(images, channels.graph, 64), Compensation(ridge=0.0)).run(small)
+    with torch.no_grad():
+        torch.testing.assert_close(fixed.graph(*X), model(*X), rtol=1e-4, atol=1e-5)
+
+
 def test_compensation_brings_a_deeper_network_nearer():
     torch.manual_seed(0)
     blocks = {name: Block(12, 12) for name in "abcd"}
