@@ -139,8 +139,8 @@ def line(row: dict) -> str:
         return f"{said} {row['failure']}"
     tuned = "" if row["top1_finetuned"] is None else f" -> {row['top1_finetuned']:.2f}"
     return (
-        f"{said} {row['latency_ratio']:.3f} of the latency, {row['macs_ratio']:.3f} of the MACs, {row['branches']:2} branches gone: "
-        f"{row['top1']:.2f}{tuned} %, {row['seconds']:.0f} s"
+        f"{said} {row['latency_ratio']:.3f} of the latency, {row['macs_ratio']:.3f} of the MACs, "
+        f"{row['branches']:2} branches gone: {row['top1']:.2f}{tuned} %, {row['seconds']:.0f} s"
     )
 
 

@@ -46,7 +46,7 @@ def test_options_and_settings_reach_their_fields():
 
 @pytest.mark.parametrize(("name", "given", "settings", "published", "message"), [
     ("legr", {"units": "both"}, [], False, "--units is an option of cc, not of legr"),
-    ("magnitude", {"space": "channels"}, [], False, "--space is an option of cap and legr and aacp, not of magnitude"),
+    ("magnitude", {"space": "channels"}, [], False, "--space is an option of cap and cc and legr and aacp, not of magnitude"),
     ("factorize", {}, [], True, "nothing was published as factorize; there are aacp, cap, cc, legr"),
     ("legr", {}, ["probes"], False, "write setting=value"),
     ("legr", {}, ["probe=1"], False, "there is no such setting; legr has trials, fitness"),

@@ -39,7 +39,7 @@ def run(out, model=MODEL, budget=None, backend="fake", finetune=FineTune(epochs=
         target=Target(backend, align=align),
         finetune=finetune,
         out=out,
-        **options,
+        **{"method": Magnitude(), **options},
     )
 
 
