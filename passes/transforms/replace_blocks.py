@@ -38,8 +38,8 @@ def blocks_without(branches: Sequence[Branch], traced: fx.GraphModule, left: fx.
         given = [node for node in inside if any(user not in inside for user in node.users)]
         if len(read) != 1 or len(given) != 1:
             raise _refused(branch, f"`{path}` takes {len(read)} tensors and gives {len(given)}")
-        names = (instead.get(own.name, own.name) for own in (read.pop(), given[0]))
-        found[path] = _between(left, *names, path, branch)
+        start, end = (instead.get(own.name, own.name) for own in (read.pop(), given[0]))
+        found[path] = _between(left, start, end, path, branch)
     return found
 
 

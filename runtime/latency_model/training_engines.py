@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 
 from compressor.errors import BackendError
 from compressor.passes.channels.analyze import ChannelGraph
-from compressor.passes.channels.search_space import depth_of
 from compressor.passes.transforms.apply_plan import applied
 from compressor.runtime.latency_model.blocks import blocks_of, times_by_block
 from compressor.runtime.latency_model.model import LatencyModel, Observation
@@ -55,7 +54,7 @@ def train_latency_model(
     Raises:
         BackendError: Too few engines can be built.
     """
-    rows = _in_few_topologies(channels, spread(widths, engines, seed), seed)
+    rows = _in_few_topologies(spread(widths, engines, seed), widths, seed)
     structures = [channels.structure_of(row) for row in rows]
     if observed is not None:
         return LatencyModel(channels, observed(structures, None))
@@ -78,19 +77,20 @@ def spread(widths: Sequence[Sequence[int]], count: int, seed: int = 0) -> NDArra
     return np.array(columns, dtype=np.int64).T
 
 
-def _in_few_topologies(channels: ChannelGraph, rows: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
-    """The same structures with branches gone in few combinations, one after the other: all, none, one half, the other half.
+def _in_few_topologies(rows: NDArray[np.int64], widths: Sequence[Sequence[int]], seed: int) -> NDArray[np.int64]:
+    """The structures with branches gone in few combinations, one after the other: all, none, one half, the other half.
 
     Networks that differ in widths alone are lowered without the exporter (`runtime/onnx/templates.py`), which is most of an
     engine's time; and what each layer takes is timed by itself, so that more combinations would say little more.
     """
-    if not (depth := len(depth_of(channels))):
+    branches = [k for k, own in enumerate(widths) if 0 in own]
+    if not branches:
         return rows
-    half = np.random.default_rng(seed).permutation(depth) % 2
+    half = np.random.default_rng(seed).permutation(len(branches)) % 2
     there = np.stack([np.ones_like(half), half, 1 - half])
     which = np.sort(np.arange(len(rows) - 2) % 3)
     found = np.concatenate([rows[:1], rows[2:], rows[1:2]])  # the whole network first, the least one last
-    found[1:-1, -depth:] = there[which]
+    found[1:-1, branches] = there[which]
     return found
 
 
