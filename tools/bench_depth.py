@@ -5,9 +5,9 @@
         --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5 --latencies 0.7,0.5
 
 DIR is the official binary version of CIFAR-10. Statistics are those of 2,000 training images without labels, decisions look at
-images of the training set, `top1` is that of the test images. `seconds` are those of the whole decision, but for
-engines that an earlier row has built. Networks of one latency are timed beside each other in one session. `--epochs` fine-tunes each by the default recipe,
-on `--train` images.
+images of the training set, `top1` is that of the test images. `seconds` are those of the whole decision, but for engines that an
+earlier row has built. Networks of one latency are timed beside each other in one session. `--epochs` fine-tunes each by the
+default recipe, on `--train` images.
 
 Killed, the same command goes on: plans, facts and engines lie in `--work`, rows in `tools/results/depth-NETWORK.json`.
 """
