@@ -144,6 +144,19 @@ def line(row: dict) -> str:
     )
 
 
+def table(rows: list[dict]) -> str:
+    """Markdown: a line per latency and space, the widest latency first."""
+    lines = ["| asked | what may go | latency | MACs | branches gone | top-1 % | time |", "|---:|---|---:|---:|---:|---:|---:|"]
+    for row in sorted(rows, key=lambda row: (-row["options"]["asked"], row["method"], row["space"])):
+        start = f"| {row['options']['asked']:.2f} | `{row['method']}`: {row['space'].replace('+', ', ')}"
+        if "failure" in row:
+            lines.append(f"{start} | cannot be met | | | | {row['seconds']:.0f} s |")
+            continue
+        shares = f"{row['latency_ratio']:.3f} | {row['macs_ratio']:.3f}"
+        lines.append(f"{start} | {shares} | {row['branches']} | {row['top1']:.2f} | {row['seconds']:.0f} s |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     bench_cap.add_network_arguments(parser)
@@ -164,6 +177,7 @@ def main() -> None:
         methods += [kind(trials=args.trials, space=args.searches) for kind in (LeGR, AACP)]
     for limit in (float(text) for text in args.latencies.split(",")):
         bench.at(limit, methods)
+    print(table(json.loads((args.results / f"depth-{args.network}.json").read_text())))
 
 
 if __name__ == "__main__":
