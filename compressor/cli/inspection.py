@@ -9,6 +9,7 @@ from rich.table import Table
 from compressor.passes.channels.analyze import ChannelGraph
 from compressor.passes.channels.layer_costs import macs_by_layer
 from compressor.passes.tracing.trace import BATCH, DYNAMIC, INPUTS, UNUSED
+from compressor.passes.transforms.merge_layers import merges_of
 from compressor.runs.result import human
 from compressor.values.plan import Structure
 
@@ -144,6 +145,7 @@ def inspection(channels: ChannelGraph) -> dict[str, object]:
         ],
         "layers": [asdict(insight) for insight in layer_insights(channels)],
         "branches": [asdict(insight) for insight in branch_insights(channels)],
+        "merges": [asdict(merge) for merge in merges_of(channels.graph)],
     }
 
 
@@ -168,6 +170,14 @@ def inspection_table(channels: ChannelGraph) -> str:
         lines.append(f"the batch size is fixed at {channels.graph.meta[BATCH]}: this model allows no other")
     if not channels.branches:
         lines.append("no branch can be removed as a whole: nothing here is added to a shortcut, and there is no gate")
+    merges = merges_of(channels.graph)
+    exact = [merge for merge in merges if not merge.reason]
+    if merges:
+        smaller = sum(merge.macs[1] < merge.macs[0] for merge in exact)
+        lines.append(
+            f"{len(merges)} pairs of layers have only an activation between them; without it {len(exact)} could become one layer "
+            f"exactly, {smaller} of these with fewer MACs"
+        )
     if channels.unknown:
         lines.append("ops without a rule, whatever they touch is frozen: " + ", ".join(channels.unknown))
     return "\n".join(lines)
