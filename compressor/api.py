@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 
 from compressor.data.batches import Batches
 from compressor.errors import PlanError
-from compressor.methods import Method, default_method
+from compressor.methods import Method
 from compressor.passes.channels.analyze import analysis_of, analyze
 from compressor.passes.tracing.trace import is_traced, trace
 from compressor.passes.transforms.apply_plan import applied
@@ -94,7 +94,8 @@ def compress(
         test: Batches that are looked at only once, at the end, for the number to be published.
         target: Where it is to be fast; ONNX Runtime on one CPU thread, batch 1, by default.
         method: How to decide. By default branches and channels go where that loses least after repair (`CaP` over
-            `channels+depth`, without a limit of latency over `channels+ranks+depth`); without images, `Magnitude()`.
+            `channels+depth`, without a limit of latency over `channels+ranks+depth`); without images, and for networks
+            whose layers are such that this cannot meet the budget, `Magnitude()`.
         finetune: Settings of the fine-tuning.
         seed: Of everything random.
         progress: Where to say what is being done.
@@ -107,7 +108,6 @@ def compress(
         DataError: Data or folder are not usable.
         BackendError: An engine cannot be built, or does not agree with PyTorch.
     """
-    method = method or default_method(budget, images=train is not None or calibrate is not None)
     return Compression(
         model, example_inputs, train=train, validate=validate, test=test, calibrate=calibrate, budget=budget,
         target=target or Target(), method=method, finetune=finetune or FineTune(), out=Path(out), seed=seed,

@@ -98,8 +98,11 @@ def compress(
         "criterion": criterion, "scope": scope, "floor": floor, "units": units, "form": form, "ranks": ranks, "trials": trials,
         "sampler": sampler, "fitness": fitness, "steps": steps, "space": space, "parallel": parallel,
     }  # fmt: skip
-    chosen = method_of(method or default_method(budget, images=True), own, settings or (), published, calibration_images)
-    chosen = chosen if compensate else replace(chosen, compensation=None)
+    chosen = None
+    if method or published or settings or calibration_images or not compensate or any(value is not None for value in own.values()):
+        named = method or default_method(budget, images=True)
+        chosen = method_of(named, own, settings or (), published, calibration_images)
+        chosen = chosen if compensate else replace(chosen, compensation=None)
     finetune = FineTune(epochs=epochs, learning_rate=lr, distillation=distillation, label_smoothing=label_smoothing)
     inputs, network = inputs_of(shapes), load_model(model, weights)
     normal = (numbers(mean), numbers(std))

@@ -51,6 +51,7 @@ from compressor.values.settings import check
 logger = logging.getLogger(__name__)
 
 _JUDGED_ON = 512  # images that networks are repaired on while a floor is looked for
+_NOTHING = "nothing of this network can be compressed by loss curves; `--method magnitude` needs no repair"
 _BEGINNING = 0.5  # of the MACs: where the weightings of a walk to a floor are compared
 
 
@@ -107,16 +108,16 @@ class CaP(MethodSettings):
             BudgetError: The budget or the floor cannot be met; the closest that can is said.
         """
         images = images_for_losses(problem)
+        self.check_possible(problem)
         problem = problem.over("ranks" in self._parts, "depth" in self._parts)
         allocate = DeepAllocation if depth_of(problem.channels) else Allocation
-        self._check_possible(problem)
         for name, reason in rankable(problem.channels)[1].items():
             problem.progress.stage(f"{name} is left alone: {reason}")
         used, spared = _divide(images, self.probes)
         settings = self.compensation or Compensation()
         curves = curves_of(problem, used, settings, self.probes, groups="channels" in self._parts)
         if not curves:
-            raise BudgetError("nothing of this network can be compressed by loss curves; `--method magnitude` needs no repair")
+            raise BudgetError(_NOTHING)
         if self.floor is not None:
             plan = self._to_floor(problem, allocate(problem, curves, None), used, spared)
             while slow := refused(problem, plan, self.accept):  # every round, at least one layer more is left plain
@@ -191,8 +192,13 @@ class CaP(MethodSettings):
             raise BudgetError(f"the budget cannot be met with {self.floor} as the lowest accuracy; {closest(problem, plan)}")
         return plan
 
-    def _check_possible(self, problem: Problem) -> None:
-        """Raise `BudgetError` before anything is computed where even the narrowest network is too large."""
+    def check_possible(self, problem: Problem) -> None:
+        """Look before anything is computed, and measured, whether the narrowest network is small enough.
+
+        Raises:
+            BudgetError: It is not, or there is nothing to decide over.
+        """
+        problem = problem.over("ranks" in self._parts, "depth" in self._parts)
         names = {axis.name for axis in ranks_of(problem.channels)}
         if self.space == "ranks" and not names:
             raise BudgetError("no layer of this network is worth a sequence of smaller ones: there are no ranks to reduce")
@@ -201,6 +207,8 @@ class CaP(MethodSettings):
             raise BudgetError("this network has no branch beside a shortcut: nothing of it can be removed as a whole")
         if "channels" in self._parts:
             names |= set(rankable(problem.channels)[0])
+        if not names:
+            raise BudgetError(_NOTHING)
         narrowest = [widths(g, problem.target.align)[0] if g.name in names else g.size for g in problem.channels.groups]
         first_within(Widths(problem, {}), np.array([narrowest], dtype=np.int64))
 

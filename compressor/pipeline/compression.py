@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from compressor.data.batches import Batches
 from compressor.data.seeding import first_seen, seeded
 from compressor.errors import BudgetError, DataError
-from compressor.methods import Method, Problem
+from compressor.methods import CaP, Magnitude, Method, Problem, default_method
 from compressor.methods.base import FamilyMethod, plans_of
 from compressor.passes.channels.analyze import ChannelGraph, analyze
 from compressor.passes.channels.readers import biases_added
@@ -58,7 +58,7 @@ class Compression:
         calibrate: Iterable[object] | None,
         budget: Budget | None,
         target: Target,
-        method: Method,
+        method: Method | None,
         finetune: FineTune,
         out: Path,
         seed: int,
@@ -68,17 +68,18 @@ class Compression:
     ) -> None:
         if budget is None and getattr(method, "floor", None) is None:
             raise BudgetError("nothing says how far to go: pass budget=…, or a method with a floor such as CaP(floor=0.92)")
-        self._budget = budget
-        self._budgets: tuple[Budget | None, ...] = budget.members if budget else (None,)
-        if budget is not None and budget.drop is not None:  # a family's plans are made at once, others one by one
-            shares = FRONT if isinstance(method, FamilyMethod) else SHARES
-            self._budgets = tuple(replace(budget, drop=None, latency=share) for share in shares)
         self._storage, self._cluster, self._calibrate = storage, cluster, calibrate
         progress.stage("trace and analyze")
         if isinstance(model, nn.Module):
             _check_weights(model)
         self._original = trace(model, example_inputs).eval()
         self._channels: ChannelGraph = analyze(self._original)
+        method = method or _default(self._channels, budget, target, images=train is not None or calibrate is not None)
+        self._budget = budget
+        self._budgets: tuple[Budget | None, ...] = budget.members if budget else (None,)
+        if budget is not None and budget.drop is not None:  # a family's plans are made at once, others one by one
+            shares = FRONT if isinstance(method, FamilyMethod) else SHARES
+            self._budgets = tuple(replace(budget, drop=None, latency=share) for share in shares)
         if not self._channels.free and not method.reduces_ranks:
             reasons = "; ".join(f"{g.name}: {g.frozen}" for g in self._channels.groups[:5])
             raise BudgetError(f"nothing in this model can be removed ({reasons or 'it has no conv and no linear layer'})")
@@ -317,6 +318,27 @@ class Compression:
         trial = self._run.trial(structure, gauge.fingerprint, lambda: gauge.trial(plan))
         self._given.progress.stage(f"search: measured a candidate at {trial.ratio:.3f} of the original's latency")
         return trial
+
+
+def _default(channels: ChannelGraph, budget: Budget | None, target: Target, images: bool) -> Method:
+    """The default method; of networks that it can do nothing with, or too little, the one that needs to know the least."""
+    method = default_method(budget, images)
+    if budget is None or not isinstance(method, CaP):
+        return method
+    whole = channels.costs_of(channels.full)
+    full = {"macs": whole.macs[0], "params": whole.params[0], "memory": whole.memory_bytes[0], "latency": 1.0}
+    limits = budget.members[0].limits({name: float(value) for name, value in full.items()})
+    limits.pop("latency", None)
+    try:
+        method.check_possible(Problem(channels, limits, target, _unmeasured, None, 0))
+    except BudgetError as error:
+        logger.info("by default: magnitude (%s)", error)
+        return Magnitude()
+    return method
+
+
+def _unmeasured(plan: Plan) -> Trial:
+    raise AssertionError("what can be computed needs no measurement")
 
 
 def _check_weights(model: nn.Module) -> None:

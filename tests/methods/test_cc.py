@@ -185,7 +185,7 @@ def test_a_budget_that_cannot_be_met_says_the_closest(problem):
         PublishedCC(images=100).plan(replace(problem, limits={"macs": 10.0}))
     with pytest.raises(BudgetError, match="the smallest legal network has macs"):
         CC().plan(replace(problem, limits={"macs": 10.0}))
-    with pytest.raises(BudgetError, match="known are both, channels, ranks"):
+    with pytest.raises(BudgetError, match="known are channels, ranks, depth"):
         CC("filters")
     with pytest.raises(BudgetError, match="gamma"):
         PublishedCC(gamma=-1)
