@@ -3,8 +3,8 @@
     python tools/bench_merge.py
     python tools/bench_merge.py --only vgg
 
-For each network, with random weights and shifts of its batch norms: the pairs with nothing but an activation between them, those that
-become one layer exactly without it (`MergeLayers`), and of these the first few, those that save the most MACs first: the
+For each network, with random weights and shifts of its batch norms: the pairs with nothing but an activation between them,
+those that become one layer exactly without it (`MergeLayers`), and of these the first few, those that save the most MACs first: the
 network with this pair merged, timed beside the original in one session. Accepted is what is faster beyond the noise. Prints a table
 and writes `tools/results/merge-onnxruntime.json`.
 """
