@@ -26,8 +26,8 @@ __all__ = ["AACP", "CC", "METHODS", "CaP", "Factorize", "LeGR", "Magnitude", "Me
 def default_method(budget: Budget | None, images: bool) -> Method:
     """What is done where no method is named.
 
-    For a latency, branches and channels: measured to be the best (`tools/bench_depth.py`). Ranks are added where MACs, parameters or
-    memory are limited, which sequences of smaller layers save (`tools/bench_cc.py`), as they seldom save time.
+    For a latency, branches and channels: measured to be the best (`tools/bench_depth.py`). Ranks are added where MACs, parameters
+    or memory are limited, which sequences of smaller layers save (`tools/bench_cc.py`); they seldom save time.
 
     Args:
         budget: What the network may cost.
