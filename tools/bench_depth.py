@@ -170,6 +170,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     parser.set_defaults(align=8)
     args = parser.parse_args()
+    if args.model and args.epochs:
+        parser.error("--epochs trains on CIFAR-10: folders of images have no training labels here")
     torch.set_num_threads(2)
     bench = Bench(args)
     methods = [CaP(space=space) for space in args.spaces.split(",") if space]

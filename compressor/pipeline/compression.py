@@ -146,8 +146,10 @@ class Compression:
         family = isinstance(self._given.method, FamilyMethod)
         plans = [] if drop is not None and not family else self._plans()
 
+        given = self._given if drop is None else replace(self._given, test=None)  # which is for the network that is chosen
+
         def finished(k: int, plan: Plan) -> Result:
-            found = Member(self._given, k, plan, self._budgets[k]).result(original)
+            found = Member(given, k, plan, self._budgets[k]).result(original)
             write_json(self._run.member(k) / "result.json", found.to_dict())
             return found
 
@@ -158,7 +160,9 @@ class Compression:
             return finished(k, plan) if plan is not None else None
 
         if drop is not None:
-            return fastest_within(drop, original, len(self._budgets), attempt)
+            chosen, results = fastest_within(drop, original, len(self._budgets), attempt)
+            k = int(chosen.path.name)
+            return replace(chosen, test=Member(self._given, k, chosen.plan, self._budgets[k]).tested(chosen.graph)), results
         results = [finished(k, plan) for k, plan in enumerate(plans)]
         return min(results, key=lambda result: result.steps[-1].macs), results
 
@@ -325,12 +329,11 @@ def _default(channels: ChannelGraph, budget: Budget | None, target: Target, imag
     method = default_method(budget, images)
     if budget is None or not isinstance(method, CaP):
         return method
-    whole = channels.costs_of(channels.full)
-    full = {"macs": whole.macs[0], "params": whole.params[0], "memory": whole.memory_bytes[0], "latency": 1.0}
-    limits = budget.members[0].limits({name: float(value) for name, value in full.items()})
+    problem = Problem(channels, {}, target, _unmeasured, None, 0)
+    limits = budget.members[0].limits({**problem.costs(channels.full), "latency": 1.0})
     limits.pop("latency", None)
     try:
-        method.check_possible(Problem(channels, limits, target, _unmeasured, None, 0))
+        method.check_possible(replace(problem, limits=limits))
     except BudgetError as error:
         logger.info("by default: magnitude (%s)", error)
         return Magnitude()

@@ -130,7 +130,7 @@ class Member:
             original=original,
             compressed=compressed,
             budget=self._found(original, compressed, graph),
-            test=self._tested(graph),
+            test=self.tested(graph),
             error=checked.relative_error,
             lossy=checked.lossy,
             frozen={g.name: g.frozen for g in given.channels.groups if g.frozen is not None},
@@ -242,7 +242,8 @@ class Member:
         write_json(self._folder / "measurement.json", {**data, "ratio": compressed.ratio_to(original)})
         return original, compressed
 
-    def _tested(self, graph: fx.GraphModule) -> tuple[float, float] | None:
+    def tested(self, graph: fx.GraphModule) -> tuple[float, float] | None:
+        """Top-1 of the original and of its network on the test data; None where there are none."""
         given = self._given
         if given.test is None:
             return None

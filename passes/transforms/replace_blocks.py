@@ -73,14 +73,14 @@ def _between(graph: fx.GraphModule, start: str, end: str, path: str, branch: Bra
         if node not in needed:
             continue
         if node.op == "call_module" and str(node.target).startswith(f"{path}."):
-            modules[str(node.target)] = graph.get_submodule(str(node.target))
+            modules[str(node.target).removeprefix(f"{path}.")] = graph.get_submodule(str(node.target))
         elif node.op != "call_function":
             raise _refused(branch, f"`{path}` reads `{node.target}` from elsewhere")
         copies[node] = part.node_copy(node, copies.__getitem__)
         if node.op == "call_module":
             copies[node].target = str(node.target).removeprefix(f"{path}.")
     part.output(copies[nodes[end]])
-    return fx.GraphModule({name.removeprefix(f"{path}."): module for name, module in modules.items()}, part)
+    return fx.GraphModule(modules, part)
 
 
 def _refused(branch: Branch, why: str) -> PlanError:

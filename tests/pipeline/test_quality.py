@@ -59,6 +59,8 @@ def test_a_drop_is_kept_and_the_run_goes_on(tmp_path):
     assert result.met
     assert set(result.budget) == {"drop"}, "latencies asked for on the way are no bounds of the user's"
     assert 2 <= len(result.members) <= 5
+    assert result.test is not None
+    assert all(one.test is None for one in result.members), "the test images are for the network that is chosen"
     assert all(one.latency_ratio >= result.latency_ratio for one in result.members if one.met)
     chosen = next(one for one in result.members if one.plan == result.plan)
     assert (tmp_path / "run" / "model.onnx").resolve() == (chosen.path / "model.onnx").resolve()

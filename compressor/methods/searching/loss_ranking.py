@@ -92,7 +92,8 @@ class LossRanking:
             curve = curves[groups[k].name]
             dearer = RANK_PRICES[0] if isinstance(groups[k], RankAxis) else 1.0
             losses[k] = dearer * curve.ranking.loss[legal[k]] * _sensitivity(curve) ** power
-        path = steepest([g.size for g in channels.groups], legal, losses, price, columns_within(channels))
+        holds = columns_within(channels)
+        path = steepest([g.size for g in channels.groups], legal, losses, price, holds)
         costs = price(path)
         saved = np.maximum(-np.diff(costs), 1e-8 * costs[0])
         prices: dict[str, NDArray[np.float64]] = {}
@@ -101,7 +102,9 @@ class LossRanking:
             k = int(np.argmax(before != after))
             group, curve = groups[k], curves[groups[k].name]
             at = [legal[k].index(int(row[k])) for row in (before, after)]
-            highest = max(highest, float(losses[k][at[1]] - losses[k][at[0]]) / gain)  # in the order in which they go
+            inner = [own for own in holds.get(k, ()) if own in legal]  # of a branch: what it had lost no longer counts
+            spared = sum(float(losses[own][legal[own].index(int(before[own]))]) for own in inner)
+            highest = max(highest, float(losses[k][at[1]] - losses[k][at[0]] - spared) / gain)  # in the order in which they go
             own = prices.setdefault(group.name, np.full(group.size, np.inf))
             stay, stayed = (set(select(group, curve.ranking.scores, int(row[k]))) for row in (after, before))
             own[sorted(stayed - stay)] = highest

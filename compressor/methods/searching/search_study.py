@@ -142,6 +142,8 @@ def search(problem: Problem, method: SearchingMethod, quest: Quest, affordable: 
 
     def decode(params: Mapping[str, Any], index: int) -> dict[str, Any]:
         row = quest.row(params, index)
+        if depth_of(problem.channels):  # what a branch that is gone holds has no meaning: one network, one structure
+            row = problem.channels.widths([problem.channels.structure_of(row)])[0]
         return {"widths": row.tolist(), "digest": _judged_as(quest.widths(params).plan(row))}
 
     def task(params: Mapping[str, Any], structure: Mapping[str, Any]) -> Plan:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import optuna
 import pytest
 import torch
 
@@ -14,8 +15,11 @@ from compressor.methods.losses.curves import curves_of
 from compressor.methods.losses.deep_allocation import DeepAllocation
 from compressor.methods.published.aacp import PublishedAACP
 from compressor.methods.published.legr import PublishedLeGR
+from compressor.methods.searching.loss_ranking import LossRanking
+from compressor.methods.structures.global_ranking import GlobalRanking
+from compressor.methods.structures.legal_widths import widths
 from compressor.methods.structures.paths import steepest
-from compressor.passes.channels.search_space import depth_of
+from compressor.passes.channels.search_space import columns_within, depth_of
 from compressor.passes.statistics.calibration import Calibration
 from compressor.search.fitness import Fitness
 from compressor.values.trial import Trial
@@ -61,6 +65,38 @@ def test_the_searches_decide_over_branches_too(problem, searching, space):  # no
     if space == "depth":
         assert not plan.kept
         assert not plan.factors
+
+
+def test_the_plain_ranking_walks_the_steepest_path_over_branches_too(problem):  # noqa: F811
+    deep = problem.over(depth=True)
+    groups, holds = deep.channels.groups, columns_within(deep.channels)
+    options = [widths(group, 4) for group in groups]
+    curves = curves_of(deep, deep.calibration, SMALL, 60)
+    legal = {k: options[k] for k, group in enumerate(groups) if group.name in curves}
+    losses = {k: curves[groups[k].name] for k in legal}
+    losses = {k: curve.ranking.loss[list(legal[k])] * curve.sensitivity**0.5 for k, curve in losses.items()}
+
+    def macs(rows):
+        return deep.channels.costs.macs(rows).astype(float)
+
+    path = steepest([group.size for group in groups], legal, losses, macs, holds)
+    assert (path[:, list(holds)] == 0).any(), "a branch goes on the way"
+    ranking = LossRanking(deep, SMALL, options, macs, probes=60)
+    walked = {tuple(row) for row in GlobalRanking(groups, options).walk(ranking.plain).path()}
+    assert {tuple(row) for row in path} <= walked
+
+
+def test_a_network_without_a_branch_is_one_candidate_whatever_the_branch_would_hold(problem, tmp_path):  # noqa: F811
+    full = problem.costs(problem.channels.full)["macs"]
+    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    found = AACP(trials=12, population=4, fitness=Fitness("none", holdout=60), space="channels+depth", compensation=None)
+    found.plan(replace(problem, limits={"macs": 0.6 * full}, storage=storage))
+    (study,) = optuna.get_all_study_names(storage)
+    space = problem.over(depth=True).channels
+    rows = [np.array(t.user_attrs["structure"]["widths"]) for t in optuna.load_study(study_name=study, storage=storage).trials]
+    assert any(space.structure_of(row).removed for row in rows)
+    for row in rows:
+        assert (space.widths([space.structure_of(row)])[0] == row).all()
 
 
 def test_what_a_branch_holds_no_longer_counts_once_it_is_gone():
