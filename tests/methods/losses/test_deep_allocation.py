@@ -85,11 +85,28 @@ def test_the_plain_ranking_walks_the_steepest_path_over_branches_too(problem):  
     walked = {tuple(row) for row in GlobalRanking(groups, options).walk(ranking.plain).path()}
     assert {tuple(row) for row in path} <= walked
 
+    def lost(row):
+        gone = {own for k, inner in holds.items() if row[k] == 0 for own in inner}
+        return sum(float(losses[k][legal[k].index(row[k])]) for k in legal if k not in gone)
+
+    highest, expected = 0.0, {}  # the price of each branch, and what it held had lost before
+    for before, after in zip(path[:-1].tolist(), path[1:].tolist(), strict=True):
+        saved = float(-np.diff(macs(np.array([before, after])))[0])
+        if saved <= 0:  # what is in a branch that is gone already
+            break
+        highest = max(highest, (lost(after) - lost(before)) / saved)
+        for k in holds:
+            if before[k] > after[k]:
+                expected[k] = highest, sum(float(losses[own][legal[own].index(before[own])]) for own in holds[k])
+    assert any(held > 0 for _, held in expected.values()), "a branch that was narrowed before it went"
+    for k, (price, _) in expected.items():
+        assert ranking.plain[groups[k].name][0] == pytest.approx(np.log(price), abs=1e-6)
+
 
 def test_a_network_without_a_branch_is_one_candidate_whatever_the_branch_would_hold(problem, tmp_path):  # noqa: F811
     full = problem.costs(problem.channels.full)["macs"]
     storage = f"sqlite:///{tmp_path / 'study.db'}"
-    found = AACP(trials=12, population=4, fitness=Fitness("none", holdout=60), space="channels+depth", compensation=None)
+    found = PublishedAACP(trials=12, population=4, fitness=Fitness("none", holdout=60), space="channels+depth")
     found.plan(replace(problem, limits={"macs": 0.6 * full}, storage=storage))
     (study,) = optuna.get_all_study_names(storage)
     space = problem.over(depth=True).channels
