@@ -155,12 +155,13 @@ class CaP(MethodSettings):
         """Weightings, the one whose network is nearest to the original first; those that cannot meet the budget are left out."""
         nearness = Nearness(problem, self.compensation, used, spared)
         distances: dict[Weighting, float] = {}
+        plans: dict[Weighting, Plan] = {}
         known: dict[str, float] = {}  # by the digests of plans
 
         def nearest(choices: Sequence[Weighting]) -> Weighting:
             for choice in choices:
                 with suppress(BudgetError):  # without ranks, say, it may be out of reach
-                    plan = allocation.near(choice)
+                    plan = plans[choice] = allocation.near(choice)
                     if plan.digest not in known:
                         known[plan.digest] = nearness(plan)
                         problem.progress.stage(f"{choice}: repaired, {known[plan.digest]:.4f} from the original")
@@ -168,9 +169,9 @@ class CaP(MethodSettings):
             return min(distances, key=distances.__getitem__, default=choices[0])
 
         best = nearest([Weighting(weights) for weights in POWERS])
-        best = nearest([replace(best, saved=saved) for saved in allocation.ways])
         if depth_of(problem.channels):
             best = nearest([replace(best, branch=price) for price in BRANCH_PRICES])
+        best = nearest([replace(best, saved=saved) for saved in allocation.ways(plans.get(best))])
         if {"channels", "ranks"} <= self._parts:
             nearest([replace(best, price=price) for price in RANK_PRICES])
         logger.info("CaP: %s", "; ".join(f"{choice}: {value:.4f}" for choice, value in distances.items()))

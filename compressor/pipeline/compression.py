@@ -110,6 +110,11 @@ class Compression:
         held, device = images.first(share), device_of(self._original)
         with torch.no_grad():
             outputs = [outputs_of(self._original(*[x.to(device) for x in batch]))[0] for batch in held.batches]
+        if outputs[0].dim() != 2 or outputs[0].shape[1] < 2:
+            raise DataError(
+                f"without labels the result is judged by which class the original names, and its output {tuple(outputs[0].shape)} "
+                "names none: only classifiers with logits (N, classes) can be compressed so far"
+            )
         labelled = [(batch[0], output.argmax(1).cpu()) for batch, output in zip(held.batches, outputs, strict=True)]
         return labelled, images.after(share)
 

@@ -70,8 +70,10 @@ def check_labels(y: Tensor, output: Tensor, k: int) -> None:
         k: Number of the batch, for the message.
 
     Raises:
-        DataError: Some label is none of the classes.
+        DataError: Some label is none of the classes, or the model tells none apart.
     """
+    if output.dim() != 2 or output.shape[1] < 2:
+        raise DataError(f"batch {k}: a classifier gives logits (N, classes) of two classes or more, found {tuple(output.shape)}")
     if y.numel() and not 0 <= int(y.min()) <= int(y.max()) < output.shape[1]:
         said = f"labels go from {int(y.min())} to {int(y.max())}"
         raise DataError(f"batch {k}: {said}, but the model tells {output.shape[1]} classes apart (0 to {output.shape[1] - 1})")

@@ -8,6 +8,7 @@ pass never reads (auxiliary heads in eval mode) are left behind.
 
 import contextlib
 import copy
+import inspect
 import io
 import logging
 import re
@@ -21,6 +22,7 @@ from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
 
 from compressor.errors import TraceError
+from compressor.passes.tracing.call_arguments import written_by
 from compressor.passes.tracing.constants import fold_literals
 from compressor.passes.tracing.remodulise import Remodulise
 from compressor.passes.tracing.shapes import record_shapes
@@ -68,6 +70,7 @@ def trace(model: nn.Module, example_inputs: Sequence[Tensor]) -> fx.GraphModule:
     for node in list(graph.nodes):
         if node.target == "_guards_fn" or getattr(node.target, "overloadpacket", None) is _ASSERTION:
             graph.erase_node(node)
+    _copy_inputs_written_to(graph)
     root = Remodulise(source, model).run(graph)
     record_shapes(graph)
     fold_literals(graph, root, {*dict(model.named_parameters()), *dict(model.named_buffers())})
@@ -86,6 +89,25 @@ def trace(model: nn.Module, example_inputs: Sequence[Tensor]) -> fx.GraphModule:
     gm.recompile()
     _take_over_modes(gm, model)
     return gm
+
+
+def _copy_inputs_written_to(graph: fx.Graph) -> None:
+    """An input that the model changes in place (`x *= 255`) is copied first: who calls the graph again has it as it was."""
+    for placeholder in [node for node in graph.nodes if node.op == "placeholder"]:
+        aliases, waiting, written = {placeholder}, [placeholder], False
+        while waiting:
+            node = waiting.pop()
+            for user in node.users:
+                schema = getattr(user.target, "_schema", None)
+                written |= node in written_by(user)
+                if schema is not None and any(own.alias_info is not None for own in schema.returns) and user not in aliases:
+                    aliases.add(user)
+                    waiting.append(user)
+        if written:
+            with graph.inserting_after(placeholder):
+                copied = graph.call_function(torch.ops.aten.clone.default, (placeholder,))
+            copied.meta = dict(placeholder.meta)
+            placeholder.replace_all_uses_with(copied, lambda user, copied=copied: user is not copied)
 
 
 def _take_over_modes(gm: fx.GraphModule, model: nn.Module) -> None:
@@ -213,6 +235,9 @@ def _check_kind(model: nn.Module) -> None:
 def _check_forward(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     try:
         model(*(x.clone() for x in inputs))
+        if inputs[0].dim() and inputs[0].shape[0] == _TRACE_BATCH:
+            with contextlib.suppress(Exception):  # a model that remembers its last shape (YOLO's anchors) is not to find that one
+                model(*(x[:1].clone() for x in inputs))
     except Exception as error:
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
         raise TraceError(
@@ -265,11 +290,13 @@ def _export_quietly(model: nn.Module, inputs: tuple[Tensor, ...], shapes: Any) -
 
 
 def _argument_names(model: nn.Module, count: int) -> list[str]:
-    """Names of the positional parameters of `forward`, or nothing where it takes `*args`."""
-    code = getattr(model.forward, "__code__", None)
-    if code is None or code.co_argcount - 1 < count:
+    """Names of the positional parameters of `forward` (that of a decorated one), or nothing where it takes `*args`."""
+    try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):
         return []
-    return list(code.co_varnames[1 : 1 + count])
+    names = [own.name for own in parameters if own.kind in (own.POSITIONAL_ONLY, own.POSITIONAL_OR_KEYWORD)]
+    return names[:count] if len(names) >= count else []
 
 
 def _first_line(error: BaseException) -> str:

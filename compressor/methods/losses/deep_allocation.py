@@ -19,6 +19,7 @@ from compressor.values.plan import Plan
 _STARTS = 16  # streams of the path by channels and ranks alone that a search begins from
 _MEASURED = 6  # engines that are built to meet a latency
 _HALVINGS = 20
+_ALL_AT_ONCE = "milliseconds"  # of `SAVED`; the others are those of notches, and leave branches alone
 
 
 class DeepAllocation(Allocation):
@@ -28,13 +29,14 @@ class DeepAllocation(Allocation):
         super().__init__(problem, curves, latency)
         self._knapsacks: dict[Weighting, Knapsack] = {}
 
-    @property
-    def ways(self) -> tuple[str, ...]:
-        """What a budget limits is what is counted."""
-        return ("milliseconds",)
+    def ways(self, plan: Plan | None) -> tuple[str, ...]:
+        """What a budget limits is what is counted; where every branch stays, also as if none could go."""
+        return (_ALL_AT_ONCE,) if plan is None or plan.removed else super().ways(plan)
 
     def near(self, weighting: Weighting) -> Plan:
         """See `Allocation`."""
+        if weighting.saved != _ALL_AT_ONCE:
+            return super().near(weighting)
         if "latency" not in self._problem.limits:
             return self.decide(weighting)
         return self._space.plan(self._solved(weighting, self._aim * self._whole))
@@ -46,6 +48,8 @@ class DeepAllocation(Allocation):
             BudgetError: No structure does.
             BackendError: No engine of one can be built.
         """
+        if weighting.saved != _ALL_AT_ONCE:
+            return super().decide(weighting)
         if "latency" not in self._problem.limits:
             return self._space.plan(self._solved(weighting, self._whole))
         limit, asked = self._problem.limits["latency"], self._aim
@@ -73,6 +77,8 @@ class DeepAllocation(Allocation):
 
     def path(self, weighting: Weighting) -> Rows:
         """Structures for a ladder of budgets, the whole network first; (structures, groups)."""
+        if weighting.saved != _ALL_AT_ONCE:
+            return super().path(weighting)
         whole, least = self._whole, self._knapsack(weighting).cheapest
         rows = [super().path(weighting)[0]]
         for share in np.geomspace(0.98, max(1.02 * least / whole, 1e-3), _STARTS):
@@ -125,7 +131,7 @@ class DeepAllocation(Allocation):
         return best
 
     def _streams(self, weighting: Weighting) -> list[Rows]:
-        path = super().path(replace(weighting, saved="milliseconds"))
+        path = super().path(replace(weighting, saved=_ALL_AT_ONCE))
         return [path[k] for k in np.linspace(0, len(path) - 1, _STARTS).astype(int)]
 
     def _knapsack(self, weighting: Weighting) -> Knapsack:

@@ -25,6 +25,7 @@ def convolution(call: Call, labeler: Labeler) -> Value:
     """Weight (outputs, inputs / groups, kernel…): plain, grouped or depthwise."""
     x, weight, groups = call.tensor("input"), call.tensor("weight"), call.integer("groups")
     inputs = _channels(x, 1, call, labeler)
+    _freeze_kernel(weight, call, labeler)
     outputs = weight.axes.get(0)
     windows = _windows(x, call, labeler)
     folded = call.outputs[0][0] // call.batch  # a view may have put more than the batch into axis 0
@@ -53,6 +54,7 @@ def transposed_convolution(call: Call, labeler: Labeler) -> Value:
     """Weight (inputs, outputs / groups, kernel…)."""
     x, weight, groups = call.tensor("input"), call.tensor("weight"), call.integer("groups")
     inputs = _channels(x, 1, call, labeler)
+    _freeze_kernel(weight, call, labeler)
     _freeze_spatial(x, call, labeler)
     positions = max(x.shape[0] // call.batch, 1) * math.prod(x.shape[2:]) * math.prod(weight.shape[2:])
     own = weight.axes.get(0)
@@ -209,6 +211,13 @@ def _freeze_spatial(x: Value, call: Call, labeler: Labeler) -> None:
     for axis, labels in x.axes.items():
         if axis != 1:
             labeler.freeze(labels, f"lies along the batch or a spatial axis of {call.op}")
+
+
+def _freeze_kernel(weight: Value, call: Call, labeler: Labeler) -> None:
+    """The taps of a kernel are no channels, whatever computes the weight: with fewer of them the padding would be wrong."""
+    for axis, labels in weight.axes.items():
+        if axis > 1:
+            labeler.freeze(labels, f"lies along the kernel of {call.op}")
 
 
 def _tie_inputs(call: Call, weight: Value, inputs: IntArray, groups: int, axis: int, labeler: Labeler) -> tuple[IntArray, int]:

@@ -76,14 +76,14 @@ def test_savings_of_a_latency_are_counted_in_milliseconds_in_macs_or_in_both(pro
     curves = {group.name: both[1][group.name] for group in problem.channels.groups if group.name in both[1]}
     problem = replace(problem, limits={"latency": 0.5}, measure=None)
     allocation = Allocation(problem, curves, Steps())
-    assert allocation.ways == tuple(SAVED)
-    plans = {saved: allocation.near(Weighting("plain", None, saved)) for saved in allocation.ways}
+    assert allocation.ways(None) == tuple(SAVED)
+    plans = {saved: allocation.near(Weighting("plain", None, saved)) for saved in allocation.ways(None)}
     whole = Steps().predict(problem.channels.widths([problem.channels.full]))[0]
     for plan in plans.values():  # whatever is counted, the milliseconds are those of the budget
         rows = problem.channels.widths([problem.channels.structure(plan)])
         assert Steps().predict(rows)[0] <= 0.5 * whole
     assert plans["milliseconds"] != plans["macs"]
     by_macs = Allocation(problem, curves, None)
-    assert by_macs.ways == ("milliseconds",)
+    assert by_macs.ways(None) == ("milliseconds",)
     own, plain = allocation.path(Weighting("plain", None, "macs")), by_macs.path(Weighting("plain", None))
     assert (own == plain).all()

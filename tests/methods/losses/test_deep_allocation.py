@@ -10,7 +10,7 @@ import torch
 import compressor
 from compressor import AACP, BudgetError, CaP, Compensation, LeGR, Measurement, Target
 from compressor.methods import Problem
-from compressor.methods.losses.allocation import Weighting
+from compressor.methods.losses.allocation import Allocation, Weighting
 from compressor.methods.losses.curves import curves_of
 from compressor.methods.losses.deep_allocation import DeepAllocation
 from compressor.methods.published.aacp import PublishedAACP
@@ -226,3 +226,25 @@ def test_compress_removes_branches_and_goes_on_after_a_kill(net, digits, tmp_pat
     resumed = compressor.compress(net, (torch.zeros(2, 1, 8, 8),), **arguments)
     assert resumed.plan == result.plan
     assert [s.accuracy for s in resumed.steps] == [s.accuracy for s in result.steps]
+
+
+class Milliseconds:
+    """A latency that falls with every channel by equal parts, whatever the branches: so that they stay."""
+
+    def predict(self, rows):
+        return rows.astype(float).sum(axis=1)
+
+
+def test_where_every_branch_stays_widths_are_also_decided_as_if_none_could_go(problem):  # noqa: F811
+    deep = replace(problem.over(depth=True), limits={"latency": 0.6})
+    allocation = DeepAllocation(deep, curves_of(deep, deep.calibration, SMALL, 60), Milliseconds())
+    plain = Allocation(problem.over(depth=False), {}, Milliseconds())
+    there, gone = deep.channels.plan(0.9), replace(deep.channels.plan(0.9), removed=(deep.channels.branches[0].name,))
+    assert allocation.ways(there) == plain.ways(None)
+    assert allocation.ways(gone) == allocation.ways(None) == ("milliseconds",)
+    for saved in plain.ways(None)[1:]:
+        plan = allocation.near(Weighting("plain", None, saved))
+        assert not plan.removed
+        assert plan.kept
+        rows = deep.channels.widths([deep.channels.structure(plan)])
+        assert Milliseconds().predict(rows)[0] <= 0.6 * Milliseconds().predict(deep.channels.widths([deep.channels.full]))[0]

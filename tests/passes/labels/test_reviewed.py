@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import compressor
+from compressor.passes.tracing.shapes import shapes_of
 from compressor.passes.transforms.verify import verify_removal
 from tests.networks import Net, check_effective, randomize, with_buffer
 
@@ -22,6 +23,10 @@ def two(**layers):
 
 def heads(layer, x, count=2):
     return layer(x).view(x.shape[0], x.shape[1], count, -1).transpose(1, 2)
+
+
+def computed_kernel(kernel, convolve=F.conv2d, **parameters):
+    return Net(lambda m, x: m.b(F.relu(convolve(m.a(x), kernel(m), None, 1, 1))).mean((2, 3)), **parameters, **two())
 
 
 def grouped_queries(repeat):
@@ -84,6 +89,22 @@ PRUNED = {
         **two(n=nn.LayerNorm(4)),
     ),
     "one channel repeated": lambda: Net(lambda m, x: m.b(m.a(x) * m.g(x).repeat(1, 12, 1, 1)).mean((2, 3)), **two(g=point(3, 1))),
+    "kernel mixed from a bank": lambda: computed_kernel(
+        lambda m: torch.einsum("k,koihw->oihw", m.mix.softmax(0), m.bank),
+        mix=nn.Parameter(torch.randn(4)), bank=nn.Parameter(torch.randn(4, 12, 12, 3, 3)),
+    ),
+    "kernel composed of two (DO-Conv)": lambda: computed_kernel(
+        lambda m: torch.einsum("dk,oid->oik", m.d, m.w).view(12, 12, 3, 3),
+        d=nn.Parameter(torch.randn(9, 9)), w=nn.Parameter(torch.randn(12, 12, 9)),
+    ),
+    "kernel of an outer product": lambda: computed_kernel(
+        lambda m: torch.einsum("oi,h,w->oihw", m.w, m.v, m.u),
+        w=nn.Parameter(torch.randn(12, 12)), v=nn.Parameter(torch.randn(3)), u=nn.Parameter(torch.randn(3)),
+    ),
+    "transposed kernel from a bank": lambda: computed_kernel(
+        lambda m: torch.einsum("k,kiohw->iohw", m.mix, m.bank), F.conv_transpose2d,
+        mix=nn.Parameter(torch.randn(4)), bank=nn.Parameter(torch.randn(4, 12, 12, 3, 3)),
+    ),
     "grouped queries, interleaved": lambda: grouped_queries(interleaved),
     "grouped queries, expanded": lambda: grouped_queries(expanded),
     "grouped queries, enable_gqa": lambda: grouped_queries(built_in),
@@ -93,6 +114,20 @@ PRUNED = {
 @pytest.mark.parametrize("name", PRUNED)
 def test_pruned_exactly(name):
     check_effective(randomize(PRUNED[name]()), (torch.randn(X2),), most=0.85)
+
+
+KERNELS = [name for name in PRUNED if "kernel" in name]
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_the_taps_of_a_computed_kernel_are_no_channels(name):
+    channels = compressor.analyze(compressor.trace(randomize(PRUNED[name]()), (torch.randn(X2),)))
+    assert {group.size for group in channels.free} <= {12}, channels.free
+    graph = compressor.apply(channels.plan(0.5), channels.graph)
+    convolutions = ("conv2d", "conv_transpose2d")
+    kernels = [n.args[1] for n in graph.graph.nodes if getattr(n.target, "__name__", "").split(".")[0] in convolutions]
+    assert kernels
+    assert {shapes_of(kernel)[0][2:] for kernel in kernels} == {(3, 3)}
 
 
 FROZEN = {

@@ -1,11 +1,14 @@
 """trace: the same outputs, names and modes; errors that name what is wrong."""
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import compressor
+from compressor.passes.transforms.verify import verify_removal
 from tests.networks import Residual
 
 X = torch.randn(2, 3, 8, 8)
@@ -143,6 +146,62 @@ def test_model_buffers_inputs_and_keys_are_left_alone():
     assert model.calls == 0
     assert torch.equal(x, X)
     assert "table" not in graph.state_dict()
+
+
+def test_an_input_that_the_model_writes_to_is_as_it_was_after_every_call():
+    class Scales(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x, y):
+            x *= 255
+            y[:, 1:].add_(1)
+            return self.a(x) + y
+
+    model, x, y = Scales().eval(), torch.randn(2, 3, 8, 8), torch.randn(2, 4, 8, 8)
+    graph = compressor.trace(model, (x, y))
+    given = x.clone(), y.clone()
+    first, second = graph(*given), graph(*given)
+    assert torch.equal(given[0], x)
+    assert torch.equal(given[1], y)
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first, model(x, y))  # which writes to them
+    channels = compressor.analyze(graph)
+    plan = channels.plan(0.5)
+    verify_removal(channels, plan, compressor.apply(plan, graph))
+
+
+def test_a_decorated_forward_has_a_dynamic_batch():
+    def decorated(forward):
+        @functools.wraps(forward)
+        def wrapper(self, *args, **kwargs):
+            return forward(self, *args, **kwargs)
+
+        return wrapper
+
+    class Decorated(Residual):
+        @decorated
+        def forward(self, pixels):
+            return super().forward(pixels)
+
+    graph = compressor.trace(Decorated().eval(), (X,))
+    assert graph.meta["compressor.dynamic_batch"]
+    assert graph(torch.randn(5, 3, 8, 8)).shape == (5, 5)
+
+
+def test_a_model_that_remembers_its_last_shape_has_a_dynamic_batch():
+    class Remembers(Residual):
+        shape = None
+
+        def forward(self, x):
+            if self.shape != x.shape:
+                self.shape, self.grid = x.shape, torch.zeros(x.shape[0], 5)
+            return super().forward(x) + self.grid
+
+    graph = compressor.trace(Remembers().eval(), (torch.randn(2, 3, 8, 8),))
+    assert graph.meta["compressor.dynamic_batch"]
+    assert graph(torch.randn(5, 3, 8, 8)).shape == (5, 5)
 
 
 def test_a_forward_with_varargs_has_a_dynamic_batch():
