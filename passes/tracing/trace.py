@@ -25,6 +25,7 @@ from compressor.errors import TraceError
 from compressor.passes.tracing.call_arguments import written_by
 from compressor.passes.tracing.constants import fold_literals
 from compressor.passes.tracing.remodulise import Remodulise
+from compressor.passes.tracing.reparametrized import reparametrized, with_plain_weights
 from compressor.passes.tracing.shapes import record_shapes
 
 logger = logging.getLogger(__name__)
@@ -51,12 +52,18 @@ def trace(model: nn.Module, example_inputs: Sequence[Tensor]) -> fx.GraphModule:
         A graph module in the same train or eval mode as `model`, sharing no tensor with it. It takes
         any batch size where the model allows that (`meta["compressor.dynamic_batch"]`) and refuses other
         spatial sizes than the traced one, and is where the model is; a model on a GPU is traced as a copy on the CPU.
+        Weights that the model computes from others (weight norm, spectral norm) are plain weights in it.
 
     Raises:
         TraceError: The model is no module, the inputs do not fit it, or export fails; the message
             names the line of the model where it did.
     """
     _check_arguments(model, example_inputs)
+    if computed := reparametrized(model):
+        logger.info(
+            "trace: %d weights are computed at every call, and are taken for what they come to: %s", len(computed), computed[0]
+        )
+        model = with_plain_weights(model)
     device = device_of(model)
     if device.type == "cuda":  # there the exporter takes the batch size for a constant (cuDNN chooses by it)
         copied = on_cpu(model) if isinstance(model, fx.GraphModule) else quiet_deepcopy(model).to("cpu")

@@ -8,6 +8,7 @@ from torch import Tensor, fx, nn
 
 from compressor.errors import PlanError
 from compressor.passes.channels.branches import branches_of
+from compressor.passes.tracing.reparametrized import reparametrized
 from compressor.passes.tracing.trace import DYNAMIC, device_of, example_inputs_of, outputs_of
 from compressor.passes.transforms.remove_branches import branches_named
 from compressor.passes.transforms.remove_channels import RemoveChannels
@@ -31,6 +32,11 @@ def narrow_module(plan: Plan, model: nn.Module, traced: fx.GraphModule) -> nn.Mo
     Raises:
         PlanError: The plan does not fit, or `forward` does not work with the new sizes; it is said where.
     """
+    if computed := reparametrized(model):
+        raise PlanError(
+            f"the model cannot be narrowed in place: it computes `{computed[0]}` from other tensors; make the weights plain first "
+            "(torch.nn.utils.parametrize.remove_parametrizations, remove_weight_norm), or apply the plan to the traced graph"
+        )
     narrowed, whole, blocks = RemoveChannels(plan)(traced).graph, traced, dict[str, nn.Module]()
     if plan.removed:
         whole = RemoveChannels(Plan.keep({}, plan.model, removed=plan.removed))(traced).graph
