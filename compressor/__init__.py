@@ -18,6 +18,7 @@ from compressor.passes.fitting.settings import Compensation
 from compressor.runs.result import Result
 from compressor.search.fitness import Fitness
 from compressor.training.fine_tune import FineTune
+from compressor.training.mimic import Mimic
 from compressor.values.budget import Budget
 from compressor.values.measurement import Measurement
 from compressor.values.plan import Factorization, Plan, Structure
@@ -42,6 +43,7 @@ __all__ = [
     "LeGR",
     "Magnitude",
     "Measurement",
+    "Mimic",
     "PassError",
     "Plan",
     "PlanError",

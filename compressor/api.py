@@ -13,11 +13,14 @@ from compressor.passes.channels.analyze import analysis_of, analyze
 from compressor.passes.tracing.trace import is_traced, trace
 from compressor.passes.transforms.apply_plan import applied
 from compressor.passes.transforms.narrow_module import narrow_module
+from compressor.passes.transforms.remove_channels import RemoveChannels
+from compressor.passes.transforms.verify import verify_removal
 from compressor.pipeline.compression import Compression
 from compressor.pipeline.loading import network_of_run, rebuilt
 from compressor.runs.result import Result
 from compressor.runtime.measuring.measure import export_checked, measure
 from compressor.training.fine_tune import FineTune
+from compressor.training.mimic import Mimic
 from compressor.values.budget import Budget
 from compressor.values.measurement import Measurement
 from compressor.values.plan import Plan
@@ -31,6 +34,7 @@ def apply(
     plan: Plan,
     graph: nn.Module,
     example_inputs: Sequence[Tensor] | None = None,
+    verify: bool = False,
 ) -> nn.Module:
     """Apply a plan.
 
@@ -40,12 +44,18 @@ def apply(
             it is narrowed *in place* and returned, which works wherever no constant in its `forward`
             would need editing; a block whose branch goes is replaced by what is left of it.
         example_inputs: Needed for an original model, as for `trace`.
+        verify: Check on random inputs that the network without the channels gives what the whole one gives with them set to
+            zero, as `compress` does; two to four more forward passes.
 
     Raises:
         PlanError: The plan does not fit; or the model's `forward` holds sizes of its own (they are named).
+        PassError: The check fails.
     """
     if is_traced(graph):
-        return applied(plan, analysis_of(cast(fx.GraphModule, graph)))
+        channels = analysis_of(cast(fx.GraphModule, graph))
+        if verify:
+            verify_removal(channels, plan, RemoveChannels(plan, channels)(channels.graph).graph)
+        return applied(plan, channels)
     if plan.factors:
         raise PlanError(
             f"the plan factorizes {len(plan.factors)} layers, which makes a new graph: pass compressor.trace(model, inputs)"
@@ -54,7 +64,10 @@ def apply(
         raise PlanError(
             "this is no traced graph: pass compressor.trace(model, inputs), or example_inputs to narrow the model in place"
         )
-    return narrow_module(plan, graph, trace(graph, example_inputs))
+    traced = trace(graph, example_inputs)
+    if verify:
+        apply(plan, traced, verify=True)
+    return narrow_module(plan, graph, traced)
 
 
 def compress(
@@ -69,7 +82,7 @@ def compress(
     test: Batches | None = None,
     target: Target | None = None,
     method: Method | None = None,
-    finetune: FineTune | None = None,
+    finetune: FineTune | Mimic | None = None,
     seed: int = 0,
     progress: Progress | None = None,
     storage: str | None = None,
@@ -96,7 +109,8 @@ def compress(
         method: How to decide. By default branches and channels go where that loses least after repair (`CaP` over
             `channels+depth`, without a limit of latency over `channels+ranks+depth`); without images, and for networks
             whose layers are such that this cannot meet the budget, `Magnitude()`.
-        finetune: Settings of the fine-tuning.
+        finetune: Settings of the fine-tuning; or `Mimic()`, which needs no labels: the result is trained to give the original's
+            features on the images of `calibrate`.
         seed: Of everything random.
         progress: Where to say what is being done.
         storage: Of trials, a URL that Optuna knows; `study.db` in the folder by default. Processes that share it share the work.

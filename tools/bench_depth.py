@@ -6,8 +6,8 @@
 
 DIR is the official binary version of CIFAR-10. Statistics are those of 2,000 training images without labels, decisions look at
 images of the training set, `top1` is that of the test images. `seconds` are those of the whole decision, but for engines that an
-earlier row has built. Networks of one latency are timed beside each other in one session. `--epochs` fine-tunes each by the
-default recipe, on `--train` images.
+earlier row has built. Networks of one latency are timed beside each other in one session. `--mimic` trains each
+for so many steps to give the original's features, on `--few` images without labels (`top1_finetuned`).
 
 Killed, the same command goes on: plans, facts and engines lie in `--work`, rows in `tools/results/depth-NETWORK.json`.
 """
@@ -17,23 +17,25 @@ import json
 import os
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 import bench_cap
 import benching
+from practise import practise
 
 import compressor
 from compressor.cli.console import ConsoleProgress
-from compressor.data.images import load_data
 from compressor.errors import BudgetError
 from compressor.methods import AACP, CaP, LeGR, Problem
+from compressor.passes.transforms.apply_plan import applied
 from compressor.runtime.measuring.measure import Comparison
 from compressor.training.evaluate import evaluate
-from compressor.training.fine_tune import FineTune
-from compressor.training.fine_tune import train as fine_tune
+from compressor.training.mimic import Mimic, mimic
 from compressor.values.files import write_bytes
 from compressor.values.plan import Plan
 
@@ -65,6 +67,7 @@ class Bench(bench_cap.Bench):
         self.target = compressor.Target(align=args.align)
         super().__init__(args)
         self.facts = Facts(self.work / "facts.json")
+        self.few = self.calibration.first(args.few)
 
     def add(self, method, options, ratio, graph, seconds) -> None:
         """Only the original, which every row is beside; rows of a latency are written together."""
@@ -94,24 +97,32 @@ class Bench(bench_cap.Bench):
         found = record["plan"]
         return found if isinstance(found, str) else Plan.from_json(json.dumps(found)), record["seconds"]
 
+    def repaired(self, plan: Plan, method):
+        """With what the row's method is given: PRACTISE has no closed form, it trains."""
+        if method.name == "practise":
+            return applied(plan, self.channels).eval()
+        return benching.repaired(self.channels, plan, self.calibration, method.compensation)
+
     def at(self, limit: float, methods) -> None:
         """The rows of one latency."""
         rows, graphs = [], {"original": self.graph}
         for method in methods:
             plan, seconds = self.decided(method, limit)
-            options = {"asked": limit} if method.name == "cap" else {"asked": limit, "trials": method.trials}
+            options = {"asked": limit, **method_options(method)}
+            if self.args.mimic:
+                options |= {"mimic": self.args.mimic, "mimicked_images": self.few.images}
             row = {"network": self.args.network, "method": method.name, "space": method.space, "options": options}
             rows.append(row)
             if isinstance(plan, str):
                 row.update(failure=plan, seconds=round(seconds, 1))
                 continue
-            graph = benching.repaired(self.channels, plan, self.calibration, method.compensation)
+            graph = self.repaired(plan, method)
             name = f"{method.name} {method.space}"
             graphs[name] = graph
             macs = float(self.channels.costs_of(self.channels.structure(plan)).macs[0]) / self.full
             row.update(
                 branches=len(plan.removed), macs_ratio=round(macs, 4), top1=round(evaluate(graph, self.test).percent, 2),
-                top1_finetuned=self.finetuned(graph), images=self.calibration.images, seconds=round(seconds, 1),
+                top1_finetuned=self.finetuned(plan, graph), images=self.calibration.images, seconds=round(seconds, 1),
             )  # fmt: skip
         timed = benching.timed_together(graphs, self.target)
         for row in rows:
@@ -124,13 +135,38 @@ class Bench(bench_cap.Bench):
         kept = [row for row in known if (*[row[k] for k in key], row["options"]["asked"]) not in mine]
         write_bytes(path, bench_cap.as_json([*kept, *rows]))
 
-    def finetuned(self, graph) -> float | None:
-        if not self.args.epochs:
+    def finetuned(self, plan, graph) -> float | None:
+        """After feature mimicking, and after nothing else."""
+        if not self.args.mimic:
             return None
         own = benching.channels_last(graph)
-        data = load_data(f"cifar10:{self.args.data}", 128, self.args.train)
-        fine_tune(own, data.train, FineTune(epochs=self.args.epochs), self.graph, seed=0)
+        begun = time.monotonic()
+        found = mimic(own, self.channels, plan, self.few, Mimic(steps=self.args.mimic))
+        seconds = time.monotonic() - begun
+        print(f"features: {found.before:.4f} -> {found.after:.4f} of their squares, {seconds:.0f} s", flush=True)
         return round(evaluate(own.eval(), self.test).percent, 2)
+
+
+@dataclass(frozen=True)
+class Practise:
+    """As a method; see `practise.py`."""
+
+    bench: Bench
+    steps: int
+    name: ClassVar[str] = "practise"
+    space: ClassVar[str] = "depth"
+    compensation: ClassVar[None] = None
+
+    def plan(self, problem: Problem) -> Plan:
+        with Comparison(self.bench.graph, self.bench.target) as comparison:
+            limit = problem.limits["latency"]
+            return practise(self.bench.channels, self.bench.few, comparison, limit, Mimic(steps=self.steps))[0]
+
+
+def method_options(method) -> dict[str, object]:
+    if method.name == "practise":
+        return {"adaptor_steps": method.steps}
+    return {} if method.name == "cap" else {"trials": method.trials}
 
 
 def line(row: dict) -> str:
@@ -164,19 +200,20 @@ def main() -> None:
     parser.add_argument("--spaces", default=",".join(SPACES), help="of CaP")
     parser.add_argument("--searches", default="", help="also LeGR and AACP over this space, such as channels+depth")
     parser.add_argument("--trials", type=int, default=120, help="of these searches")
-    parser.add_argument("--epochs", type=int, default=0, help="of a fine-tune")
-    parser.add_argument("--train", type=int, default=10_000, help="images of the fine-tune")
+    parser.add_argument("--practise", type=int, default=0, help="also PRACTISE, with so many steps for each block's adaptors")
+    parser.add_argument("--mimic", type=int, default=0, help="steps of feature mimicking, without labels, after the repair")
+    parser.add_argument("--few", type=int, default=500, help="images that PRACTISE and feature mimicking see")
     parser.add_argument("--work", type=Path, default=Path("build/bench-depth"))
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     parser.set_defaults(align=8)
     args = parser.parse_args()
-    if args.model and args.epochs:
-        parser.error("--epochs trains on CIFAR-10: folders of images have no training labels here")
     torch.set_num_threads(2)
     bench = Bench(args)
     methods = [CaP(space=space) for space in args.spaces.split(",") if space]
     if args.searches:
         methods += [kind(trials=args.trials, space=args.searches) for kind in (LeGR, AACP)]
+    if args.practise:
+        methods.append(Practise(bench, args.practise))
     for limit in (float(text) for text in args.latencies.split(",")):
         bench.at(limit, methods)
     print(table(json.loads((args.results / f"depth-{args.network}.json").read_text())))

@@ -31,6 +31,7 @@ from compressor.cli.options import (
     Memory,
     MethodName,
     MethodSettings,
+    MimicSteps,
     Model,
     Parallel,
     Params,
@@ -73,7 +74,7 @@ def compress(
     calibration_images: CalibrationImages = None, backend: BackendName = "onnxruntime", batch: Batch = 1, threads: Threads = 1,
     precision: Precision = "fp32", option: BackendOptions = None, align: Align = 8, epochs: Epochs = 5, lr: LearningRate = 0.01,
     distillation: Distillation = 0.5, label_smoothing: LabelSmoothing = 0.0, train_batch: TrainBatch = 128,
-    train_images: TrainImages = None, mean: Mean = None, std: Std = None, seed: Seed = 0,
+    train_images: TrainImages = None, mimic: MimicSteps = None, mean: Mean = None, std: Std = None, seed: Seed = 0,
 ) -> None:
     """Compress a trained classifier to a budget, repair it, export and measure it, and write a report.
 
@@ -87,6 +88,7 @@ def compress(
     from compressor.data.user_models import load_model
     from compressor.methods import METHODS, default_method
     from compressor.training.fine_tune import FineTune
+    from compressor.training.mimic import Mimic
 
     if method is not None and method not in METHODS:
         raise typer.BadParameter(f"{method!r}: known methods are {', '.join(METHODS)}", param_hint="--method")
@@ -103,7 +105,8 @@ def compress(
         named = method or default_method(budget, images=True)
         chosen = method_of(named, own, settings or (), published, calibration_images)
         chosen = chosen if compensate else replace(chosen, compensation=None)
-    finetune = FineTune(epochs=epochs, learning_rate=lr, distillation=distillation, label_smoothing=label_smoothing)
+    finetune: FineTune | Mimic = FineTune(epochs, lr, distillation=distillation, label_smoothing=label_smoothing)
+    finetune = Mimic(steps=mimic) if mimic else finetune
     inputs, network = inputs_of(shapes), load_model(model, weights)
     normal = (numbers(mean), numbers(std))
     given = _data(data, images, train_batch, train_images, calibration_images, normal)

@@ -93,6 +93,10 @@ Epochs = Annotated[int, typer.Option(help="Fine-tuning epochs; 0 for none.")]
 LearningRate = Annotated[float, typer.Option(help="Peak learning rate.")]
 Distillation = Annotated[float, typer.Option(help="Share of the loss that follows the original's outputs.")]
 LabelSmoothing = Annotated[float, typer.Option(help="Of the cross-entropy.")]
+MimicSteps = Annotated[
+    int | None,
+    typer.Option("--mimic", min=1, help="Train without labels instead, for so many steps: to give the original's features."),
+]
 TrainBatch = Annotated[int, typer.Option(min=1, help="Batch size of training and evaluation.")]
 TrainImages = Annotated[int | None, typer.Option(min=2, help="At most this many training images.")]
 Mean = Annotated[str | None, typer.Option(help="Normalisation of built-in data: means of values in 0..1, such as 0.5,0.5,0.5.")]

@@ -24,6 +24,7 @@ from compressor.report import write_report
 from compressor.runs.folder import Run
 from compressor.runs.result import Result
 from compressor.training.fine_tune import FineTune
+from compressor.training.mimic import Mimic
 from compressor.values.budget import FRONT, Budget
 from compressor.values.files import check_finite, digest_of_tensors, have_to_be_finite, write_bytes, write_json
 from compressor.values.plan import Plan
@@ -49,7 +50,7 @@ class Compression:
         budget: Budget | None,
         target: Target,
         method: Method | None,
-        finetune: FineTune,
+        finetune: FineTune | Mimic,
         out: Path,
         seed: int,
         progress: Progress,
@@ -84,6 +85,8 @@ class Compression:
             "seed": seed,
         }
         images = self._calibration(train if calibrate is None else calibrate, method, seed)
+        if images is None and isinstance(finetune, Mimic):
+            raise DataError("there are no images to mimic the original's features on: pass train=… or calibrate=…")
         labelled = validate is not None
         if validate is None:
             validate, images = self._agreement(images)

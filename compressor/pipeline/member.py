@@ -26,6 +26,7 @@ from compressor.runtime.measuring.measure import export_checked, measure
 from compressor.training.evaluate import evaluate, norms_of, recalibrate
 from compressor.training.fine_tune import FineTune
 from compressor.training.fine_tune import train as fine_tune
+from compressor.training.mimic import Mimic, mimic
 from compressor.values.budget import Budget
 from compressor.values.files import load_tensors, save_tensors, write_bytes, write_json
 from compressor.values.measurement import Measurement
@@ -64,7 +65,7 @@ class Given:
     images: Calibration | None
     target: Target
     method: Method
-    finetune: FineTune
+    finetune: FineTune | Mimic
     seed: int
     progress: Progress
 
@@ -115,8 +116,8 @@ class Member:
         checked = verify_removal(given.channels, plan, graph)
         accuracies["channels removed"] = self._accuracy("channels removed", graph)
         graph = self._repaired(graph, accuracies)
-        if given.train is not None:
-            graph = self._trained(graph, given.train, accuracies)
+        if isinstance(given.finetune, Mimic) or (given.train is not None and given.finetune.epochs):
+            graph = self._trained(graph, accuracies)
         graph.eval()
         if not given.run.intact(self._finished()):
             self._finish(graph.state_dict())
@@ -185,24 +186,36 @@ class Member:
         with self._given.run.writing(self._finished()):
             save_tensors(self._finished(), state)
 
-    def _trained(self, graph: fx.GraphModule, train: Batches, accuracies: dict[str, float]) -> fx.GraphModule:
-        given = self._given
-        if not given.finetune.epochs:
-            return graph
-        finished = self._finished()
+    def _trained(self, graph: fx.GraphModule, accuracies: dict[str, float]) -> fx.GraphModule:
+        """Fine-tune with labels, or mimic features without; where that makes it worse, it stays as it was."""
+        given, settings = self._given, self._given.finetune
+        finished, name = self._finished(), "features mimicked" if isinstance(settings, Mimic) else "fine-tuned"
         earlier, before = list(accuracies.items())[-1]
         state = {name: tensor.clone() for name, tensor in graph.state_dict().items()}
         if given.run.intact(finished):
             take_state(graph, load_tensors(finished))
         else:
-            given.progress.stage(self._step("fine-tune"))
-            teacher = given.original if given.finetune.distillation else None
             checkpoint = self._folder / "checkpoint.safetensors"
-            fine_tune(graph, train, given.finetune, teacher, checkpoint, given.seed, given.progress)
+            if isinstance(settings, Mimic):
+                given.progress.stage(self._step("mimic the original's features"))
+                mimic(
+                    graph,
+                    given.channels,
+                    self._plan,
+                    cast(Calibration, given.images),
+                    settings,
+                    checkpoint,
+                    given.seed,
+                    given.progress,
+                )
+            else:
+                given.progress.stage(self._step("fine-tune"))
+                teacher = given.original if settings.distillation else None
+                fine_tune(graph, cast(Batches, given.train), settings, teacher, checkpoint, given.seed, given.progress)
             self._finish(graph.state_dict())
             checkpoint.unlink(missing_ok=True)
-        accuracies["fine-tuned"] = self._accuracy("fine-tuned", graph)
-        if accuracies["fine-tuned"] < before:  # a short fine-tune at a high rate undoes some of a good compensation
+        accuracies[name] = self._accuracy(name, graph)
+        if accuracies[name] < before:  # a short fine-tune at a high rate undoes some of a good compensation
             accuracies[f"{earlier}, kept"] = before
             take_state(graph, state)
             self._finish(state)

@@ -19,9 +19,9 @@ class Step:
     """The network after one step.
 
     Attributes:
-        name: `original`, `channels removed`, `compensated`, `norms recalibrated` or `factorized`, `fine-tuned`. Layers are
-            factorized behind `channels removed`, whatever the step after it is called. Where fine-tuning lost accuracy, the
-            network before it is the result: the last step is then `compensated, kept`.
+        name: `original`, `channels removed`, `compensated`, `norms recalibrated` or `factorized`, `fine-tuned` or
+            `features mimicked`. Layers are factorized behind `channels removed`, whatever the step after it is called. Where
+            training lost accuracy, the network before it is the result: the last step is then `compensated, kept`.
         accuracy: Top-1 in percent on the validation data.
         macs: Multiply-accumulates for one sample.
         params: Elements of all parameters.
