@@ -182,15 +182,21 @@ def line(row: dict) -> str:
 
 def table(rows: list[dict]) -> str:
     """Markdown: a line per latency and space, the widest latency first."""
-    lines = ["| asked | what may go | latency | MACs | branches gone | top-1 % | time |", "|---:|---|---:|---:|---:|---:|---:|"]
+    columns = ["asked", "what may go", "latency", "MACs", "branches gone", "top-1 %", "mimicked", "time"]
+    if not any(row.get("top1_finetuned") for row in rows):
+        columns.remove("mimicked")
+    lines = [f"| {' | '.join(columns)} |", f"|---:|---|{'---:|' * (len(columns) - 2)}"]
     for row in sorted(rows, key=lambda row: (-row["options"]["asked"], row["method"], row["space"])):
-        start = f"| {row['options']['asked']:.2f} | `{row['method']}`: {row['space'].replace('+', ', ')}"
+        cells = {"asked": f"{row['options']['asked']:.2f}", "what may go": f"`{row['method']}`: {row['space'].replace('+', ', ')}"}
         if "failure" in row:
-            lines.append(f"{start} | cannot be met | | | | {row['seconds']:.0f} s |")
-            continue
-        shares = f"{row['latency_ratio']:.3f} | {row['macs_ratio']:.3f}"
-        lines.append(f"{start} | {shares} | {row['branches']} | {row['top1']:.2f} | {row['seconds']:.0f} s |")
-    return "\n".join(lines)
+            cells["latency"] = "cannot be met"
+        else:
+            cells |= {"latency": f"{row['latency_ratio']:.3f}", "MACs": f"{row['macs_ratio']:.3f}"}
+            cells |= {"branches gone": str(row["branches"]), "top-1 %": f"{row['top1']:.2f}"}
+            cells["mimicked"] = f"{row['top1_finetuned']:.2f}" if row.get("top1_finetuned") else ""
+        cells["time"] = f"{row['seconds']:.0f} s"
+        lines.append("| " + " | ".join(cells.get(column, "") for column in columns) + " |")
+    return "\n".join(lines).replace("|  |", "| |").replace("|  |", "| |")
 
 
 def main() -> None:

@@ -55,7 +55,7 @@ def stages_of(channels: ChannelGraph) -> list[list[Branch]]:
 
 
 def practise(
-    channels: ChannelGraph, images: Calibration, comparison: Comparison, limit: float, settings: Mimic, log=print
+    channels: ChannelGraph, images: Calibration, comparison: Comparison, limit: float, settings: Mimic
 ) -> tuple[Plan, dict[str, float]]:
     """The blocks that PRACTISE removes to meet a latency.
 
@@ -65,7 +65,6 @@ def practise(
         comparison: What measures.
         limit: Share of the latency.
         settings: Of the adaptors' training.
-        log: Told the score of every block.
 
     Returns:
         The plan, and the score of each block; at least one block stays in every stage: its first, which changes the shape.
@@ -82,7 +81,7 @@ def practise(
             adapt(channels, graph, stage[:place], later)
             error = mimic(graph, channels, plan, images, settings).after
             scores[branch.name] = error / max(100 * saved, 1e-3)
-            log(f"practise: {branch.name}: error {error:.4f}, saves {100 * saved:.2f} % of the latency")
+            print(f"practise: {branch.name}: error {error:.4f}, saves {100 * saved:.2f} % of the latency", flush=True)
     order = sorted(scores, key=scores.__getitem__)
     low, high = 1, len(order)  # the fewest that are fast enough
     while low < high:

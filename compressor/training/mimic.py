@@ -50,7 +50,7 @@ class Mimic:
         DataError: A setting is out of range.
     """
 
-    steps: int = 1000
+    steps: int = 500
     batch: int = 64
     learning_rate: float = 1e-3
 

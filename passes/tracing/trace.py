@@ -271,9 +271,11 @@ def _export(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[torch.export.
     try:
         return _export_quietly(model, inputs, None), False
     except Exception as error:
+        decides = "data-dependent" in str(error).lower() or "unbacked" in str(error).lower()
+        why = "Decisions by the values of tensors cannot be traced: hand" if decides else "Hand"
         raise TraceError(
             f"{type(model).__name__} cannot be exported{_model_line(error)}: {_first_line(error)}. "
-            f"Data-dependent control flow cannot be traced: hand over the part that can{_largest_part(model)}, or rewrite that line"
+            f"{why} over the part that can be traced{_largest_part(model)}, or rewrite that line"
         ) from error
 
 

@@ -241,6 +241,17 @@ class Dependent(nn.Module):
         return x
 
 
+class Leaves(nn.Module):
+    """Goes on in numpy, where nothing can follow."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        return torch.from_numpy(self.a(x).detach().numpy())
+
+
 @pytest.mark.parametrize(
     ("model", "inputs", "message"),
     [
@@ -249,7 +260,8 @@ class Dependent(nn.Module):
         (Residual(), ("x",), r"example_inputs\[0\] must be a tensor"),
         ("model", (X,), "must be a torch.nn.Module"),
         (Residual(), (torch.zeros(1, 4, 8, 8),), r"does not run on inputs of shape \(1, 4, 8, 8\).*check the input shape"),
-        (Dependent(), (X,), r"cannot be exported at .*test_trace.py:\d+.*backbone"),
+        (Dependent(), (X,), r"cannot be exported at .*test_trace.py:\d+.*Decisions by the values of tensors.*backbone"),
+        (Leaves(), (X,), r"cannot be exported at .*test_trace.py:\d+(?!.*Decisions).* Hand over the part that can be traced"),
     ],
 )
 def test_wrong_use_is_said(model, inputs, message):
