@@ -53,7 +53,7 @@ def load_model(name: str, weights: Path | None = None) -> nn.Module:
 
     Args:
         name: `package.module:callable` or `file.py:callable`; called without arguments, it returns a module.
-        weights: Safetensors, or a `.pt` file of plain tensors.
+        weights: Safetensors, or a `.pt` file of tensors and plain data: a `state_dict`, or a checkpoint that holds one somewhere.
 
     Raises:
         DataError: There is no such callable, it fails, it returns no module, or the weights do not fit.
@@ -62,7 +62,9 @@ def load_model(name: str, weights: Path | None = None) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise DataError(f"{name}() must return a torch.nn.Module, it returned {type(model).__name__}")
     if weights is not None:
-        load_weights(model, weights)
+        said = load_weights(model, weights)
+        if said:
+            print(f"weights: {said}", file=sys.stderr)
     return model.eval()
 
 

@@ -106,6 +106,7 @@ def mimic(
     student = _showing(model, [pair[1] for pair in pairs])
     spared = images.first(min(_SPARED, max(images.images // 5, 1)))
     used = images.after(spared.images)
+    used = used if used.images else images  # of a network of one batch size, there may be one batch
     loss = _Loss(teacher, student, [pair[2] for pair in pairs], device_of(model))
     parameters = [p for p in model.parameters() if p.requires_grad] or list(model.requires_grad_(True).parameters())
     run = _Run(model, parameters, settings, checkpoint)

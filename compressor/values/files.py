@@ -1,5 +1,6 @@
 """Files of a run: written whole or not at all, weights as safetensors, nothing pickled."""
 
+import argparse
 import hashlib
 import io
 import json
@@ -8,7 +9,7 @@ import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PosixPath
 from typing import cast
 
 import torch
@@ -16,6 +17,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from compressor.errors import DataError
+from compressor.values.checkpoints import weights_for
 from compressor.values.json_text import parse_json
 from compressor.values.plan import digest_of
 
@@ -148,22 +150,28 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         DataError: The file is missing, cut off, or holds something else.
     """
-    if not path.exists():
-        raise DataError(f"no such weights file: {path}")
-    data = read_bytes(path)
-    if path.suffix == ".safetensors":
-        return tensors_from(data, path)
-    try:
-        found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many kinds for a file that is cut off or holds code
-        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(f"{path}: cut off, or not a file of plain tensors ({line}); save model.state_dict()") from error
+    found = _loaded(path)
     for key in ("state_dict", "model"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
     if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
         raise DataError(f"{path}: holds no state_dict of tensors; save model.state_dict()")
     return {str(name).removeprefix("module."): cast(Tensor, tensor) for name, tensor in found.items()}
+
+
+def _loaded(path: Path) -> object:
+    """What a file of weights holds; nothing of it is run."""
+    if not path.exists():
+        raise DataError(f"no such weights file: {path}")
+    data = read_bytes(path)
+    if path.suffix == ".safetensors":
+        return tensors_from(data, path)
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace, PosixPath]):  # what trainers keep of their own arguments
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many kinds for a file that is cut off or holds code
+        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(f"{path}: cut off, or not a file of plain tensors ({line}); save model.state_dict()") from error
 
 
 def tensors_from(data: bytes, path: Path) -> dict[str, Tensor]:
@@ -202,13 +210,22 @@ def check_finite(tensors: Mapping[str, Tensor], whose: object, own: Mapping[str,
                 raise DataError(f"{whose}: `{name}` holds NaN or infinity; train it again, or load other weights")
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
+def load_weights(model: nn.Module, path: Path) -> str:
     """Load a weights file into a model, strictly (counters of batch norms may be missing).
+
+    The file may be a checkpoint: the weights are found in it, whatever is around them and in front of their names.
+
+    Returns:
+        What was done to find them, in one line; empty where the file is a plain `state_dict`.
 
     Raises:
         DataError: Keys or shapes do not fit (they are named), or a tensor holds NaN or infinity.
     """
-    tensors, own = load_tensors(path), model.state_dict()
+    own = model.state_dict()
+    found = weights_for(own, _loaded(path))
+    if found is None:
+        raise DataError(f"{path}: holds no state_dict of tensors; save model.state_dict()")
+    tensors = found.tensors
     check_finite(tensors, path, own)
     missing = [name for name in own if name not in tensors and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in tensors if name not in own]
@@ -225,6 +242,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     if problems:
         raise DataError(f"{path} does not fit {type(model).__name__}; {'; '.join(problems)}")
     model.load_state_dict(tensors, strict=False)
+    return str(found)
 
 
 def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:

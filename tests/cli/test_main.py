@@ -229,6 +229,14 @@ def test_compress_export_and_going_on(run, folder):
     assert "holds another run (it differs in finetune)" in other.stderr
 
 
+def test_training_without_labels_by_a_number_of_steps(run, folder):
+    found = run(folder, *compress("--weights", "good.safetensors", "--mimic", 16, out="mimicked"))
+    assert found.returncode == 0, found.stderr
+    assert "features mimicked" in found.stdout
+    assert "fine-tuned" not in found.stdout
+    assert json.loads((folder / "mimicked" / "run.json").read_text())["config"]["finetune"]["steps"] == 16
+
+
 def test_a_cluster_that_is_not_there_is_a_failed_job(run, folder):
     found = run(folder, *compress("--method", "legr", "--cluster", "127.0.0.1:1", out="lonely"))
     assert found.returncode == 1

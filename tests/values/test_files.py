@@ -1,7 +1,9 @@
 """Files: whole or not at all; weights from safetensors or plain tensors, strictly."""
 
+import argparse
 import json
 import os
+from pathlib import Path
 
 import optuna
 import pytest
@@ -23,6 +25,63 @@ def test_weights_travel_as_safetensors_and_as_plain_pt(tmp_path):
         other = Residual()
         load_weights(other, tmp_path / name)
         assert digest_of_tensors(other.state_dict()) == digest_of_tensors(model.state_dict())
+
+
+def under(prefix, tensors):
+    return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+
+
+def checkpoints():
+    """Name -> what a trainer saves, and what is said of it; `good` weights are to be found among `bad` ones."""
+    good, bad = (Residual().state_dict() for _ in range(2))
+    teacher = under("teacher.", {"a": torch.ones(3), "b": torch.zeros(2)})
+    arguments = argparse.Namespace(lr=0.1, out=Path("runs"))
+    return good, {
+        "plain": (good, ""),
+        "Lightning": (
+            {"epoch": 3, "state_dict": {**under("model.", good), **teacher}, "hyper_parameters": {"net": arguments}, "loops": {}},
+            "of `state_dict`, without the prefix `model.`, 2 other tensors left",
+        ),
+        "DataParallel": ({"net": under("module.", good)}, "of `net`, without the prefix `module.`"),
+        "compiled": (under("_orig_mod.", good), "without the prefix `_orig_mod.`"),
+        "compiled inside": (
+            under("model.", {name.replace("conv1.", "conv1._orig_mod."): tensor for name, tensor in good.items()}),
+            "without the prefix `model.`, without what a wrapper put into the names",
+        ),
+        "both": ({"model": under("module._orig_mod.", good)}, "of `model`, without the prefix `module._orig_mod.`"),
+        "timm": (
+            {"state_dict": bad, "state_dict_ema": good, "args": arguments, "optimizer": {"state": {0: {"m": torch.ones(2)}}}},
+            "of `state_dict_ema`, the moving average",
+        ),
+        "ema beside": (
+            {"params": {**under("online_model.", bad), **under("ema_model.", good), "step": torch.tensor(5)}},
+            f"of `params`, the moving average, without the prefix `ema_model.`, {len(good) + 1} other tensors left",
+        ),
+        "averaged": (
+            {**under("module.", good), "n_averaged": torch.tensor(3)}, "without the prefix `module.`, 1 other tensor left"
+        ),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", checkpoints()[1])
+def test_weights_are_found_in_checkpoints_as_trainers_leave_them(tmp_path, name):
+    good, saved = checkpoints()
+    loaded, said = saved[name]
+    torch.save(loaded, tmp_path / "a.ckpt")  # noqa: TID251 - a user's file
+    model = Residual()
+    assert load_weights(model, tmp_path / "a.ckpt") == said
+    assert digest_of_tensors(model.state_dict()) == digest_of_tensors(good)
+
+
+def test_a_checkpoint_without_the_model_names_what_is_missing_of_the_nearest(tmp_path):
+    tensors = under("model.", Residual().state_dict())
+    del tensors["model.fc.bias"]
+    torch.save({"state_dict": tensors, "other": {"w": torch.ones(2)}}, tmp_path / "a.ckpt")  # noqa: TID251 - a user's file
+    with pytest.raises(DataError, match=r"does not fit Residual; missing keys: fc\.bias$"):
+        load_weights(Residual(), tmp_path / "a.ckpt")
+    torch.save({"epoch": 3, "names": ["a"]}, tmp_path / "b.ckpt")  # noqa: TID251 - a user's file
+    with pytest.raises(DataError, match="holds no state_dict"):
+        load_weights(Residual(), tmp_path / "b.ckpt")
 
 
 def test_counters_of_batch_norms_may_be_missing(tmp_path):
