@@ -126,7 +126,7 @@ def search_again(folder):
         (folder / "run" / name).unlink()
     again = compression(folder)
     with again._run:  # what comes after the search reads nothing more of it
-        return all(isinstance(plan, Plan) for plan in again._plans())
+        return all(isinstance(plan, Plan) for plan in again._planning.plans())
 
 
 def read_engine(folder):
