@@ -16,6 +16,7 @@ from benching import measured_in
 from torch import nn
 from torch.nn.utils import parametrize
 
+from compressor.errors import BudgetError
 from compressor.passes.channels.analyze import ChannelGraph
 from compressor.passes.channels.branches import Branch
 from compressor.passes.layers.product import is_product
@@ -88,7 +89,10 @@ def practise(
         middle = (low + high) // 2
         ratio = measured_in(comparison, channels, Plan.keep({}, channels.digest, removed=order[:middle])).ratio
         low, high = (low, middle) if ratio <= limit else (middle + 1, high)
-    return Plan.keep({}, channels.digest, removed=order[:low]), scores
+    plan = Plan.keep({}, channels.digest, removed=order[:low])
+    if low == len(order) and (ratio := measured_in(comparison, channels, plan).ratio) > limit:
+        raise BudgetError(f"the budget cannot be met: without all blocks that may go {ratio:.3f} of the latency is left")
+    return plan, scores
 
 
 def adapt(channels: ChannelGraph, graph: nn.Module, earlier: Sequence[Branch], later: Sequence[Branch]) -> None:

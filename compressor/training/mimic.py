@@ -110,7 +110,7 @@ def mimic(
     loss = _Loss(teacher, student, [pair[2] for pair in pairs], device_of(model))
     parameters = [p for p in model.parameters() if p.requires_grad] or list(model.requires_grad_(True).parameters())
     run = _Run(model, parameters, settings, checkpoint)
-    with eval_mode(model):  # batch norms keep the statistics that the repair has given them
+    with eval_mode(channels.graph), eval_mode(model):  # batch norms keep the statistics that the repair has given them
         start = loss.over(spared)
         run.resume(start)
         while run.step < settings.steps:
@@ -200,7 +200,7 @@ class _Loss:
     def __init__(
         self, teacher: fx.GraphModule, student: fx.GraphModule, kept: Sequence[Tensor | None], device: torch.device
     ) -> None:
-        self._teacher, self._student, self._device = teacher.eval(), student, device
+        self._teacher, self._student, self._device = teacher, student, device
         self._kept = [None if own is None else own.to(device) for own in kept]
 
     def __call__(self, batch: Sequence[Tensor]) -> Tensor:

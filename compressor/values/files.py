@@ -151,12 +151,9 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         DataError: The file is missing, cut off, or holds something else.
     """
     found = _loaded(path)
-    for key in ("state_dict", "model"):
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
     if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
         raise DataError(f"{path}: holds no state_dict of tensors; save model.state_dict()")
-    return {str(name).removeprefix("module."): cast(Tensor, tensor) for name, tensor in found.items()}
+    return cast(dict[str, Tensor], found)
 
 
 def _loaded(path: Path) -> object:

@@ -20,7 +20,7 @@ import torch
 from torch import fx
 
 from compressor.passes.layers.product import is_product
-from compressor.passes.tracing.call_arguments import written_by
+from compressor.passes.tracing.call_arguments import writers_of, written_by
 from compressor.passes.tracing.shapes import shapes_of
 
 aten = torch.ops.aten
@@ -146,18 +146,8 @@ def _is_stream(graph: fx.GraphModule, operand: fx.Node, alone: set[fx.Node]) -> 
 
 def _written(addition: fx.Node, shortcut: fx.Node, order: Mapping[fx.Node, int]) -> bool:
     """Whether something behind an addition writes to it by a view, or to the shortcut: one would then change with the other."""
-    aliases, waiting = {addition, shortcut}, [addition, shortcut]
-    while waiting:
-        node = waiting.pop()
-        for user in node.users:
-            schema = getattr(user.target, "_schema", None)
-            if node in written_by(user):
-                if node is not addition and order[user] > order[addition]:
-                    return True
-            elif schema is not None and any(r.alias_info is not None for r in schema.returns) and user not in aliases:
-                aliases.add(user)
-                waiting.append(user)
-    return False
+    pairs = writers_of({addition, shortcut})
+    return any(alias is not addition and order[user] > order[addition] for alias, user in pairs)
 
 
 def _depend_on_inputs(graph: fx.Graph) -> set[fx.Node]:

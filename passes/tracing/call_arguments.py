@@ -1,5 +1,6 @@
 """Arguments of an ATen call: by the names of its schema, and which of them it writes to."""
 
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from torch import fx
@@ -26,3 +27,17 @@ def written_by(node: fx.Node) -> list[fx.Node]:
         return []
     pairs = zip(node.args, schema.arguments, strict=False)
     return [a for a, about in pairs if isinstance(a, fx.Node) and about.alias_info is not None and about.alias_info.is_write]
+
+
+def writers_of(values: Collection[fx.Node]) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """Pairs `(alias, op that writes to it)` for some values and every view of them; what such an op returns is not followed."""
+    aliases, waiting = set(values), list(values)
+    while waiting:
+        node = waiting.pop()
+        for user in node.users:
+            schema = getattr(user.target, "_schema", None)
+            if node in written_by(user):
+                yield node, user
+            elif schema is not None and any(r.alias_info is not None for r in schema.returns) and user not in aliases:
+                aliases.add(user)
+                waiting.append(user)

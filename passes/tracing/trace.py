@@ -22,7 +22,7 @@ from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
 
 from compressor.errors import TraceError
-from compressor.passes.tracing.call_arguments import written_by
+from compressor.passes.tracing.call_arguments import writers_of
 from compressor.passes.tracing.constants import fold_literals
 from compressor.passes.tracing.remodulise import Remodulise
 from compressor.passes.tracing.reparametrized import reparametrized, with_plain_weights
@@ -101,16 +101,7 @@ def trace(model: nn.Module, example_inputs: Sequence[Tensor]) -> fx.GraphModule:
 def _copy_inputs_written_to(graph: fx.Graph) -> None:
     """An input that the model changes in place (`x *= 255`) is copied first: who calls the graph again has it as it was."""
     for placeholder in [node for node in graph.nodes if node.op == "placeholder"]:
-        aliases, waiting, written = {placeholder}, [placeholder], False
-        while waiting:
-            node = waiting.pop()
-            for user in node.users:
-                schema = getattr(user.target, "_schema", None)
-                written |= node in written_by(user)
-                if schema is not None and any(own.alias_info is not None for own in schema.returns) and user not in aliases:
-                    aliases.add(user)
-                    waiting.append(user)
-        if written:
+        if any(True for _ in writers_of({placeholder})):
             with graph.inserting_after(placeholder):
                 copied = graph.call_function(torch.ops.aten.clone.default, (placeholder,))
             copied.meta = dict(placeholder.meta)

@@ -84,6 +84,17 @@ def test_a_checkpoint_without_the_model_names_what_is_missing_of_the_nearest(tmp
         load_weights(Residual(), tmp_path / "b.ckpt")
 
 
+def test_names_of_a_file_of_tensors_are_as_they_are(tmp_path):
+    tensors = {"module.weight": torch.ones(2), "model.module.bias": torch.zeros(2)}  # a model may have such a child
+    save_tensors(tmp_path / "a.safetensors", tensors)
+    assert load_tensors(tmp_path / "a.safetensors").keys() == tensors.keys()
+    model = torch.nn.ModuleDict({"module": Residual()})
+    save_tensors(tmp_path / "b.safetensors", model.state_dict())
+    other = torch.nn.ModuleDict({"module": Residual()})
+    assert load_weights(other, tmp_path / "b.safetensors") == ""
+    assert digest_of_tensors(other.state_dict()) == digest_of_tensors(model.state_dict())
+
+
 def test_counters_of_batch_norms_may_be_missing(tmp_path):
     tensors = {k: v for k, v in Residual().state_dict().items() if not k.endswith("num_batches_tracked")}
     save_tensors(tmp_path / "a.safetensors", tensors)
