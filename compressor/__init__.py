@@ -11,12 +11,16 @@
 Conv2d(3, 4, kernel_size=(3, 3), stride=(1, 1))
 """
 
-from compressor.api import analyze, apply, compress, export, load, profile, trace
+from compressor import tasks
+from compressor.api import analyze, apply, compress, export, finish, load, profile, trace
+from compressor.data.onnx_models import from_onnx
 from compressor.errors import BackendError, BudgetError, CompressorError, DataError, PassError, PlanError, TraceError
 from compressor.methods import AACP, CC, CaP, Factorize, LeGR, Magnitude
 from compressor.passes.fitting.settings import Compensation
 from compressor.runs.result import Result
 from compressor.search.fitness import Fitness
+from compressor.tasks import Metric, Task
+from compressor.training.by_function import Context
 from compressor.training.fine_tune import FineTune
 from compressor.training.mimic import Mimic
 from compressor.values.budget import Budget
@@ -35,6 +39,7 @@ __all__ = [
     "CaP",
     "Compensation",
     "CompressorError",
+    "Context",
     "DataError",
     "Factorization",
     "Factorize",
@@ -43,6 +48,7 @@ __all__ = [
     "LeGR",
     "Magnitude",
     "Measurement",
+    "Metric",
     "Mimic",
     "PassError",
     "Plan",
@@ -51,13 +57,17 @@ __all__ = [
     "Result",
     "Structure",
     "Target",
+    "Task",
     "TraceError",
     "__version__",
     "analyze",
     "apply",
     "compress",
     "export",
+    "finish",
+    "from_onnx",
     "load",
     "profile",
+    "tasks",
     "trace",
 ]

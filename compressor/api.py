@@ -1,4 +1,4 @@
-"""The verbs: trace, analyze, apply, compress, export, load, profile."""
+"""The verbs: trace, analyze, apply, compress, finish, export, load, profile."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -6,7 +6,6 @@ from typing import cast
 
 from torch import Tensor, fx, nn
 
-from compressor.data.batches import Batches
 from compressor.errors import PlanError
 from compressor.methods import Method
 from compressor.passes.channels.analyze import analysis_of, analyze
@@ -16,18 +15,21 @@ from compressor.passes.transforms.narrow_module import narrow_module
 from compressor.passes.transforms.remove_channels import RemoveChannels
 from compressor.passes.transforms.verify import verify_removal
 from compressor.pipeline.compression import Compression
+from compressor.pipeline.finishing import finish as finished
 from compressor.pipeline.loading import network_of_run, rebuilt
 from compressor.runs.result import Result
 from compressor.runtime.measuring.measure import export_checked, measure
+from compressor.tasks.samples import Batches
+from compressor.tasks.task import Task
+from compressor.training.by_function import Recovery
 from compressor.training.fine_tune import FineTune
-from compressor.training.mimic import Mimic
 from compressor.values.budget import Budget
 from compressor.values.measurement import Measurement
 from compressor.values.plan import Plan
 from compressor.values.progress import Progress
 from compressor.values.target import Target
 
-__all__ = ["analyze", "apply", "compress", "export", "load", "profile", "trace"]
+__all__ = ["analyze", "apply", "compress", "export", "finish", "load", "profile", "trace"]
 
 
 def apply(
@@ -82,26 +84,28 @@ def compress(
     test: Batches | None = None,
     target: Target | None = None,
     method: Method | None = None,
-    finetune: FineTune | Mimic | None = None,
+    task: Task | None = None,
+    part: str | None = None,
+    finetune: Recovery | None = None,
     seed: int = 0,
     progress: Progress | None = None,
     storage: str | None = None,
     cluster: str | None = None,
 ) -> Result:
-    """Compress a trained classifier to a budget: remove, compensate, fine-tune, export, check, measure, report.
+    """Compress a trained network to a budget: remove, compensate, fine-tune, export, check, measure, report.
 
     Killed at any moment, the same call goes on from what is finished.
 
     Args:
         model: The trained model; it is left as it was.
         example_inputs: As for `trace`.
-        validate: Batches `(inputs, labels)` that decisions and the reported accuracy rest on; a hold-out of the training data.
-            Left out, a fifth of the images of `calibrate` takes its place, and what the original says of them that of the
-            labels: accuracies are then agreements with the original.
+        validate: Batches that decisions and the reported metric rest on; a hold-out of the training data. `(inputs, labels)` for a
+            classifier, else what the task reads. Left out, a fifth of the images of `calibrate` takes its place, and what the
+            original says of them that of the labels: the metric is then the agreement with the original.
         budget: What the result may cost; may be left out where the method has a floor (`CaP(floor=0.92)`). A bound that is a
             list asks for a family: one network per value, in `Result.members`, from one search where the method can (`LeGR`).
         out: The run's folder.
-        train: Batches `(inputs, labels)` for fine-tuning; without it there is none.
+        train: Batches for fine-tuning; without them there is none.
         calibrate: Images for statistics, or batches that begin with them; the training data by default. Those may be augmented,
             these should look like what the network will see.
         test: Batches that are looked at only once, at the end, for the number to be published.
@@ -109,8 +113,13 @@ def compress(
         method: How to decide. By default branches and channels go where that loses least after repair (`CaP` over
             `channels+depth`, without a limit of latency over `channels+ranks+depth`); without images, and for networks
             whose layers are such that this cannot meet the budget, `Magnitude()`.
+        task: What the network is for: its loss, its metric, and where in a batch its inputs are; `compressor.tasks` has ready
+            ones. A classifier by default.
+        part: Name of a submodule, such as `backbone`: that is traced, compressed, measured and returned, and the task judges the
+            whole model with it in its place (`model.set_submodule(part, result.graph)`).
         finetune: Settings of the fine-tuning; or `Mimic()`, which needs no labels: the result is trained to give the original's
-            features on the images of `calibrate`.
+            features on the images of `calibrate`; or a function `finetune(model, context)` that trains the network in place by
+            whatever means (`compressor.Context` says what it is given).
         seed: Of everything random.
         progress: Where to say what is being done.
         storage: Of trials, a URL that Optuna knows; `study.db` in the folder by default. Processes that share it share the work.
@@ -125,8 +134,48 @@ def compress(
     return Compression(
         model, example_inputs, train=train, validate=validate, test=test, calibrate=calibrate, budget=budget,
         target=target or Target(), method=method, finetune=finetune or FineTune(), out=Path(out), seed=seed,
-        progress=progress or Progress(), storage=storage, cluster=cluster,
+        progress=progress or Progress(), storage=storage, cluster=cluster, task=task, part=part,
     ).run()  # fmt: skip
+
+
+def finish(
+    run: str | Path,
+    trained: nn.Module,
+    model: nn.Module,
+    example_inputs: Sequence[Tensor],
+    *,
+    validate: Batches | None = None,
+    calibrate: Iterable[object] | None = None,
+    test: Batches | None = None,
+    task: Task | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Result:
+    """Take a run's network back after training by other means: check, judge, export, measure and report it.
+
+    `compress(…, finetune=FineTune(epochs=0))` leaves a graph that trains like any module (`result.graph`, or
+    `compressor.load(run)` in another process). What comes of it goes into the folder `finished` of the run.
+
+    Args:
+        run: The run's folder.
+        trained: That graph, trained; what DistributedDataParallel, `torch.compile` or an average of weights put around it is
+            taken off.
+        model: The original, as `compress` was given it.
+        example_inputs: As for `compress`.
+        validate: As for `compress`.
+        calibrate: As for `compress`, where there are no labels.
+        test: As for `compress`.
+        task: As for `compress`.
+        seed: Of everything random.
+        progress: Where to say what is being done.
+
+    Raises:
+        DataError: There is no such run, or the network is another.
+        BackendError: An engine cannot be built, or does not agree with PyTorch.
+    """
+    return finished(
+        Path(run), trained, model, example_inputs, validate, calibrate, test, task, seed, progress or Progress()
+    )  # fmt: skip
 
 
 def export(graph: fx.GraphModule, path: str | Path) -> Path:

@@ -23,6 +23,7 @@ FLOORS = (
     ("runtime.backends",),
     ("runtime.measuring",),
     ("runtime.latency_model", "runtime.engines"),
+    ("tasks",),
     ("data",),
     ("training",),
     ("search",),

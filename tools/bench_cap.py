@@ -84,7 +84,7 @@ class Bench:
         return Problem(self.channels, limits, target, _refuse, None, 0, self.holdout, self.calibration)
 
     def add(self, method: str, options: dict, ratio: float | None, graph, seconds: float) -> None:
-        found = evaluate(graph, self.test).percent
+        found = evaluate(graph, self.test).value
         row = {
             "network": self.args.network, "method": method, "options": options, "macs_ratio": round(ratio or 1.0, 4),
             "top1": round(found, 2), "images": self.calibration.images, "seconds": round(seconds, 1),

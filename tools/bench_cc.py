@@ -163,7 +163,7 @@ class Bench:
             return
         settings = row.compensation and replace(row.compensation, images=self.args.calibrate)
         graph = benching.repaired(self.channels, plan, self.calibration, settings)
-        top1 = evaluate(benching.channels_last(graph), self.test).percent
+        top1 = evaluate(benching.channels_last(graph), self.test).value
         print(f"   {top1:.2f} % before training", flush=True)
         tuned = self.tuned(graph, f"{name} {goal} {self.args.epochs}")
         found = measure({"original": self.graph, "compressed": graph}, self.target)
@@ -178,7 +178,7 @@ class Bench:
             "params_ratio": round(params / self.full[1], 4),
             "latency_ratio": round(found["compressed"].ratio_to(found["original"]), 4),
             "target": {k: str(v) for k, v in found["original"].target.items()}, "top1": round(top1, 2),
-            "top1_finetuned": round(evaluate(tuned, self.test).percent, 2) if tuned else None, "seconds": round(seconds, 1),
+            "top1_finetuned": round(evaluate(tuned, self.test).value, 2) if tuned else None, "seconds": round(seconds, 1),
         }  # fmt: skip
         print(line(result), flush=True)
         write_bytes(self.results, (json.dumps([*self.rows(), result], indent=1) + "\n").encode())

@@ -89,7 +89,7 @@ def run_case(args: argparse.Namespace, model, data, name: str, method, budget) -
         "method": method.to_dict(),
         "budget": budget.bounds,
         "target": dict(result.compressed.target),
-        "top1": {step.name: step.accuracy for step in result.steps},
+        "top1": {step.name: step.metric for step in result.steps},
         "macs": [first.macs, last.macs],
         "params": [first.params, last.params],
         "latency_ms": [result.original.median_ms, result.compressed.median_ms],

@@ -72,7 +72,7 @@ class Bench(bench_cap.Bench):
     def add(self, method, options, ratio, graph, seconds) -> None:
         """Only the original, which every row is beside; rows of a latency are written together."""
         del options, ratio, seconds
-        self.original = evaluate(graph, self.test).percent
+        self.original = evaluate(graph, self.test).value
         print(f"{self.args.network}, {method}: {self.original:.2f} %", flush=True)
 
     def decided(self, method, limit: float) -> tuple[Plan | str, float]:
@@ -121,7 +121,7 @@ class Bench(bench_cap.Bench):
             graphs[name] = graph
             macs = float(self.channels.costs_of(self.channels.structure(plan)).macs[0]) / self.full
             row.update(
-                branches=len(plan.removed), macs_ratio=round(macs, 4), top1=round(evaluate(graph, self.test).percent, 2),
+                branches=len(plan.removed), macs_ratio=round(macs, 4), top1=round(evaluate(graph, self.test).value, 2),
                 top1_finetuned=self.finetuned(plan, graph), images=self.calibration.images, seconds=round(seconds, 1),
             )  # fmt: skip
         timed = benching.timed_together(graphs, self.target)
@@ -144,7 +144,7 @@ class Bench(bench_cap.Bench):
         found = mimic(own, self.channels, plan, self.few, Mimic(steps=self.args.mimic))
         seconds = time.monotonic() - begun
         print(f"features: {found.before:.4f} -> {found.after:.4f} of their squares, {seconds:.0f} s", flush=True)
-        return round(evaluate(own.eval(), self.test).percent, 2)
+        return round(evaluate(own.eval(), self.test).value, 2)
 
 
 @dataclass(frozen=True)

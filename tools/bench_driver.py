@@ -68,7 +68,7 @@ class Trained(bench_cc.Bench):
     def worth(self, plan: Plan) -> dict[str, float]:
         """Accuracy after compensation."""
         graph = benching.repaired(self.channels, plan, self.calibration, Compensation(images=self.args.calibrate))
-        return {"top1": round(evaluate(benching.channels_last(graph), self.test).percent, 2)}
+        return {"top1": round(evaluate(benching.channels_last(graph), self.test).value, 2)}
 
 
 class Untrained(Trained):

@@ -140,7 +140,7 @@ def main() -> None:
     faster = replace(problem, limits={"latency": 0.5}, target=compressor.Target(align=8))
     rows: list[dict] = [{"what": "rankings of ResNet-56 to half its MACs", **rankings(problem, args.rankings)}]
     print(rows[-1], flush=True)
-    few = Fitness("none", objective="accuracy", holdout=8)
+    few = Fitness("none", objective="metric", holdout=8)
     own = {"probes": 8, "compensation": Compensation(images=64, positions=8), "leaders": 10**6}
     small = Fitness("compensate", holdout=8, images=8)
     for name, asked, make, long in (

@@ -52,7 +52,7 @@ from compressor.training.fine_tune import train as fine_tune
 from compressor.values.files import load_tensors, load_weights, read_json, save_tensors, write_bytes, write_json
 from compressor.values.plan import Plan
 
-PSAE = Fitness("recalibrate", objective="accuracy")
+PSAE = Fitness("recalibrate", objective="metric")
 CLOSED = Fitness("compensate")
 
 
@@ -136,7 +136,7 @@ class Bench:
         graph = self.repaired(plan, method, seed)
         begun = time.monotonic()
         layout = benching.channels_last(graph)
-        top1 = evaluate(layout, self.data.test).percent
+        top1 = evaluate(layout, self.data.test).value
         print(f"   {top1:.2f} % before training", flush=True)
         finetuned, tuned = layout, folder / f"finetuned-{self.args.epochs}-{self.args.train_images}.safetensors"
         if tuned.exists():
@@ -152,7 +152,7 @@ class Bench:
             "options": {**_plain(method), "seed": seed, "asked": ratio, "epochs": self.args.epochs, "align": self.args.align},
             "driver": driver, "target": {k: str(v) for k, v in found["original"].target.items()},
             "macs_ratio": self.share(plan), "latency_ratio": round(found["compressed"].ratio_to(found["original"]), 4),
-            "top1": round(top1, 2), "top1_finetuned": round(evaluate(finetuned, self.data.test).percent, 2),
+            "top1": round(top1, 2), "top1_finetuned": round(evaluate(finetuned, self.data.test).value, 2),
             "images": images, "seconds": round(seconds, 1),
         }  # fmt: skip
         print(f"   {row['top1_finetuned']:.2f} % after {self.args.epochs} epochs ({time.monotonic() - begun:.0f} s)", flush=True)
@@ -180,7 +180,7 @@ class Bench:
             row = {
                 "network": self.args.network, "method": name, "options": {**_plain(method), "seed": seed}, "driver": "macs",
                 "macs_ratio": [self.share(plan) for plan in plans],
-                "top1": [round(evaluate(graph, self.data.test).percent, 2) for graph in found],
+                "top1": [round(evaluate(graph, self.data.test).value, 2) for graph in found],
                 "images": images, "seconds": round(seconds, 1),
             }  # fmt: skip
             print(f"{name}: {row['macs_ratio']} of the MACs, {row['top1']} %, {images:,} images, {seconds:.0f} s", flush=True)

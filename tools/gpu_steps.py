@@ -173,7 +173,7 @@ def compress(arguments):
         row = {"network": name, "method": "CaP(engines=8, probes=16)", "seconds": time.monotonic() - begun}
         row |= {"latency_ratio": result.latency_ratio, "error": result.error, "met": result.met}
         row |= {"macs_share": result.steps[-1].macs / result.steps[0].macs, "widths": dict(result.widths)}
-        yield {**row, "agreement": [[step.name, step.accuracy] for step in result.steps]}
+        yield {**row, "agreement": [[step.name, step.metric] for step in result.steps]}
         for seed in (1, 2, 3):  # engines built anew: also what the original's medians differ by
             found = measure({"original": graph, "compressed": result.graph}, target, seed, protocol(arguments))
             ratio = found["compressed"].ratio_to(found["original"])
@@ -218,7 +218,7 @@ def fine_tune(arguments):
         )  # fmt: skip
         yield {
             "network": "resnet56", "epochs": epochs, "epoch_s": epoch_s, "seconds": time.monotonic() - begun,
-            "images": len(data.train.labels), "steps": [[s.name, s.accuracy] for s in result.steps], "test": result.test,
+            "images": len(data.train.labels), "steps": [[s.name, s.metric] for s in result.steps], "test": result.test,
             "latency_ratio": result.latency_ratio, "macs_share": result.steps[-1].macs / result.steps[0].macs,
         }  # fmt: skip
 

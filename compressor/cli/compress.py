@@ -23,7 +23,6 @@ from compressor.cli.options import (
     Form,
     Front,
     ImagesFolder,
-    LabelSmoothing,
     Latency,
     LearningRate,
     Macs,
@@ -31,10 +30,12 @@ from compressor.cli.options import (
     Memory,
     MethodName,
     MethodSettings,
+    MetricName,
     MimicSteps,
     Model,
     Parallel,
     Params,
+    PartName,
     Precision,
     Published,
     Ranks,
@@ -47,6 +48,7 @@ from compressor.cli.options import (
     Std,
     Steps,
     Storage,
+    TaskName,
     Threads,
     TrainBatch,
     TrainImages,
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
 # fmt: off
 def compress(
     model: Model, shapes: Shapes, out: RunFolder, data: DataName = None, images: ImagesFolder = None, weights: Weights = None,
+    task: TaskName = None, metric: MetricName = None, part: PartName = None,
     latency: Latency = None, macs: Macs = None, params: Params = None, memory: Memory = None, drop: Drop = None,
     front: Front = False, method: MethodName = None,
     published: Published = False, settings: MethodSettings = None, criterion: Criterion = None, scope: Scope = None,
@@ -73,10 +76,10 @@ def compress(
     storage: Storage = None, cluster: Cluster = None, compensate: Compensate = True,
     calibration_images: CalibrationImages = None, backend: BackendName = "onnxruntime", batch: Batch = 1, threads: Threads = 1,
     precision: Precision = "fp32", option: BackendOptions = None, align: Align = 8, epochs: Epochs = 5, lr: LearningRate = 0.01,
-    distillation: Distillation = 0.5, label_smoothing: LabelSmoothing = 0.0, train_batch: TrainBatch = 128,
+    distillation: Distillation = 0.5, train_batch: TrainBatch = 128,
     train_images: TrainImages = None, mimic: MimicSteps = None, mean: Mean = None, std: Std = None, seed: Seed = 0,
 ) -> None:
-    """Compress a trained classifier to a budget, repair it, export and measure it, and write a report.
+    """Compress a trained network to a budget, repair it, export and measure it, and write a report.
 
     Example: compressor compress net.py:resnet56 --weights resnet56.safetensors --input 1x3x32x32
     --data cifar10:data --latency 0.5 --out runs/half
@@ -85,6 +88,7 @@ def compress(
     from compressor import api
     from compressor.cli.console import ConsoleProgress, resumable
     from compressor.cli.method_options import method_of
+    from compressor.cli.task_options import task_of
     from compressor.data.user_models import load_model
     from compressor.methods import METHODS, default_method
     from compressor.training.fine_tune import FineTune
@@ -105,15 +109,16 @@ def compress(
         named = method or default_method(budget, images=True)
         chosen = method_of(named, own, settings or (), published, calibration_images)
         chosen = chosen if compensate else replace(chosen, compensation=None)
-    finetune: FineTune | Mimic = FineTune(epochs, lr, distillation=distillation, label_smoothing=label_smoothing)
+    finetune: FineTune | Mimic = FineTune(epochs, lr, distillation=distillation)
     finetune = Mimic(steps=mimic) if mimic else finetune
-    inputs, network = inputs_of(shapes), load_model(model, weights)
+    meaning, network = task_of(task, metric), load_model(model, weights)
+    inputs = inputs_of(shapes, network)
     normal = (numbers(mean), numbers(std))
     given = _data(data, images, train_batch, train_images, calibration_images, normal)
     with ConsoleProgress() as progress, resumable(out):
         result = api.compress(
             network, inputs, **given, budget=budget, target=where, method=chosen, finetune=finetune, out=out, seed=seed,
-            progress=progress, storage=storage, cluster=cluster,
+            progress=progress, storage=storage, cluster=cluster, task=meaning, part=part,
         )  # fmt: skip
     print(result.summary())
     print(f"\n{out / 'report.html'}")

@@ -99,7 +99,8 @@ def _graph(source: str, shapes: list[str] | None, weights: Path | None) -> "fx.G
 
     if not shapes:
         raise DataError(f"{source} is no folder of a run; for a model, give --input")
-    return api.trace(load_model(source, weights), inputs_of(shapes)).eval()
+    network = load_model(source, weights)
+    return api.trace(network, inputs_of(shapes, network)).eval()
 
 
 def _of_model(source: str, shapes: list[str] | None, weights: Path | None) -> "Exportable":

@@ -62,7 +62,8 @@ def inspect(
     from compressor.passes.channels.analyze import analyze
     from compressor.passes.tracing.trace import trace
 
-    channels = analyze(trace(load_model(model, weights), inputs_of(shapes)), lossy=not exact)
+    network = load_model(model, weights)
+    channels = analyze(trace(network, inputs_of(shapes, network)), lossy=not exact)
     if graph is not None:
         from compressor.report.graph import draw
         from compressor.values.files import write_bytes

@@ -1,5 +1,6 @@
 """Arguments and options of the commands, with their help, and what is read from their texts; those of `compress` in its order."""
 
+import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,12 +11,13 @@ if TYPE_CHECKING:
 
 Model = Annotated[
     str,
-    typer.Argument(
-        metavar="MODEL", help="package.module:callable or file.py:callable; called without arguments, it returns the model."
-    ),
+    typer.Argument(metavar="MODEL", help="package.module:callable or file.py:callable that returns the model; or an ONNX file."),
 ]
 Weights = Annotated[Path | None, typer.Option("--weights", help="Weights file: .safetensors, or .pt of plain tensors.")]
-Shapes = Annotated[list[str], typer.Option("--input", help="Input shape with batch, such as 1x3x224x224; once per input.")]
+Shapes = Annotated[
+    list[str],
+    typer.Option("--input", help="Input shape with batch, such as 1x3x224x224 or mask=1x1x640x640:uint8; once per input."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 RunFolder = Annotated[Path, typer.Option("--out", help="Folder of the run; the same command there goes on where it stopped.")]
@@ -26,6 +28,16 @@ DataName = Annotated[
 ImagesFolder = Annotated[
     str | None,
     typer.Option("--images", help="A folder of images without labels, for compensation; suffices where nothing is trained."),
+]
+TaskName = Annotated[
+    str | None,
+    typer.Option("--task", help="classification, segmentation:classes=21, image-to-image, regression …, or module:callable."),
+]
+MetricName = Annotated[
+    str | None, typer.Option("--metric", help="module:callable of (model, batches) that returns a number, instead of the task's.")
+]
+PartName = Annotated[
+    str | None, typer.Option("--part", help="Submodule that is compressed, such as backbone, where the whole does not trace.")
 ]
 Latency = Annotated[
     str | None, typer.Option(help="Measured latency: fraction of the original (0.5), absolute (2ms), or several: 0.8,0.65,0.5.")
@@ -92,7 +104,6 @@ Align = Annotated[int, typer.Option(min=1, help="Widths are multiples of this ma
 Epochs = Annotated[int, typer.Option(help="Fine-tuning epochs; 0 for none.")]
 LearningRate = Annotated[float, typer.Option(help="Peak learning rate.")]
 Distillation = Annotated[float, typer.Option(help="Share of the loss that follows the original's outputs.")]
-LabelSmoothing = Annotated[float, typer.Option(help="Of the cross-entropy.")]
 MimicSteps = Annotated[
     int | None,
     typer.Option("--mimic", min=1, help="Train without labels instead, for so many steps: to give the original's features."),
@@ -104,17 +115,33 @@ Std = Annotated[str | None, typer.Option(help="Its standard deviations.")]
 Seed = Annotated[int, typer.Option(help="Of everything random.")]
 
 
-def inputs_of(shapes: list[str]) -> tuple[Any, ...]:
-    """Zeros of the given shapes; only the shapes matter."""
+def inputs_of(shapes: list[str], model: Any = None) -> tuple[Any, ...]:
+    """Zeros of the given shapes; only shapes and types matter.
+
+    Args:
+        shapes: `[name=]sizes[:type]`.
+        model: With names, what they are arguments of; they are put in its order.
+    """
     import torch
 
-    inputs = []
-    for text in shapes:
-        parts = text.lower().replace(",", "x").split("x")
+    inputs: dict[str, Any] = {}
+    for k, text in enumerate(shapes):
+        name, _, rest = text.rpartition("=")
+        sizes, _, kind = rest.partition(":")
+        parts = sizes.lower().replace(",", "x").split("x")
         if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
             raise typer.BadParameter(f"{text!r}: write sizes joined by x, such as 1x3x224x224", param_hint="--input")
-        inputs.append(torch.zeros([int(part) for part in parts]))
-    return tuple(inputs)
+        dtype = getattr(torch, kind or "float32", None)
+        if not isinstance(dtype, torch.dtype):
+            raise typer.BadParameter(f"{text!r}: {kind!r} is no type; write float32, int64, uint8, bool …", param_hint="--input")
+        inputs[name or str(k)] = torch.zeros([int(part) for part in parts], dtype=dtype)
+    if len(inputs) < len(shapes) or not any("=" in text for text in shapes):
+        return tuple(inputs.values())
+    known = list(inspect.signature(model.forward).parameters) if model is not None else []
+    unknown = [name for name in inputs if name not in known]
+    if unknown:
+        raise typer.BadParameter(f"the model has no input {unknown[0]!r}; its own are {', '.join(known)}", param_hint="--input")
+    return tuple(inputs[name] for name in sorted(inputs, key=known.index))
 
 
 def budget_of(needed: bool, drop: float | None = None, front: bool = False, **asked: str | None) -> "Budget | None":

@@ -110,19 +110,19 @@ def _network(source: str, weights: Path | None, shapes: list[str], target: str) 
     from compressor.pipeline.profiling import ENGINE_SUFFIXES, Network
     from compressor.runtime.onnx.read import load_onnx
 
-    inputs = inputs_of(shapes)
     path = Path(source)
     if path.suffix == ".onnx":
-        return Network(path.name, model=load_onnx(path), shapes=tuple(tuple(x.shape) for x in inputs))
+        return Network(path.name, model=load_onnx(path), shapes=tuple(tuple(x.shape) for x in inputs_of(shapes)))
     if path.suffix in ENGINE_SUFFIXES:
         if not path.is_file():
             raise DataError(f"no such file: {path}")
         if not target.startswith("tensorrt"):
             raise DataError(f"{path.name} is an engine of TensorRT; use --target tensorrt or tensorrt-rtx")
         return Network(path.name, engine=path)
-    if not inputs:
+    if not shapes:
         raise DataError(f"{source} is a model: give its --shape, such as 1x3x224x224")
-    return Network(source, graph=api.trace(load_model(source, weights), inputs).eval())
+    model = load_model(source, weights)
+    return Network(source, graph=api.trace(model, inputs_of(shapes, model)).eval())
 
 
 def _staircases(network: "Network", target: "Target", which: str, progress: "Progress") -> "list[Staircase]":

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compressor.data.batches import Batches
 from compressor.data.user_models import called
 from compressor.errors import DataError
+from compressor.tasks.samples import Batches, Samples
 from compressor.values.files import read_bytes
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -86,6 +86,8 @@ class Data:
 
 def unaugmented(batches: Batches) -> Batches:
     """The same images as they are, in their order, where these are `Images`; others come back as they are."""
+    if isinstance(batches, Samples):
+        return replace(batches, batches=unaugmented(batches.batches))
     return replace(batches, shuffle=False, augment=0) if isinstance(batches, Images) else batches
 
 

@@ -7,7 +7,9 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
+from compressor.tasks.samples import Samples
 from compressor.values.files import digest_of_tensors
 
 
@@ -42,6 +44,7 @@ def seeded(seed: int, *loaders: object, devices: Sequence[torch.device] = ()) ->
 
 def _generators(loader: object) -> Iterator[torch.Generator]:
     """Of a loader, its sampler and its batch sampler."""
+    loader = loader.batches if isinstance(loader, Samples) else loader
     batches = getattr(loader, "batch_sampler", None)
     for owner in (loader, getattr(loader, "sampler", None), batches, getattr(batches, "sampler", None)):
         found = getattr(owner, "generator", None)
@@ -55,6 +58,7 @@ def first_seen(batches: object, seed: int) -> str | None:
     None where there is none, it holds no tensors, it cannot be read (which is told where all of it is), or the loader can be
     read once only.
     """
+    batches = batches.batches if isinstance(batches, Samples) else batches
     if not isinstance(batches, Iterable):
         return None
     try:
@@ -63,6 +67,5 @@ def first_seen(batches: object, seed: int) -> str | None:
             batch = None if iterator is batches else next(iterator, None)
     except Exception:
         return None
-    parts = batch if isinstance(batch, tuple | list) else (batch,)
-    found = {str(k): part for k, part in enumerate(parts) if isinstance(part, Tensor)}
+    found = {str(k): part for k, part in enumerate(pytree.tree_leaves(batch)) if isinstance(part, Tensor)}
     return digest_of_tensors(found) if found else None

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from torch import nn
 
+from compressor.data.onnx_models import from_onnx
 from compressor.errors import DataError
 from compressor.values.files import load_weights
 
@@ -52,13 +53,14 @@ def load_model(name: str, weights: Path | None = None) -> nn.Module:
     """Build a model by name and load its weights.
 
     Args:
-        name: `package.module:callable` or `file.py:callable`; called without arguments, it returns a module.
+        name: `package.module:callable` or `file.py:callable`, which is called without arguments and returns a module; or an
+            ONNX file.
         weights: Safetensors, or a `.pt` file of tensors and plain data: a `state_dict`, or a checkpoint that holds one somewhere.
 
     Raises:
         DataError: There is no such callable, it fails, it returns no module, or the weights do not fit.
     """
-    model = called(name)
+    model = from_onnx(name) if name.endswith(".onnx") else called(name)
     if not isinstance(model, nn.Module):
         raise DataError(f"{name}() must return a torch.nn.Module, it returned {type(model).__name__}")
     if weights is not None:

@@ -1,17 +1,17 @@
 """What a compression method is given, and what it gives back."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
-
-from torch import Tensor
 
 from compressor.passes.channels.analyze import ChannelGraph
 from compressor.passes.channels.search_space import SearchSpace
 from compressor.passes.fitting.settings import Compensation
 from compressor.passes.statistics.calibration import Calibration
+from compressor.passes.statistics.distances import Distance, default_distance
 from compressor.runtime.latency_model.model import Observation
 from compressor.runtime.latency_model.single_layers import Choice
+from compressor.tasks.samples import Batches
 from compressor.values.plan import Plan, Structure
 from compressor.values.progress import Progress
 from compressor.values.target import Target
@@ -31,9 +31,9 @@ class Problem:
             compared within one session), `macs`, `params`, `memory` in bytes.
         target: For the widths that it likes.
         measure: Builds and times the network of a plan beside the original; results are kept by the run.
-        train: Batches `(inputs, labels)` of training data, for methods that need gradients or statistics.
+        train: Training data with its task, for methods that need gradients.
         seed: For whatever is random.
-        validate: Batches `(inputs, labels)` of a hold-out of the training data, for methods that look at accuracies.
+        validate: A hold-out of the training data with its task, for methods that look at the metric.
         calibration: Images without labels, for statistics; None where there are none.
         progress: Where to say what is being done.
         storage: URL that the trials of a search are kept at (any of Optuna's); None for memory.
@@ -42,6 +42,7 @@ class Problem:
         observe: Builds and measures structures for a latency model, where that is not to be done in this process; takes the
             latency of the original that ratios are multiplied by.
         once: Calls a function and keeps what it returns (plain data) under a name, so that it is not computed again.
+        distance: How outputs are compared with the original's; by what they look like if None.
         compared: Takes what was measured of factorized layers beside the plain ones, for the result.
     """
 
@@ -49,9 +50,9 @@ class Problem:
     limits: Mapping[str, float]
     target: Target
     measure: Callable[[Plan], Trial]
-    train: Iterable[tuple[Tensor, Tensor]] | None
+    train: Batches | None
     seed: int
-    validate: Iterable[tuple[Tensor, Tensor]] = ()
+    validate: Batches = ()
     calibration: Calibration | None = None
     progress: Progress = field(default_factory=Progress)
     storage: str | None = None
@@ -60,6 +61,12 @@ class Problem:
     observe: Callable[[Sequence[Structure], float | None], list[Observation]] | None = None
     once: Callable[[str, Callable[[], dict[str, object]]], dict[str, object]] = lambda step, work: work()
     compared: Callable[[Sequence[Choice]], None] = lambda choices: None
+    distance: Distance | None = None
+
+    @property
+    def distance_of_outputs(self) -> Distance:
+        """How outputs are compared."""
+        return self.distance or default_distance(self.channels.graph)
 
     def costs(self, structure: Structure) -> dict[str, float]:
         """Exact MACs, parameters and memory of a structure."""

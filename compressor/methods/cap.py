@@ -18,6 +18,7 @@ keeps the ranking, and decides otherwise:
 """
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -44,6 +45,7 @@ from compressor.passes.statistics.calibration import Calibration
 from compressor.runtime.latency_model.model import LatencyModel
 from compressor.runtime.latency_model.training_engines import train_latency_model
 from compressor.search.fitness import Fitness, Judge
+from compressor.tasks.samples import samples_of
 from compressor.values.loaders import is_missing
 from compressor.values.plan import Plan
 from compressor.values.settings import check
@@ -60,7 +62,7 @@ class CaP(MethodSettings):
     """Prune with compensation.
 
     Attributes:
-        floor: Lowest tolerated share of right answers on the hold-out, 0 to 1, instead of a budget.
+        floor: Worst tolerated metric on the hold-out instead of a budget: of one in percent (accuracy, mIoU) as a share, 0 to 1.
         space: What may go: `channels`, `ranks` and `depth` (branches as a whole), or several of these, joined by `+`.
         accept: Whether sequences have to be faster on the target; `None`: where the budget is a latency.
         holdout: Images of the hold-out that a floor is looked at on.
@@ -83,7 +85,7 @@ class CaP(MethodSettings):
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        ranges = {"floor": (1e-9, 1), "holdout": (1, 1e9), "probes": (1, 1e9), "engines": (6, 1e4)}
+        ranges = {"floor": (1e-9, math.inf), "holdout": (1, 1e9), "probes": (1, 1e9), "engines": (6, 1e4)}
         check(self, BudgetError, ranges)
 
     @classmethod
@@ -181,16 +183,17 @@ class CaP(MethodSettings):
         """The last network of the walk that is right often enough once it is repaired."""
         assert self.floor is not None
         if is_missing(problem.validate):
-            raise DataError("a floor is an accuracy: pass labelled images of a hold-out as validate=…")
+            raise DataError("a floor is looked at on a hold-out: pass validate=…")
         repair: Literal["compensate", "recalibrate"] = "compensate" if self.compensation else "recalibrate"
-        fitness = Fitness(repair, holdout=self.holdout, images=_JUDGED_ON)
+        fitness = Fitness(repair, "metric", holdout=self.holdout, images=_JUDGED_ON)
         judge = Judge(problem.channels, fitness, problem.validate, used, seed=problem.seed)
+        metric = samples_of(problem.validate).task.metric
         limits = {"macs": _BEGINNING * problem.costs(problem.channels.full)["macs"], **problem.limits}
         halved = replace(problem, limits=limits)
         weighting = self.order(halved, type(allocation)(halved, allocation.curves, None), used, spared)[0]
-        plan = last_above(problem, allocation, weighting, judge, self.floor)
+        plan = last_above(problem, allocation, weighting, judge, metric, self.floor)
         if not meets(problem, plan):
-            raise BudgetError(f"the budget cannot be met with {self.floor} as the lowest accuracy; {closest(problem, plan)}")
+            raise BudgetError(f"the budget cannot be met with {self.floor} as the floor; {closest(problem, plan)}")
         return plan
 
     def check_possible(self, problem: Problem) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from compressor.data.batches import Batches
 from compressor.data.seeding import first_seen, seeded
 from compressor.errors import BudgetError, DataError
 from compressor.methods import CaP, Magnitude, Method, Problem, default_method
@@ -16,17 +15,25 @@ from compressor.methods.base import FamilyMethod
 from compressor.passes.channels.analyze import ChannelGraph, analyze
 from compressor.passes.fitting.settings import Compensation
 from compressor.passes.statistics.calibration import Calibration
-from compressor.passes.tracing.trace import INPUTS, device_of, outputs_of, trace
+from compressor.passes.statistics.distances import Distance, default_distance, tells_classes
+from compressor.passes.tracing.trace import INPUTS, trace
 from compressor.pipeline.member import Given, Member
+from compressor.pipeline.part import Part
 from compressor.pipeline.planning import Planning
 from compressor.pipeline.quality import SHARES, fastest_within
 from compressor.report import write_report
 from compressor.runs.folder import Run
 from compressor.runs.result import Result
+from compressor.tasks.agreement import agreement
+from compressor.tasks.classification import classification
+from compressor.tasks.samples import Batches, Samples
+from compressor.tasks.task import Task, first_of
+from compressor.training.by_function import Recovery, described
 from compressor.training.fine_tune import FineTune
 from compressor.training.mimic import Mimic
 from compressor.values.budget import FRONT, Budget
 from compressor.values.files import check_finite, digest_of_tensors, have_to_be_finite, write_bytes, write_json
+from compressor.values.loaders import guarded
 from compressor.values.plan import Plan
 from compressor.values.progress import Progress
 from compressor.values.target import Target
@@ -50,12 +57,14 @@ class Compression:
         budget: Budget | None,
         target: Target,
         method: Method | None,
-        finetune: FineTune | Mimic,
+        finetune: Recovery,
         out: Path,
         seed: int,
         progress: Progress,
         storage: str | None = None,
         cluster: str | None = None,
+        task: Task | None = None,
+        part: str | None = None,
     ) -> None:
         if budget is None and getattr(method, "floor", None) is None:
             raise BudgetError("nothing says how far to go: pass budget=…, or a method with a floor such as CaP(floor=0.92)")
@@ -63,7 +72,9 @@ class Compression:
         progress.stage("trace and analyze")
         if isinstance(model, nn.Module):
             _check_weights(model)
-        self._original = trace(model, example_inputs).eval()
+        self._part = Part(model, part, example_inputs) if part is not None else None
+        traced = (model, example_inputs) if self._part is None else (self._part.module, self._part.example_inputs)
+        self._original = trace(*traced).eval()
         self._channels: ChannelGraph = analyze(self._original)
         method = method or _default(self._channels, budget, target, images=train is not None or calibrate is not None)
         self._budget = budget
@@ -81,45 +92,61 @@ class Compression:
             "budget": budget.to_dict() if budget else {},
             "target": target.to_dict(),
             "method": method.to_dict(),
-            "finetune": finetune.to_dict(),
+            "finetune": described(finetune),
             "seed": seed,
+            **({"task": task.to_dict()} if task is not None else {}),
+            **({"part": part} if part is not None else {}),
         }
-        images = self._calibration(train if calibrate is None else calibrate, method, seed)
+        trains = train is not None and isinstance(finetune, FineTune) and finetune.epochs > 0
+        if task is None and self._part is None and (validate is not None or trains) and not tells_classes(self._original):
+            raise DataError(
+                "the network's output is not that of a classifier, logits (N, classes) of two classes or more: say what it is for "
+                "by task=… (compressor.tasks has segmentation, detection, image_to_image, …), or leave labels out and pass "
+                "calibrate=…: it is then judged by its agreement with the original"
+            )
+        meaning = task or classification()
+        self._names = tuple(str(n.target) for n in self._original.graph.nodes if n.op == "placeholder") if part is None else ()
+
+        def samples(batches: Batches | None) -> Samples | None:
+            return None if batches is None else Samples(batches, meaning, self._names, self._part)
+
+        images = self._calibration(train if calibrate is None else calibrate, meaning, method, seed)
         if images is None and isinstance(finetune, Mimic):
             raise DataError("there are no images to mimic the original's features on: pass train=… or calibrate=…")
-        labelled = validate is not None
-        if validate is None:
-            validate, images = self._agreement(images)
+        distance = default_distance(self._original) if task is None or self._part is not None else task.distance(self._original)
+        judged = samples(validate)
+        if judged is None:
+            judged, images = self._agreement(images, distance)
+        self._labelled = validate is not None
         self._run = Run(out, config)
         self._given = Given(
-            self._original, self._channels, self._run, train, validate, labelled, test, images, target, method, finetune, seed,
-            progress,
+            self._original, self._channels, self._run, samples(train), judged, samples(test), distance, images, target, method,
+            finetune, seed, progress,
         )  # fmt: skip
         self._planning = Planning(self._given, budget, self._budgets, storage, cluster)
 
-    def _calibration(self, batches: Iterable[object] | None, method: Method, seed: int) -> Calibration | None:
+    def _calibration(self, batches: Iterable[object] | None, task: Task, method: Method, seed: int) -> Calibration | None:
         """The images of the statistics: read once, in the order that the seed gives."""
         if batches is None:
             return None
         asked = [(method.compensation or Compensation()).images, getattr(getattr(method, "fitness", None), "images", 0)]
         with seeded(seed, batches):
-            return Calibration.read(batches, self._original, max(asked))
+            return Calibration.read(self._inputs(batches, task), self._original, max(asked))
 
-    def _agreement(self, images: Calibration | None) -> tuple[Batches, Calibration]:
-        """A fifth of the calibration images, labelled by the original, and the others."""
+    def _inputs(self, batches: Iterable[object], task: Task) -> Iterable[object]:
+        """The network's inputs of batches that may be inputs alone."""
+        plain = task.inputs is first_of and len(self._names) > 1  # tuples that begin with so many tensors
+        for k, batch in enumerate(guarded(batches, "calibration")):
+            alone = isinstance(batch, Tensor) or (plain and isinstance(batch, list | tuple) and isinstance(batch[0], Tensor))
+            inputs = batch if alone else task.inputs_of(batch, self._names, k)
+            yield from self._part.recorded([inputs]) if self._part is not None else [inputs]
+
+    def _agreement(self, images: Calibration | None, distance: Distance) -> tuple[Samples, Calibration]:
+        """A fifth of the calibration images, with what the original says of them; and the others."""
         if images is None:
             raise DataError("there are no images: pass validate=… (with labels), or calibrate=… (without)")
         share = max(images.images // 5, 1)
-        held, device = images.first(share), device_of(self._original)
-        with torch.no_grad():
-            outputs = [outputs_of(self._original(*[x.to(device) for x in batch]))[0] for batch in held.batches]
-        if outputs[0].dim() != 2 or outputs[0].shape[1] < 2:
-            raise DataError(
-                f"without labels the result is judged by which class the original names, and its output {tuple(outputs[0].shape)} "
-                "names none: only classifiers with logits (N, classes) can be compressed so far"
-            )
-        labelled = [(batch[0], output.argmax(1).cpu()) for batch, output in zip(held.batches, outputs, strict=True)]
-        return labelled, images.after(share)
+        return agreement(self._original, images.first(share), distance), images.after(share)
 
     def run(self) -> Result:
         """Do what is not done yet."""
@@ -129,7 +156,7 @@ class Compression:
     def _result(self) -> Result:
         run = self._run
         self._check_data()
-        original = self._given.accuracy("accuracy: original", self._original)
+        original = self._given.judged(f"{self._given.said}: original", self._original)
         chosen, results = self._chosen(original)
         result = replace(chosen, path=run.path, members=tuple(results))
         self._given.progress.stage("report")
@@ -172,7 +199,7 @@ class Compression:
             DataError: The first batch of some loader is another than when the run began, though it is the same at each reading.
         """
         given = self._given
-        loaders = {"train": given.train, "validate": given.validate if given.labelled else None, "calibrate": self._calibrate}
+        loaders = {"train": given.train, "validate": given.validate if self._labelled else None, "calibrate": self._calibrate}
 
         def seen() -> dict[str, object]:
             return {name: first_seen(loader, given.seed) for name, loader in loaders.items() if loader is not None}

@@ -11,13 +11,12 @@ import onnx
 import torch
 from torch import Tensor, fx
 
-from compressor.data.batches import Batches
 from compressor.errors import BackendError, DataError
 from compressor.passes.channels.analyze import digest_of_graph
 from compressor.passes.tracing.trace import example_inputs_of, outputs_of
 from compressor.passes.transforms.verify import relative_error
 from compressor.pipeline.loading import network_of_run, onnx_of_run, run_network
-from compressor.pipeline.profiling import calibration_of, engine_accuracy, onnx_inputs
+from compressor.pipeline.profiling import calibration_of, engine_metric, onnx_inputs
 from compressor.runs.folder import versions
 from compressor.runtime.backends import BACKENDS, Engine, Workload
 from compressor.runtime.backends.onnxruntime import OnnxRuntimeEngine, int8_form
@@ -28,6 +27,7 @@ from compressor.runtime.measuring.measure import clocks_of, sentinel_timer
 from compressor.runtime.onnx.export import to_onnx
 from compressor.runtime.onnx.precision import PARITY, converted
 from compressor.runtime.timing.protocol import Protocol, time_together
+from compressor.tasks.samples import Batches
 from compressor.values.files import digest_of_file, digest_of_tensors, replacing, write_bytes
 from compressor.values.measurement import Measurement
 from compressor.values.progress import Progress
@@ -283,7 +283,7 @@ def _accuracy(job: _Job, engine: Engine, target: Target) -> float | None:
         return None
     job.show.stage("accuracy")
     on_cpu = target.backend == "onnxruntime" and job.source.dynamic
-    return engine_accuracy(engine, job.data, _EVALUATION_BATCH if on_cpu else target.batch).percent
+    return engine_metric(engine, job.data, _EVALUATION_BATCH if on_cpu else target.batch).value
 
 
 def summary_of(found: Exported) -> str:

@@ -7,7 +7,6 @@ from typing import Any, cast
 
 from torch import Tensor, fx, nn
 
-from compressor.data.batches import Batches
 from compressor.errors import PassError
 from compressor.methods import Method
 from compressor.passes.channels.analyze import ChannelGraph
@@ -15,6 +14,7 @@ from compressor.passes.fitting.compensate import Compensate
 from compressor.passes.fitting.settings import Repair
 from compressor.passes.layers.product import take_state
 from compressor.passes.statistics.calibration import Calibration
+from compressor.passes.statistics.distances import Distance
 from compressor.passes.tracing.network_file import network_bytes
 from compressor.passes.transforms.factorize_conv import FactorizeConv
 from compressor.passes.transforms.remove_channels import RemoveChannels
@@ -23,6 +23,8 @@ from compressor.runs.folder import Run
 from compressor.runs.result import Result, Step
 from compressor.runtime.latency_model.single_layers import Choice
 from compressor.runtime.measuring.measure import export_checked, measure
+from compressor.tasks.samples import Samples
+from compressor.training.by_function import Context, Recovery, Trained, train_by
 from compressor.training.evaluate import evaluate, norms_of, recalibrate
 from compressor.training.fine_tune import FineTune
 from compressor.training.fine_tune import train as fine_tune
@@ -43,10 +45,10 @@ class Given:
         original: The traced original, in eval mode.
         channels: Its analysis.
         run: The folder.
-        train: Or None.
-        validate: What accuracies are of.
-        labelled: Whether they are against labels.
-        test: Or None.
+        train: With its task; or None.
+        validate: What networks are judged on, with its task.
+        test: With its task; or None.
+        distance: How outputs are compared with the original's.
         images: For statistics; or None.
         target: Where it is to be fast.
         method: How the plans were made.
@@ -58,16 +60,21 @@ class Given:
     original: fx.GraphModule
     channels: ChannelGraph
     run: Run
-    train: Batches | None
-    validate: Batches
-    labelled: bool
-    test: Batches | None
+    train: Samples | None
+    validate: Samples
+    test: Samples | None
+    distance: Distance
     images: Calibration | None
     target: Target
     method: Method
-    finetune: FineTune | Mimic
+    finetune: Recovery
     seed: int
     progress: Progress
+
+    @property
+    def said(self) -> str:
+        """What steps are named by that look at the metric."""
+        return self.validate.task.metric.name
 
     @property
     def full_costs(self) -> dict[str, float]:
@@ -75,15 +82,16 @@ class Given:
         costs = self.channels.costs_of(self.channels.full)
         return {"macs": float(costs.macs[0]), "params": float(costs.params[0]), "memory": float(costs.memory_bytes[0])}
 
-    def accuracy(self, step: str, graph: nn.Module, data: Batches | None = None) -> float:
-        """Top-1 in percent, recorded under the name of a step."""
+    def judged(self, step: str, graph: nn.Module, data: Samples | None = None) -> float:
+        """The metric, recorded under the name of a step."""
 
         def work() -> dict[str, object]:
             self.progress.stage(step)
             found = evaluate(graph, self.validate if data is None else data, self.progress)
-            return {"percent": found.percent, "count": found.count}
+            return {"value": found.value, "count": found.count}
 
-        return cast(float, self.run.once(step, work)["percent"])
+        found = self.run.once(step, work)
+        return cast(float, found["value"] if "value" in found else found["percent"])  # as earlier versions wrote it
 
 
 class Member:
@@ -104,33 +112,33 @@ class Member:
         """What a step of this member is recorded as."""
         return name if self._index == 0 else f"{name} (member {self._index})"
 
-    def _accuracy(self, name: str, graph: nn.Module) -> float:
-        return self._given.accuracy(self._step(f"accuracy: {name}"), graph)
+    def _judged(self, name: str, graph: nn.Module) -> float:
+        return self._given.judged(self._step(f"{self._given.said}: {name}"), graph)
 
-    def result(self, original_accuracy: float) -> Result:
-        """Do what is not done yet."""
+    def result(self, original: float) -> Result:
+        """Do what is not done yet; `original` is the metric of the original."""
         given, plan = self._given, self._plan
-        accuracies = {"original": original_accuracy}
+        judged = {"original": original}
         given.progress.stage(self._step("remove channels and check removed = masked"))
         graph = RemoveChannels(plan, given.channels)(given.original).graph
         checked = verify_removal(given.channels, plan, graph)
-        accuracies["channels removed"] = self._accuracy("channels removed", graph)
-        graph = self._repaired(graph, accuracies)
-        if isinstance(given.finetune, Mimic) or (given.train is not None and given.finetune.epochs):
-            graph = self._trained(graph, accuracies)
+        judged["channels removed"] = self._judged("channels removed", graph)
+        graph = self._repaired(graph, judged)
+        if not isinstance(given.finetune, FineTune) or (given.train is not None and given.finetune.epochs):
+            graph = self._trained(graph, judged)
         graph.eval()
         if not given.run.intact(self._finished()):
             self._finish(graph.state_dict())
         (self._folder / "compensated.safetensors").unlink(missing_ok=True)
         self._export(graph)
-        original, compressed = self._measure(graph)
+        before, after = self._measure(graph)
         return Result(
             graph=graph,
             plan=plan,
-            steps=self._steps(accuracies, graph),
-            original=original,
-            compressed=compressed,
-            budget=self._found(original, compressed, graph),
+            steps=self._steps(judged, graph),
+            original=before,
+            compressed=after,
+            budget=self._found(before, after, graph),
             test=self.tested(graph),
             error=checked.relative_error,
             lossy=checked.lossy,
@@ -139,10 +147,10 @@ class Member:
             repairs=self._repairs(),
             choices=self._choices(),
             path=self._folder,
-            labelled=given.labelled,
+            metric=given.validate.task.metric,
         )
 
-    def _repaired(self, graph: fx.GraphModule, accuracies: dict[str, float]) -> fx.GraphModule:
+    def _repaired(self, graph: fx.GraphModule, judged: dict[str, float]) -> fx.GraphModule:
         """Compensate, factorize, recalibrate: whichever of them there is to do."""
         given, run, factors = self._given, self._given.run, self._plan.factors
         settings, images = given.method.compensation, given.images
@@ -159,8 +167,7 @@ class Member:
             graph = FactorizeConv(factors)(graph).graph
             if images is not None and norms_of(graph) and settings is None:
                 given.progress.stage(self._step("recalibrate batch norms"))
-                pairs = [(batch[0], batch[0]) for batch in images.batches]
-                recalibrate(graph, pairs, len(pairs), given.progress)
+                recalibrate(graph, [(batch, None) for batch in images.batches], len(images.batches), given.progress)
             with run.writing(file):
                 save_tensors(file, graph.state_dict())
             run.finish(self._step("compensated"), {"layers": [asdict(repair) for repair in repairs]})
@@ -168,7 +175,7 @@ class Member:
             graph = FactorizeConv(factors, weights=False)(graph).graph
             take_state(graph, load_tensors(file if file.exists() else self._finished()))
         name = "factorized" if not to_fit else "norms recalibrated" if settings is None else "compensated"
-        accuracies[name] = self._accuracy(name, graph)
+        judged[name] = self._judged(name, graph)
         return graph
 
     def _repairs(self) -> tuple[Repair, ...]:
@@ -186,11 +193,11 @@ class Member:
         with self._given.run.writing(self._finished()):
             save_tensors(self._finished(), state)
 
-    def _trained(self, graph: fx.GraphModule, accuracies: dict[str, float]) -> fx.GraphModule:
+    def _trained(self, graph: fx.GraphModule, judged: dict[str, float]) -> fx.GraphModule:
         """Fine-tune with labels, or mimic features without; where that makes it worse, it stays as it was."""
         given, settings = self._given, self._given.finetune
         finished, name = self._finished(), "features mimicked" if isinstance(settings, Mimic) else "fine-tuned"
-        earlier, before = list(accuracies.items())[-1]
+        earlier, before = list(judged.items())[-1]
         state = {name: tensor.clone() for name, tensor in graph.state_dict().items()}
         if given.run.intact(finished):
             take_state(graph, load_tensors(finished))
@@ -208,18 +215,29 @@ class Member:
                     given.seed,
                     given.progress,
                 )
-            else:
+            elif isinstance(settings, FineTune):
                 given.progress.stage(self._step("fine-tune"))
                 teacher = given.original if settings.distillation else None
-                fine_tune(graph, cast(Batches, given.train), settings, teacher, checkpoint, given.seed, given.progress)
+                fine_tune(graph, cast(Samples, given.train), settings, teacher, checkpoint, given.seed, given.progress)
+            elif isinstance(settings, Trained):
+                take_state(graph, settings.state)
+            else:
+                given.progress.stage(self._step("fine-tune by the function given"))
+                train_by(settings, graph, self._context())
             self._finish(graph.state_dict())
             checkpoint.unlink(missing_ok=True)
-        accuracies[name] = self._accuracy(name, graph)
-        if accuracies[name] < before:  # a short fine-tune at a high rate undoes some of a good compensation
-            accuracies[f"{earlier}, kept"] = before
+        judged[name] = self._judged(name, graph)
+        if given.validate.task.metric.lost(before, judged[name]) > 0:  # a short fine-tune can undo some of a good compensation
+            judged[f"{earlier}, kept"] = before
             take_state(graph, state)
             self._finish(state)
         return graph
+
+    def _context(self) -> Context:
+        given = self._given
+        folder = self._folder / "training"
+        folder.mkdir(exist_ok=True)
+        return Context(given.original, given.validate.task, given.train, given.validate, folder, given.seed, given.progress)
 
     def _export(self, graph: fx.GraphModule) -> None:
         run, name = self._given.run, self._step("exported")
@@ -256,23 +274,23 @@ class Member:
         return original, compressed
 
     def tested(self, graph: fx.GraphModule) -> tuple[float, float] | None:
-        """Top-1 of the original and of its network on the test data; None where there are none."""
+        """Metric of the original and of its network on the test data; None where there are none."""
         given = self._given
         if given.test is None:
             return None
-        before = given.accuracy("accuracy: test, original", given.original, given.test)
-        return before, given.accuracy(self._step("accuracy: test, result"), graph, given.test)
+        before = given.judged(f"{given.said}: test, original", given.original, given.test)
+        return before, given.judged(self._step(f"{given.said}: test, result"), graph, given.test)
 
-    def _steps(self, accuracies: Mapping[str, float], graph: nn.Module) -> tuple[Step, ...]:
+    def _steps(self, judged: Mapping[str, float], graph: nn.Module) -> tuple[Step, ...]:
         channels, structure = self._given.channels, self._given.channels.structure(self._plan)
         removed = channels.costs_of(replace(structure, ranks=()))
         known = {"original": channels.costs_of(channels.full), "channels removed": removed}
         after, steps = channels.costs_of(structure), []
-        for name, accuracy in accuracies.items():
-            found = known.get(name, after)
+        for name, metric in judged.items():
+            costs = known.get(name, after)
             more, more_bytes = (0, 0) if name in known else self._added(graph)
             steps.append(
-                Step(name, accuracy, int(found.macs[0]), int(found.params[0]) + more, int(found.memory_bytes[0]) + more_bytes)
+                Step(name, metric, int(costs.macs[0]), int(costs.params[0]) + more, int(costs.memory_bytes[0]) + more_bytes)
             )
         return tuple(steps)
 

@@ -145,6 +145,7 @@ class Planning:
             observe=gauge.observe,
             once=self._once,
             compared=compared,
+            distance=given.distance,
         )
 
     @contextmanager

@@ -13,7 +13,6 @@ import onnx
 import torch
 from torch import Tensor, fx
 
-from compressor.data.batches import Batches, labelled
 from compressor.errors import BackendError, DataError
 from compressor.passes.channels.analyze import digest_of_graph
 from compressor.passes.tracing.trace import INPUTS
@@ -27,7 +26,8 @@ from compressor.runtime.measuring.store import MeasurementStore
 from compressor.runtime.onnx.precision import PARITY
 from compressor.runtime.onnx.templates import Lowering
 from compressor.runtime.timing.protocol import PROTOCOL, Protocol, time_together
-from compressor.training.evaluate import Accuracy
+from compressor.tasks.samples import Batches, samples_of
+from compressor.training.evaluate import Score, counted
 from compressor.values.measurement import Measurement
 from compressor.values.plan import digest_of
 from compressor.values.progress import Progress
@@ -221,29 +221,36 @@ def _looked_into(found: Profiled, engine: Engine, times: Measurement, layers: bo
     measurement = replace(times, target=found.target.fingerprint())
     try:
         inside = tuple(engine.layers()) if layers else ()
-        accuracy = engine_accuracy(engine, data, found.target.batch).percent if data is not None else None
+        accuracy = engine_metric(engine, data, found.target.batch).value if data is not None else None
     except BackendError as error:
         return replace(found, measurement=measurement, memory=engine.memory(), notes=(*found.notes, str(error)))
     return replace(found, measurement=measurement, memory=engine.memory(), layers=inside, accuracy=accuracy)
 
 
-def engine_accuracy(engine: Engine, data: Batches, batch: int) -> Accuracy:
-    """Top-1 accuracy of an engine, in portions of its batch; the last one is filled up and the filling not counted.
+def engine_metric(engine: Engine, data: Batches, batch: int) -> Score:
+    """The metric of an engine, in portions of its batch; the last one is filled up and the filling not counted.
 
     Raises:
-        DataError: There are no batches, or they are no pairs.
+        DataError: There are no batches, they are not what the task reads, or its metric is a function that runs the network.
     """
-    correct = count = 0
-    for x, y in labelled(data, "accuracy"):
-        for start in range(0, len(y), batch):
-            part, labels = x[start : start + batch], y[start : start + batch]
-            filled = torch.cat([part, part[:1].expand(batch - len(part), *part.shape[1:])]) if len(part) < batch else part
-            scores = np.asarray(engine.run([filled.contiguous().numpy()])[0])[: len(labels)]
-            correct += int((scores.argmax(axis=1) == labels.numpy()).sum())
-            count += len(labels)
+    samples = samples_of(data)
+    metric = samples.task.metric
+    if metric.meter is None:
+        raise DataError(f"{metric.name} runs a network itself; an engine is judged by a metric that counts over batches")
+    meter, count = metric.meter(), 0
+    for sample in samples.read("the metric"):
+        found: list[list[np.ndarray]] = []
+        for start in range(0, sample.count, batch):
+            parts = [x[start : start + batch] for x in sample.inputs]
+            left = len(parts[0])
+            filled = [torch.cat([x, x[:1].expand(batch - left, *x.shape[1:])]) if left < batch else x for x in parts]
+            found.append([np.asarray(out)[:left] for out in engine.run([x.contiguous().numpy() for x in filled])])
+        outputs = [torch.from_numpy(np.concatenate(parts)) for parts in zip(*found, strict=True)]
+        counted(meter, sample, outputs[0] if len(outputs) == 1 else tuple(outputs))
+        count += sample.count
     if not count:
         raise DataError("there is no validation data: the loader yields no batch")
-    return Accuracy(correct, count)
+    return Score(metric.number(meter.compute()), count)
 
 
 def calibration_of(data: Batches | None, batch: int) -> list[tuple[Tensor, ...]]:
@@ -251,8 +258,9 @@ def calibration_of(data: Batches | None, batch: int) -> list[tuple[Tensor, ...]]
     if data is None:
         return []
     portions: list[tuple[Tensor, ...]] = []
-    for x, _ in islice(labelled(data, "calibration"), CALIBRATION_BATCHES):
-        portions += [(x[start : start + batch],) for start in range(0, len(x) - batch + 1, batch)]
+    for sample in islice(samples_of(data).read("calibration"), CALIBRATION_BATCHES):
+        starts = range(0, sample.count - batch + 1, batch)
+        portions += [tuple(x[start : start + batch] for x in sample.inputs) for start in starts]
     return portions[: max(256 // batch, 8)]
 
 

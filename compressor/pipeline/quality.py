@@ -17,7 +17,7 @@ def fastest_within(
 
     Args:
         drop: Points that may be lost.
-        original: Accuracy of the original, in percent.
+        original: Metric of the original.
         count: How many budgets of latency can be asked for, one tighter than the other, so that more is lost.
         attempt: The network for one of them, by its number; None where it is out of reach.
 
@@ -29,7 +29,7 @@ def fastest_within(
         middle = (good + bad) // 2
         found = attempt(middle)
         if found is not None:
-            lost = original - found.steps[-1].accuracy
+            lost = found.metric.lost(original, found.steps[-1].metric)
             made[middle] = found = replace(found, budget={**_others(found), "drop": (lost, drop)})
         if found is not None and lost <= drop:
             good = middle

@@ -12,7 +12,7 @@ from compressor.runs.result import Result
 _BEFORE, _AFTER, _OTHER = "#b8c0cc", "#2f6fb0", "#d98032"
 
 
-def accuracy_against_latency(result: Result, tried: Sequence[float]) -> str:
+def metric_against_latency(result: Result, tried: Sequence[float]) -> str:
     """Every step at its measured latency; the search's candidates as ticks on the axis.
 
     Args:
@@ -29,7 +29,7 @@ def accuracy_against_latency(result: Result, tried: Sequence[float]) -> str:
         first = step is result.steps[0]
         error = [[latency.median_ms - low], [high - latency.median_ms]]
         colour = _OTHER if first else _AFTER
-        axes.errorbar(latency.median_ms, step.accuracy, xerr=error, fmt="o", color=colour, capsize=3)
+        axes.errorbar(latency.median_ms, step.metric, xerr=error, fmt="o", color=colour, capsize=3)
     if len(result.members) > 1:
         _front(axes, result)
     else:
@@ -38,7 +38,7 @@ def accuracy_against_latency(result: Result, tried: Sequence[float]) -> str:
         axes.plot(tried, [0.0] * len(tried), "|", color="#666", markersize=12, transform=axes.get_xaxis_transform())
     axes.set_xlim(0, max([result.original.median_ms, *tried]) * 1.35)
     axes.set_xlabel("measured latency, ms (marks on the axis: candidates of the search)", fontsize=9)
-    axes.set_ylabel("top-1 accuracy, %", fontsize=9)
+    axes.set_ylabel(", ".join(filter(None, (result.metric.name, result.metric.unit))), fontsize=9)
     axes.grid(alpha=0.3)
     return svg_of(figure)
 
@@ -46,28 +46,28 @@ def accuracy_against_latency(result: Result, tried: Sequence[float]) -> str:
 def _front(axes: Axes, result: Result) -> None:
     """The networks of a family, along their latencies; the one that was chosen filled."""
     members = sorted(result.members, key=lambda member: member.compressed.median_ms)
-    points = [(member.compressed.median_ms, member.steps[-1].accuracy) for member in members]
+    points = [(member.compressed.median_ms, member.steps[-1].metric) for member in members]
     axes.plot(*zip(*points, strict=True), "-", color=_BEFORE, zorder=0)
     for member, (x, y) in zip(members, points, strict=True):
         low, high = member.compressed.interval_ms
         chosen = member.plan == result.plan
         axes.errorbar(x, y, xerr=[[x - low], [high - x]], fmt="o", color=_AFTER, mfc=_AFTER if chosen else "white", capsize=3)
         axes.annotate(f"{member.latency_ratio:.2f}", (x, y), xytext=(4, -12), textcoords="offset points", fontsize=8)
-    axes.annotate("original", (result.original.median_ms, result.steps[0].accuracy), xytext=(8, -3), textcoords="offset points")
+    axes.annotate("original", (result.original.median_ms, result.steps[0].metric), xytext=(8, -3), textcoords="offset points")
 
 
 def _name_steps(axes: Axes, result: Result) -> None:
     """Write each step's name beside its point, pushed down where two would overlap."""
-    gap = 0.055 * max(step.accuracy for step in result.steps)
+    gap = 0.055 * max(abs(step.metric) for step in result.steps)
     free_below: dict[float, float] = {}
-    for step in sorted(result.steps, key=lambda step: -step.accuracy):
+    for step in sorted(result.steps, key=lambda step: -step.metric):
         latency = result.latency_of(step)
         if latency is None:
             continue
         x = latency.median_ms
-        y = min(step.accuracy, free_below.get(x, step.accuracy))
+        y = min(step.metric, free_below.get(x, step.metric))
         free_below[x] = y - gap
-        text = f"{step.name} {step.accuracy:.2f}"
+        text = f"{step.name} {result.metric.text(step.metric).removesuffix(' %')}"
         axes.annotate(text, (x, y), xytext=(10, -3), textcoords="offset points", fontsize=9)
 
 

@@ -9,7 +9,7 @@ from typing import cast
 from compressor.passes.channels.analyze import ChannelGraph
 from compressor.passes.channels.layer_costs import macs_by_layer
 from compressor.passes.fitting.settings import Repair
-from compressor.report.plots import accuracy_against_latency, widths_per_group
+from compressor.report.plots import metric_against_latency, widths_per_group
 from compressor.report.style import STYLE, table
 from compressor.runs.folder import versions
 from compressor.runs.result import Result, human, value_of
@@ -25,7 +25,7 @@ _PAGE = Template("""<!doctype html>
 <p>$notes</p>
 <h2>Budget</h2>$budget
 $family
-<h2>Accuracy against measured latency</h2>$scatter
+<h2>$metric against measured latency</h2>$scatter
 <h2>Channels per group</h2>$widths
 <h2>Cost per layer</h2><div class="wide">$layers</div>
 $choices
@@ -48,18 +48,19 @@ def write_report(result: Result, channels: ChannelGraph, trials: Sequence[str]) 
     name = type(channels.graph).__name__ or "network"
     lead = (
         f"{result.latency_ratio:.2f} of the latency, {last.macs / first.macs:.2f} of the MACs and "
-        f"{last.params / first.params:.2f} of the parameters at {last.accuracy:.2f} % {_word(result)} "
-        f"({last.accuracy - first.accuracy:+.2f} points)."
+        f"{last.params / first.params:.2f} of the parameters at {result.metric.text(last.metric)} {result.metric.name} "
+        f"({_gained(result)})."
     )
     return _PAGE.substitute(
         style=STYLE,
         title=escape(f"{name}, compressed"),
         lead=escape(lead),
+        metric=escape(result.metric.name[:1].upper() + result.metric.name[1:]),
         steps=_steps(result),
         notes=_notes(result),
         budget=_budget(result),
         family=_family(result),
-        scatter=accuracy_against_latency(result, _tried(trials)),
+        scatter=metric_against_latency(result, _tried(trials)),
         widths=widths_per_group(result),
         layers=_layers(result, channels),
         choices=_choices(result),
@@ -78,16 +79,18 @@ def _family(result: Result) -> str:
         first, last = member.steps[0], member.steps[-1]
         low, high = member.compressed.interval_ms
         rows.append([
-            f"front/{member.path.name}", "met" if member.met else "missed", f"{last.accuracy:.2f} %",
+            f"front/{member.path.name}", "met" if member.met else "missed", result.metric.text(last.metric),
             f"{member.compressed.median_ms:.3f} ms [{low:.3f}, {high:.3f}]", f"{member.latency_ratio:.3f}",
             f"{last.macs / first.macs:.3f}", f"{last.params / first.params:.3f}",
         ])  # fmt: skip
-    header = ("member", "budget", f"top-1 {_word(result)}", "latency (median)", "of original", "MACs", "parameters")
+    header = ("member", "budget", result.metric.name, "latency (median)", "of original", "MACs", "parameters")
     return f'<h2>The family</h2><div class="wide">{table(header, rows)}</div>'
 
 
-def _word(result: Result) -> str:
-    return "accuracy" if result.labelled else "agreement with the original"
+def _gained(result: Result) -> str:
+    """By how much the metric is more than that of the original: `-0.43 points`."""
+    gained, unit = result.steps[-1].metric - result.steps[0].metric, result.metric.unit
+    return f"{gained:+.2f} {'points' if unit == '%' else unit}" if unit else f"{gained:+.4f}"
 
 
 def _steps(result: Result) -> str:
@@ -99,10 +102,10 @@ def _steps(result: Result) -> str:
             low, high = latency.interval_ms
             measured = [f"{latency.median_ms:.3f} ms", f"{low:.3f} to {high:.3f}", f"{latency.ratio_to(result.original):.3f}"]
         rows.append([
-            escape(step.name), f"{step.accuracy:.2f} %", *measured, human(step.macs), human(step.params),
+            escape(step.name), result.metric.text(step.metric), *measured, human(step.macs), human(step.params),
             human(step.memory_bytes, "B"),
         ])  # fmt: skip
-    header = ("step", f"top-1 {_word(result)}", "latency (median)", "95 % interval", "of original", "MACs", "parameters", "memory")
+    header = ("step", result.metric.name, "latency (median)", "95 % interval", "of original", "MACs", "parameters", "memory")
     return table(header, rows)
 
 
@@ -131,7 +134,7 @@ def _why(found: Measurement) -> str:
 def _budget(result: Result) -> str:
     rows = []
     for name, (found, limit) in result.budget.items():
-        values = [value_of(name, v) for v in (found, limit)]
+        values = [value_of(name, v, result.metric) for v in (found, limit)]
         verdict = '<span class="met">met</span>' if found <= limit else '<span class="missed">missed</span>'
         rows.append([escape(name), *values, verdict])
     return table(("bound", "found", "at most", ""), rows)

@@ -10,6 +10,7 @@ from torch import fx
 
 from compressor.passes.fitting.settings import Repair
 from compressor.runtime.latency_model.single_layers import Choice
+from compressor.tasks.metric import Metric
 from compressor.values.measurement import Measurement
 from compressor.values.plan import Plan
 
@@ -22,14 +23,14 @@ class Step:
         name: `original`, `channels removed`, `compensated`, `norms recalibrated` or `factorized`, `fine-tuned` or
             `features mimicked`. Layers are factorized behind `channels removed`, whatever the step after it is called. Where
             training lost accuracy, the network before it is the result: the last step is then `compensated, kept`.
-        accuracy: Top-1 in percent on the validation data.
+        metric: Of the task, on the validation data.
         macs: Multiply-accumulates for one sample.
         params: Elements of all parameters.
         memory_bytes: Bytes of parameters and buffers.
     """
 
     name: str
-    accuracy: float
+    metric: float
     macs: int
     params: int
     memory_bytes: int
@@ -45,8 +46,8 @@ class Result:
         steps: The network before and after each step.
         original: Measured latency of the original.
         compressed: Measured latency of the compressed network, same session.
-        budget: Per bound: `(found, limit)`; latency in ms, memory in bytes, drop in points.
-        test: Top-1 in percent of the original and of the result on the test data, where given.
+        budget: Per bound: `(found, limit)`; latency in ms, memory in bytes, drop in points or the metric's unit.
+        test: Metric of the original and of the result on the test data, where given.
         error: Relative difference between removing and masking, before any training.
         lossy: Ops over pruned channels for which the two differ by nature.
         frozen: Group name -> why it was left alone.
@@ -54,7 +55,7 @@ class Result:
         repairs: What compensation did to each layer.
         choices: What was measured of layers that were to be factorized, or to read through a gather, beside the plain ones;
             those that were not faster are plain in the result.
-        labelled: Whether accuracies are against labels; without any they are agreements with the original.
+        metric: What networks are judged by; without labels it is their agreement with the original.
         path: Its folder: the run's, or that of a member of a family.
         members: Where the budget was a list or a front, the networks for all of its values, in its order; this is the smallest of
             them. Where it was a drop, all that were made on the way; this is the fastest that loses no more.
@@ -73,7 +74,7 @@ class Result:
     widths: dict[str, tuple[int, int]]
     repairs: tuple[Repair, ...]
     path: Path
-    labelled: bool = True
+    metric: Metric
     members: tuple["Result", ...] = ()
     choices: tuple[Choice, ...] = ()
 
@@ -97,13 +98,13 @@ class Result:
         return None if self.plan.factors and step.name == "channels removed" else self.compressed
 
     def summary(self) -> str:
-        """A table: accuracy, latency with its interval, MACs and parameters, before and after each step."""
+        """A table: metric, latency with its interval, MACs and parameters, before and after each step."""
         target = self.compressed.target
         title = f"{target['backend']}, batch {target['batch']}, {target.get('device', 'no device')}"
         table = Table(title=title, title_justify="left")
         for name in (
             "step",
-            "accuracy %" if self.labelled else "agreement %",
+            self.metric.heading.replace(" with the original", ""),
             "latency ms [95 %]",
             "of original",
             "MACs",
@@ -115,7 +116,7 @@ class Result:
             latency = self.latency_of(step)
             table.add_row(
                 step.name,
-                f"{step.accuracy:.2f}",
+                self.metric.text(step.metric).removesuffix(f" {self.metric.unit}"),
                 *self._latency_cells(latency),
                 human(step.macs),
                 human(step.params),
@@ -126,9 +127,11 @@ class Result:
         lines = [line.rstrip() for line in console.export_text().splitlines()]
         for name, (found, limit) in self.budget.items():
             word = "met" if found <= limit else "MISSED"
-            lines.append(f"budget {name}: {value_of(name, found)} of at most {value_of(name, limit)} ({word})")
+            lines.append(
+                f"budget {name}: {value_of(name, found, self.metric)} of at most {value_of(name, limit, self.metric)} ({word})"
+            )
         if self.test is not None:
-            lines.append(f"test data: {self.test[0]:.2f} % before, {self.test[1]:.2f} % after")
+            lines.append(f"test data: {self.metric.text(self.test[0])} before, {self.metric.text(self.test[1])} after")
         if self.plan.removed:
             lines.append(f"{len(self.plan.removed)} branches removed: {', '.join(self.plan.removed)}")
         if self.plan.factors:
@@ -156,9 +159,9 @@ class Result:
         lines = []
         for member in self.members:
             last, first = member.steps[-1], member.steps[0]
-            asked = ", ".join(f"{name} {value_of(name, limit)}" for name, (_, limit) in member.budget.items())
+            asked = ", ".join(f"{name} {value_of(name, limit, self.metric)}" for name, (_, limit) in member.budget.items())
             word = "met" if member.met else "MISSED"
-            numbers = f"latency {member.latency_ratio:.3f}, MACs {last.macs / first.macs:.3f}, {last.accuracy:.2f} %"
+            numbers = f"latency {member.latency_ratio:.3f}, MACs {last.macs / first.macs:.3f}, {self.metric.text(last.metric)}"
             lines.append(f"  front/{member.path.name}: at most {asked} ({word}): {numbers}")
         return lines
 
@@ -167,13 +170,14 @@ class Result:
         first, last = self.steps[0], self.steps[-1]
         return {
             "folder": f"front/{self.path.name}", "latency_ms": self.compressed.median_ms, "latency_ratio": self.latency_ratio,
-            "accuracy": last.accuracy, "accuracy_of_original": first.accuracy, "macs_ratio": last.macs / first.macs,
+            "metric": last.metric, "metric_of_original": first.metric, "macs_ratio": last.macs / first.macs,
             "params_ratio": last.params / first.params, "met": self.met,
         }  # fmt: skip
 
     def to_dict(self) -> dict[str, object]:
         """The numbers as plain data (raw samples are in measurement.json)."""
         return {
+            "metric": self.metric.to_dict(),
             "steps": [asdict(step) for step in self.steps],
             "latency_ms": {
                 "original": self.original.median_ms,
@@ -204,8 +208,8 @@ def human(value: float, unit: str = "") -> str:
     return f"{value:.0f}{unit}"
 
 
-def value_of(name: str, value: float) -> str:
-    """A bound of a budget, or what was found of it, with its unit."""
+def value_of(name: str, value: float, metric: Metric) -> str:
+    """A bound of a budget, or what was found of it, with its unit; a drop is one of the metric."""
     if name == "drop":
-        return f"{value:.2f} points"
+        return f"{value:.2f} points" if metric.unit == "%" else metric.text(value)
     return f"{value:.3f} ms" if name == "latency" else human(value, "B" if name == "memory" else "")

@@ -20,9 +20,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
-from compressor.data.batches import Batches
 from compressor.errors import BackendError, DataError
 from compressor.passes.channels.analyze import ChannelGraph, analyze
 from compressor.passes.statistics.calibration import Calibration
@@ -33,6 +32,7 @@ from compressor.runtime.latency_model.model import Observation
 from compressor.runtime.latency_model.training_engines import observe
 from compressor.runtime.measuring.measure import Comparison
 from compressor.search.fitness import Fitness, Judge, Worth
+from compressor.tasks.samples import Sample
 from compressor.values.plan import Plan, Structure
 from compressor.values.target import Target
 from compressor.values.trial import Trial
@@ -57,18 +57,18 @@ class Parcel:
     Attributes:
         graph: The network.
         fitness: How.
-        holdout: Batches `(inputs, labels)`.
+        holdout: What candidates are judged on.
         calibration: Images, or None.
-        train: Batches `(inputs, labels)`, as many as the fitness trains on.
+        train: Batches, as many as the fitness trains on.
         seed: Of the search.
         threads: Of a task.
     """
 
     graph: Portable
     fitness: Fitness
-    holdout: tuple[tuple[Tensor, Tensor], ...]
+    holdout: tuple[Sample, ...]
     calibration: Calibration | None
-    train: tuple[tuple[Tensor, Tensor], ...]
+    train: tuple[Sample, ...]
     seed: int
     threads: int
 
@@ -109,7 +109,7 @@ class Cluster:
         address: Of the cluster.
         graph: The network.
         fitness: How candidates are judged.
-        holdout: Batches `(inputs, labels)` that they are judged on.
+        holdout: What they are judged on.
         calibration: Images that they are repaired on, or None.
         train: Batches that they are trained on.
         seed: Of the search.
@@ -121,8 +121,8 @@ class Cluster:
     """
 
     def __init__(
-        self, address: str, graph: fx.GraphModule, fitness: Fitness, holdout: Batches, calibration: Calibration | None,
-        train: Batches, seed: int, threads: int = 1,
+        self, address: str, graph: fx.GraphModule, fitness: Fitness, holdout: Sequence[Sample], calibration: Calibration | None,
+        train: Sequence[Sample], seed: int, threads: int = 1,
     ) -> None:  # fmt: skip
         connect(address)
         calibration = calibration.first(fitness.images) if calibration is not None else None

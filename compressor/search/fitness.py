@@ -7,15 +7,13 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, fx
+from torch import fx
 
-from compressor.data.batches import Batches, labelled
 from compressor.data.seeding import seeded
 from compressor.errors import DataError
 from compressor.passes.channels.analyze import ChannelGraph
@@ -31,7 +29,8 @@ from compressor.passes.tracing.modes import eval_mode
 from compressor.passes.tracing.trace import DYNAMIC, device_of, quiet_deepcopy
 from compressor.passes.transforms.factorize_conv import FactorizeConv
 from compressor.passes.transforms.remove_channels import RemoveChannels
-from compressor.training.evaluate import check_labels, recalibrate
+from compressor.tasks.samples import Batches, Sample, first_samples, in_layout, read
+from compressor.training.evaluate import by_function, counted, recalibrate
 from compressor.values.loaders import is_missing
 from compressor.values.plan import Plan
 from compressor.values.settings import check
@@ -49,7 +48,7 @@ class Fitness:
         repair: What is done to a candidate first: nothing; `train`ing for a few steps (LeGR's tau); batch norms are
             `recalibrate`d, cumulatively, from nothing (AACP's PSAE); or its layers are `compensate`d in closed form, then
             recalibrated.
-        objective: `loss` (mean cross-entropy, as LeGR) or `accuracy` (as AACP).
+        objective: `loss` (the task's, as LeGR) or `metric` (as AACP's accuracy).
         holdout: Images of the hold-out that candidates are looked at on.
         images: Images that batch norms and closed forms are fitted on.
         steps: Of training.
@@ -64,7 +63,7 @@ class Fitness:
     """
 
     repair: Literal["none", "train", "recalibrate", "compensate"] = "recalibrate"
-    objective: Literal["loss", "accuracy"] = "loss"
+    objective: Literal["loss", "metric"] = "loss"
     holdout: int = 1000
     images: int = 500
     steps: int = 200
@@ -74,11 +73,6 @@ class Fitness:
     def __post_init__(self) -> None:
         """Check the settings."""
         check(self, DataError, _RANGES)
-
-    @property
-    def direction(self) -> Literal["minimize", "maximize"]:
-        """Of the search."""
-        return "minimize" if self.objective == "loss" else "maximize"
 
     def to_dict(self) -> dict[str, object]:
         """The settings as plain data."""
@@ -90,14 +84,14 @@ class Worth:
     """What a candidate turned out to be worth.
 
     Attributes:
-        loss: Mean cross-entropy on the hold-out.
-        accuracy: Share of right answers on it, in percent.
+        loss: Of the task, on the hold-out.
+        metric: Of the task, on the same; None where nothing but the loss was asked for.
         images: Images that went through a network for it.
         seconds: Time that it took.
     """
 
     loss: float
-    accuracy: float
+    metric: float | None
     images: int
     seconds: float
 
@@ -108,9 +102,9 @@ class Judge:
     Args:
         channels: The analysis of the network.
         fitness: How.
-        holdout: Batches `(inputs, labels)`.
+        holdout: What candidates are looked at on: `Samples` or what they read, or pairs `(inputs, labels)` of a classifier.
         calibration: Images without labels; not needed for `none` and `train`.
-        train: Batches `(inputs, labels)`, for `train`.
+        train: The same, for `train`.
         seed: Of the order of training.
 
     Raises:
@@ -121,20 +115,21 @@ class Judge:
         self,
         channels: ChannelGraph,
         fitness: Fitness,
-        holdout: Iterable[tuple[Tensor, Tensor]],
+        holdout: Batches | Sequence[Sample],
         calibration: Calibration | None,
-        train: Iterable[tuple[Tensor, Tensor]] | None = None,
+        train: Batches | Sequence[Sample] | None = None,
         seed: int = 0,
     ) -> None:
         self._channels, self.fitness, self._seed = channels, fitness, seed
-        self._layout = _layout(channels.graph, holdout)
-        self._holdout = _first(holdout, fitness.holdout, self._layout, not channels.graph.meta[DYNAMIC])
+        found = first_samples(holdout, fitness.holdout, not channels.graph.meta[DYNAMIC])
+        self._layout = _layout(channels.graph, found[0])
+        self._holdout = [sample.laid_out(self._layout) for sample in found]
         self._calibration = calibration.first(fitness.images) if calibration is not None else None
-        self._train: list[tuple[Tensor, Tensor]] = []
+        self._train: list[Sample] = []
         if fitness.repair == "train":
             if train is None or is_missing(train):
                 raise DataError("a fitness that trains needs training data: pass train=…")
-            self._train = list(itertools.islice(_endless(train), fitness.steps))
+            self._train = _steps(train, fitness.steps)
         elif fitness.repair != "none" and self._calibration is None:
             raise DataError(f"a fitness that {fitness.repair}s needs images: pass calibrate=… or train=…")
         self._statistics: dict[str, Statistics] = {}
@@ -159,23 +154,26 @@ class Judge:
             graph = FactorizeConv(plan.factors)(graph).graph
         graph, seen = self._repaired(plan, graph)
         graph = graph.to(memory_format=self._layout)  # type: ignore[call-overload]
-        loss = right = count = 0.0
-        device = device_of(graph)
+        loss = count = 0.0
+        device, metric = device_of(graph), self._holdout[0].task.metric
+        meter = metric.meter() if metric.meter is not None and self.fitness.objective == "metric" else None
         with torch.no_grad():
-            for x, y in self._holdout:
-                output, y = graph(x.to(device)), y.to(device)
-                loss += float(F.cross_entropy(output, y, reduction="sum"))
-                right += float((output.argmax(1) == y).sum())
-                count += len(y)
-        if not math.isfinite(loss):
-            raise DataError("the outputs of the candidate are not finite")
-        return Worth(loss / count, 100 * right / count, seen + int(count), time.monotonic() - begun)
+            for sample in (own.to(device) for own in self._holdout):
+                outputs = sample.outputs(graph)
+                loss += float(sample.loss(outputs)) * sample.count
+                count += sample.count
+                if meter is not None:
+                    counted(meter, sample, outputs)
+        value = None
+        if self.fitness.objective == "metric":
+            value = metric.number(meter.compute()) if meter is not None else by_function(graph, self._holdout)
+        return Worth(loss / count, value, seen + int(count), time.monotonic() - begun)
 
     def _repaired(self, plan: Plan, graph: fx.GraphModule) -> tuple[fx.GraphModule, int]:
         repair = self.fitness.repair
         if repair == "train":
             self._trained(graph)
-            return graph, sum(len(y) for _, y in self._train)
+            return graph, sum(sample.count for sample in self._train)
         if repair == "none" or self._calibration is None:
             return graph, 0
         seen = self._calibration.images
@@ -190,7 +188,7 @@ class Judge:
                     fitted.add(job.reader.layer)
             graph = FactorizeConv([one for one in plan.factors if one.layer not in fitted])(graph).graph
         graph = graph.to(memory_format=self._layout)  # type: ignore[call-overload]
-        pairs = [(_in_layout(batch[0], self._layout), batch[0]) for batch in self._calibration.batches]
+        pairs = [(tuple(in_layout(x, self._layout) for x in batch), None) for batch in self._calibration.batches]
         norms = recalibrate(graph, pairs, len(pairs))
         return graph, seen if norms else 0
 
@@ -200,25 +198,23 @@ class Judge:
         optimizer = torch.optim.SGD(graph.parameters(), lr=self.fitness.learning_rate, momentum=0.9, weight_decay=5e-4)
         graph.train()
         with seeded(self._seed), torch.enable_grad():
-            for k, (x, y) in enumerate(self._train):
+            for sample in (own.to(device) for own in self._train):
                 optimizer.zero_grad(set_to_none=True)
-                output = graph(x.to(device))
-                check_labels(y, output, k)
-                torch.autograd.backward(F.cross_entropy(output, y.to(device)))
+                torch.autograd.backward(sample.loss(sample.outputs(graph)))
                 optimizer.step()
         graph.eval()
 
 
 def samples(
     fitness: Fitness, validate: Batches, train: Batches | None, seed: int, whole: bool = False
-) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]]:
-    """The images that candidates are judged on, and the batches that they are trained on.
+) -> tuple[list[Sample], list[Sample]]:
+    """What candidates are judged on, and the batches that they are trained on.
 
     They are the same for a seed, wherever candidates are judged and whatever was drawn before.
 
     Args:
         fitness: How many.
-        validate: Batches `(inputs, labels)`.
+        validate: `Samples`, or pairs `(inputs, labels)` of a classifier.
         train: The same, for `train`.
         seed: Of what they are drawn by.
         whole: Whether batches are taken as a whole, or cut after so many images; for networks that take one size alone.
@@ -227,58 +223,42 @@ def samples(
         DataError: There are none.
     """
     with seeded(seed, validate):
-        holdout = _first(validate, fitness.holdout, torch.contiguous_format, whole)
+        holdout = first_samples(validate, fitness.holdout, whole)
     if fitness.repair != "train":
         return holdout, []
     if train is None:
         raise DataError("a fitness that trains needs training data: pass train=…")
     with seeded(seed, train):
-        return holdout, list(itertools.islice(_endless(train), fitness.steps))
+        return holdout, _steps(train, fitness.steps)
 
 
 _CLOSED = Compensation("original", ridge=1e-4, positions=12)
 
 
-def _endless(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterable[tuple[Tensor, Tensor]]:
+def _steps(batches: Batches | Sequence[Sample], count: int) -> list[Sample]:
+    """So many batches, beginning again where they end."""
+    return list(itertools.islice(_endless(batches), count))
+
+
+def _endless(batches: Batches | Sequence[Sample]) -> Iterator[Sample]:
     while True:
         empty = True
-        for pair in labelled(batches, "training"):
+        for sample in read(batches, "training"):
             empty = False
-            yield pair
+            yield sample
         if empty:
             raise DataError("the training data is empty")
 
 
-def _first(
-    batches: Iterable[tuple[Tensor, Tensor]], images: int, layout: torch.memory_format, whole: bool
-) -> list[tuple[Tensor, Tensor]]:
-    """The first so many samples; a few more where batches are left whole."""
-    found: list[tuple[Tensor, Tensor]] = []
-    for x, y in labelled(batches, "hold-out"):
-        left = images - sum(len(labels) for _, labels in found)
-        if left <= 0:
-            break
-        few = None if whole else left
-        found.append((_in_layout(x[:few], layout), y[:few]))
-    if not found:
-        raise DataError("there is no hold-out to judge candidates on: validate=… yields no batch")
-    return found
-
-
-def _in_layout(x: Tensor, layout: torch.memory_format) -> Tensor:
-    return x.contiguous(memory_format=layout) if x.dim() == 4 else x
-
-
-def _layout(graph: fx.GraphModule, batches: Iterable[tuple[Tensor, Tensor]]) -> torch.memory_format:
+def _layout(graph: fx.GraphModule, sample: Sample) -> torch.memory_format:
     """Channels last, which CPUs and tensor cores run faster (1.5 times on a ResNet-56), where the network allows it."""
-    few = 2 if graph.meta[DYNAMIC] else None
-    x = next((x[:few] for x, _ in labelled(batches, "hold-out")), None)
-    if x is None or x.dim() != 4:
+    if all(x.dim() != 4 for x in sample.inputs):
         return torch.contiguous_format
+    few = sample.first(2) if graph.meta[DYNAMIC] else sample
     try:
         graph = quiet_deepcopy(graph).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         with torch.no_grad():
-            graph(x.contiguous(memory_format=torch.channels_last).to(device_of(graph)))
+            few.laid_out(torch.channels_last).to(device_of(graph)).outputs(graph)
     except RuntimeError:  # a view that wants the usual order
         return torch.contiguous_format
     return torch.channels_last

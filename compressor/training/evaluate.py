@@ -1,82 +1,114 @@
-"""Accuracy of a classifier, and recalibration of its batch norms."""
+"""How good a network is, by the metric of its task; and recalibration of its batch norms."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
-from compressor.data.batches import Batches, labelled
 from compressor.errors import DataError
 from compressor.passes.tracing.modes import eval_mode
 from compressor.passes.tracing.trace import device_of
+from compressor.tasks.calling import called
+from compressor.tasks.metric import Meter
+from compressor.tasks.samples import Batches, Sample, Samples, samples_of
 from compressor.values.loaders import batch_count, guarded
 from compressor.values.progress import Progress
 
 
 @dataclass(frozen=True)
-class Accuracy:
-    """Share of samples whose largest output is the label.
+class Score:
+    """What a network was found to be worth.
 
     Attributes:
-        correct: Samples that are right.
-        count: Samples.
+        value: Of the task's metric.
+        count: Samples that were looked at.
     """
 
-    correct: int
+    value: float
     count: int
 
-    @property
-    def percent(self) -> float:
-        """In percent."""
-        return 100.0 * self.correct / self.count
 
-
-def evaluate(model: nn.Module, batches: Batches, progress: Progress | None = None) -> Accuracy:
-    """Top-1 accuracy in eval mode; the model's own mode is restored.
+def evaluate(model: nn.Module, batches: Batches, progress: Progress | None = None) -> Score:
+    """The metric of a network in eval mode; its own mode is restored.
 
     Args:
-        model: Returns logits (N, classes).
-        batches: `(inputs, labels)`.
+        model: The network.
+        batches: `Samples`; or pairs `(inputs, labels)` of a classifier.
         progress: Where to say how far it is.
 
     Raises:
-        DataError: There are no batches, they are no pairs, or outputs and labels do not fit.
+        DataError: There are no batches, they are not what the task reads, or outputs and batches do not fit.
     """
-    correct = count = 0
-    device = device_of(model)
+    samples = samples_of(batches)
+    metric = samples.task.metric
+    if metric.whole is not None:
+        return _as_a_whole(model, samples)
+    assert metric.meter is not None
+    meter, count, device = metric.meter(), 0, device_of(model)
     with eval_mode(model), torch.no_grad():
-        for k, (x, y) in enumerate(labelled(batches, "validation")):
-            output = model(x.to(device))
-            if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != len(y):
-                shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-                raise DataError(f"batch {k}: accuracy needs logits (N, classes) for {len(y)} labels, the model gave {shape}")
-            check_labels(y, output, k)
-            correct += int((output.argmax(1).cpu() == y.cpu()).sum())
-            count += len(y)
+        for sample in samples.read("validation"):
+            sample = sample.to(device)
+            counted(meter, sample, sample.outputs(model))
+            count += sample.count
             if progress:
-                progress.tick(k + 1, batch_count(batches), f"accuracy {100 * correct / count:.2f} %")
+                so_far = getattr(meter, "so_far", None)
+                progress.tick(sample.number + 1, batch_count(samples), so_far() if so_far is not None else metric.name)
     if not count:
         raise DataError("there is no validation data: the loader yields no batch (a generator can be read only once: pass a list)")
-    return Accuracy(correct, count)
+    return Score(metric.number(meter.compute()), count)
 
 
-def check_labels(y: Tensor, output: Tensor, k: int) -> None:
-    """Refuse labels that are no classes of a model.
-
-    Args:
-        y: Labels (N,) of a batch.
-        output: The model's logits (N, classes) for it.
-        k: Number of the batch, for the message.
+def counted(meter: Meter, sample: Sample, outputs: object) -> None:
+    """Let a meter look at a batch.
 
     Raises:
-        DataError: Some label is none of the classes, or the model tells none apart.
+        DataError: It cannot; the batch is named.
     """
-    if output.dim() != 2 or output.shape[1] < 2:
-        raise DataError(f"batch {k}: a classifier gives logits (N, classes) of two classes or more, found {tuple(output.shape)}")
-    if y.numel() and not 0 <= int(y.min()) <= int(y.max()) < output.shape[1]:
-        said = f"labels go from {int(y.min())} to {int(y.max())}"
-        raise DataError(f"batch {k}: {said}, but the model tells {output.shape[1]} classes apart (0 to {output.shape[1] - 1})")
+    try:
+        meter.update(outputs, sample.batch)
+    except DataError as error:
+        raise DataError(f"batch {sample.number}: {error}") from error
+    except Exception as error:
+        line = (str(error).splitlines() or [""])[0]
+        raise DataError(f"batch {sample.number}: the metric failed: {type(error).__name__}: {line}") from error
+
+
+def by_function(model: nn.Module, samples: Sequence[Sample]) -> float:
+    """The metric of a function of the user's, over batches that have been read."""
+    metric, around = samples[0].task.metric, samples[0].around
+    assert metric.whole is not None
+    network = around(model) if around is not None else model
+    with eval_mode(model), torch.no_grad():
+        found = called(f"{metric.name}(model, batches)", metric.whole, network, [sample.batch for sample in samples])
+    return metric.number(found)
+
+
+def _as_a_whole(model: nn.Module, samples: Samples) -> Score:
+    """The same over a loader, which is read by the function."""
+    metric = samples.task.metric
+    assert metric.whole is not None
+    seen = _Seen(samples)
+    network = samples.around(model) if samples.around is not None else model
+    with eval_mode(model), torch.no_grad():
+        value = called(f"{metric.name}(model, batches)", metric.whole, network, seen)
+    return Score(metric.number(value), seen.count)
+
+
+class _Seen:
+    """Batches that are counted as they are read."""
+
+    def __init__(self, samples: Samples) -> None:
+        self._samples, self.count = samples, 0
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __iter__(self) -> Iterator[object]:
+        for sample in self._samples.read("validation"):
+            self.count += sample.count
+            yield sample.batch
 
 
 def recalibrate(model: nn.Module, batches: Batches, limit: int = 50, progress: Progress | None = None) -> int:
@@ -86,7 +118,7 @@ def recalibrate(model: nn.Module, batches: Batches, limit: int = 50, progress: P
 
     Args:
         model: Its norms are updated in place; modes and momenta are restored.
-        batches: `(inputs, labels)`; labels are not looked at.
+        batches: Tuples that begin with a tensor of inputs, or with a tuple of them.
         limit: How many batches at most.
         progress: Where to say how far it is.
 
@@ -105,9 +137,11 @@ def recalibrate(model: nn.Module, batches: Batches, limit: int = 50, progress: P
             norm.train()
         try:
             for k, batch in enumerate(islice(guarded(batches, "batch norms"), limit)):
-                if not isinstance(batch, list | tuple) or not batch or not isinstance(batch[0], Tensor):
+                inputs = batch[0] if isinstance(batch, list | tuple) and batch else None
+                inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+                if not all(isinstance(x, Tensor) for x in inputs):
                     raise DataError(f"batch {k} must begin with a tensor of inputs, found {type(batch).__name__}")
-                model(batch[0].to(device))
+                model(*[x.to(device) for x in inputs])
                 if progress:
                     progress.tick(k + 1, min(limit, batch_count(batches) or limit), "batch norms")
         finally:

@@ -1,4 +1,4 @@
-"""Fine-tuning: cross-entropy, optional distillation from the original, cosine schedule, resumable."""
+"""Fine-tuning: the task's loss, optional distillation from the original, cosine schedule, resumable."""
 
 import json
 import math
@@ -6,16 +6,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from compressor.data.batches import Batches, labelled
 from compressor.data.seeding import seeded
 from compressor.errors import DataError
+from compressor.passes.statistics.distances import ClassDivergence, Distance, mean_of
 from compressor.passes.tracing.modes import eval_mode
 from compressor.passes.tracing.trace import device_of
-from compressor.training.evaluate import check_labels
+from compressor.tasks.samples import Batches, Sample, samples_of
 from compressor.values.files import check_finite, load_tensors, save_tensors
 from compressor.values.loaders import batch_count
 from compressor.values.progress import Progress
@@ -31,9 +30,8 @@ class FineTune:
         learning_rate: At its peak; SGD with Nesterov momentum, one tenth of an epoch of warm-up, cosine to zero.
         momentum: Of SGD.
         weight_decay: Of weights with two or more axes; biases and norms have none.
-        label_smoothing: Of the cross-entropy.
-        distillation: Share of the loss that is the divergence from the original's outputs, 0 to 1.
-        temperature: Softens both sides of that divergence (Hinton et al., 2015).
+        distillation: Share of the loss that is how far the outputs are from the original's, as the task compares them, 0 to 1.
+        temperature: Softens class probabilities that are compared (Hinton et al., 2015).
 
     Raises:
         DataError: A setting is out of range.
@@ -43,7 +41,6 @@ class FineTune:
     learning_rate: float = 0.01
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    label_smoothing: float = 0.0
     distillation: float = 0.5
     temperature: float = 4.0
 
@@ -51,7 +48,7 @@ class FineTune:
         """Check the settings."""
         check(self, DataError, {
             "epochs": (0, math.inf), "learning_rate": (0, math.inf), "momentum": (0, 1), "weight_decay": (0, math.inf),
-            "label_smoothing": (0, 1), "distillation": (0, 1), "temperature": (1e-6, math.inf),
+            "distillation": (0, 1), "temperature": (1e-6, math.inf),
         })  # fmt: skip
 
     def to_dict(self) -> dict[str, object]:
@@ -63,7 +60,7 @@ def train(
     model: nn.Module,
     batches: Batches,
     settings: FineTune,
-    teacher: nn.Module | None = None,
+    teacher: fx.GraphModule | None = None,
     checkpoint: Path | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -71,14 +68,14 @@ def train(
     """Train `model` in place.
 
     Args:
-        model: Returns logits. Parameters that ask for no gradient stay as they are; where none asks, all are trained.
-        batches: `(inputs, labels)`, iterated once per epoch. The global generators and the loader's own are seeded before
-            every epoch, so that a shuffling loader gives the same order again after a restart.
+        model: The network. Parameters that ask for no gradient stay as they are; where none asks, all are trained.
+        batches: `Samples`, or pairs `(inputs, labels)` of a classifier; iterated once per epoch. The global generators and the
+            loader's own are seeded before every epoch, so that a shuffling loader gives the same order again after a restart.
         settings: The settings.
         teacher: The original, for distillation; ignored where its share is 0.
         checkpoint: Written after every epoch; if it is there already, training goes on from it.
         seed: Of the epochs' order and of dropout.
-        progress: Where to say loss and accuracy.
+        progress: Where to say the loss.
 
     Raises:
         DataError: There is no data, the loss is not finite, or the checkpoint is of another network.
@@ -107,34 +104,33 @@ def _epoch(
     batches: Batches,
     optimizer: torch.optim.SGD,
     settings: FineTune,
-    teacher: nn.Module | None,
+    teacher: fx.GraphModule | None,
     epoch: int,
     total: int | None,
     progress: Progress | None,
 ) -> None:
     device = device_of(model)
-    loss_sum = correct = count = 0.0
-    for k, (x, y) in enumerate(labelled(batches, "fine-tuning")):
-        x = x.to(device)
+    loss_sum = count = 0.0
+    for sample in samples_of(batches).read("fine-tuning"):
+        sample, k = sample.to(device), sample.number
         done = epoch + (k / total if total else 0.0)
         for group in optimizer.param_groups:
             group["lr"] = rate_at(done, settings)
-        output = model(x)
-        check_labels(y, output, k)
-        y = y.to(device)
-        loss = _loss(output, y, x, teacher, settings)
-        if not torch.isfinite(loss):
+        try:
+            loss = _loss(model, sample, teacher, settings)
+        except DataError as error:
+            if "not finite" not in str(error):
+                raise
             raise DataError(
                 f"fine-tuning: the loss of batch {k} in epoch {epoch + 1} is not finite; lower the learning rate or check the data"
-            )
+            ) from error
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         optimizer.step()
-        loss_sum += float(loss.detach()) * len(y)
-        correct += float((output.detach().argmax(1) == y).sum())
-        count += len(y)
+        loss_sum += float(loss.detach()) * sample.count
+        count += sample.count
         if progress:
-            text = f"epoch {epoch + 1}/{settings.epochs}  loss {loss_sum / count:.3f}  accuracy {100 * correct / count:.2f} %"
+            text = f"epoch {epoch + 1}/{settings.epochs}  loss {loss_sum / count:.3f}"
             progress.tick(epoch * (total or 0) + k + 1, settings.epochs * total if total else None, text)
     if not count:
         raise DataError("fine-tuning: the training data is empty")
@@ -147,16 +143,23 @@ def rate_at(epoch: float, settings: FineTune) -> float:
     return settings.learning_rate * max(warm_up, 0.05) * cosine
 
 
-def _loss(output: Tensor, y: Tensor, x: Tensor, teacher: nn.Module | None, settings: FineTune) -> Tensor:
-    loss = F.cross_entropy(output, y, label_smoothing=settings.label_smoothing)
+def _loss(model: nn.Module, sample: Sample, teacher: fx.GraphModule | None, settings: FineTune) -> Tensor:
+    outputs = sample.outputs(model)
+    loss = sample.loss(outputs)
     if teacher is None or settings.distillation == 0:
         return loss
     with torch.no_grad(), eval_mode(teacher):
-        wanted = teacher(x)
-    t = settings.temperature
-    divergence = F.kl_div(F.log_softmax(output / t, 1), F.log_softmax(wanted / t, 1), reduction="batchmean", log_target=True)
-    # t^2 keeps the gradients of both parts on one scale (section 2.1 of Hinton et al.)
-    return (1 - settings.distillation) * loss + settings.distillation * t * t * divergence
+        wanted = sample.outputs(teacher)
+    distance, scale = _softened(sample.task.distance(teacher), settings.temperature)
+    apart = mean_of(distance.terms(distance.kept(outputs), distance.kept(wanted))).to(loss.dtype)
+    return (1 - settings.distillation) * loss + settings.distillation * scale * apart
+
+
+def _softened(distance: Distance, temperature: float) -> tuple[Distance, float]:
+    """Of class probabilities at a temperature t, with t² to keep the gradients of both parts on one scale (Hinton et al., 2.1)."""
+    if isinstance(distance, ClassDivergence):
+        return ClassDivergence(temperature), temperature**2
+    return distance, 1.0
 
 
 def _optimizer(model: nn.Module, settings: FineTune) -> torch.optim.SGD:

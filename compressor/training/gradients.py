@@ -1,25 +1,24 @@
-"""Gradients of the loss at the trained weights, for criteria and searches that need them."""
+"""Gradients of the task's loss at the trained weights, for criteria and searches that need them."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compressor.errors import DataError
 from compressor.passes.tracing.modes import eval_mode
 from compressor.passes.tracing.trace import DYNAMIC, device_of
-from compressor.training.evaluate import check_labels
+from compressor.tasks.samples import Batches, samples_of
 from compressor.values.progress import Progress
 
 
-def mean_gradients(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]] | None, limit: int = 20) -> dict[str, Tensor]:
-    """Mean gradient of the cross-entropy over some batches, in eval mode (norms use their running statistics).
+def mean_gradients(model: nn.Module, batches: Batches | None, limit: int = 20) -> dict[str, Tensor]:
+    """Mean gradient of the loss over some batches, in eval mode (norms use their running statistics).
 
     Args:
         model: The model; left as it was.
-        batches: `(inputs, labels)`.
+        batches: `Samples`; or pairs `(inputs, labels)` of a classifier.
         limit: How many batches at most.
 
     Returns:
@@ -43,14 +42,12 @@ def mean_gradients(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]] | 
     return {name: total / count for name, total in totals.items()}
 
 
-def squared_gradients(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], images: int, progress: Progress | None = None
-) -> dict[str, Tensor]:
-    """Square of the mean gradient of the cross-entropy for every element of every parameter, in eval mode.
+def squared_gradients(model: nn.Module, batches: Batches, images: int, progress: Progress | None = None) -> dict[str, Tensor]:
+    """Square of the mean gradient of the loss for every element of every parameter, in eval mode.
 
     Args:
         model: The model; left as it was.
-        batches: `(inputs, labels)`.
+        batches: `Samples`; or pairs `(inputs, labels)` of a classifier.
         images: How many images are read at most.
         progress: Where to say how far it is.
 
@@ -75,26 +72,21 @@ def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return dict(model.named_parameters())
 
 
-def _batch_by_batch(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], images: int | None = None
-) -> Iterator[tuple[int, dict[str, Tensor]]]:
+def _batch_by_batch(model: nn.Module, batches: Batches, images: int | None = None) -> Iterator[tuple[int, dict[str, Tensor]]]:
     """Images and gradients of batch after batch, in eval mode, until so many images have been seen."""
     parameters, whole = _parameters(model), not getattr(model, "meta", {}).get(DYNAMIC, True)
     frozen = [p for p in parameters.values() if not p.requires_grad]
     device = device_of(model)
     seen = 0
     with eval_mode(model), torch.enable_grad(), _thawed(frozen):
-        for k, (x, y) in enumerate(batches):
+        for sample in samples_of(batches).read("gradients"):
             if images is not None and not whole:  # some networks take batches of one size alone
-                x, y = x[: images - seen], y[: images - seen]
-            output = model(x.to(device))
-            check_labels(y, output, k)
-            loss = F.cross_entropy(output, y.to(device))
-            if not torch.isfinite(loss):
-                raise DataError(f"the loss of batch {k} is not finite; check the data and the weights")
+                sample = sample.first(images - seen)
+            sample = sample.to(device)
+            loss = sample.loss(sample.outputs(model))
             found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-            yield len(y), {name: g for name, g in zip(parameters, found, strict=True) if g is not None}
-            seen += len(y)
+            yield sample.count, {name: g for name, g in zip(parameters, found, strict=True) if g is not None}
+            seen += sample.count
             if images is not None and seen >= images:
                 break
 

@@ -20,9 +20,10 @@ from compressor.passes.channels.search_space import BranchAxis
 from compressor.passes.fitting.compensated_ranking import Ranking
 from compressor.passes.fitting.fit_layers import fit_side_by_side
 from compressor.passes.fitting.jobs import jobs_behind, jobs_of
-from compressor.passes.fitting.losses import Curve, divergence, log_probabilities
+from compressor.passes.fitting.losses import Curve
 from compressor.passes.fitting.settings import Compensation
 from compressor.passes.statistics.calibration import Calibration
+from compressor.passes.statistics.distances import Distance, default_distance, distance_between
 from compressor.passes.statistics.original_outputs import Remembered
 from compressor.passes.statistics.partial_run import Prefix, Shelf
 from compressor.passes.tracing.modes import full_float32
@@ -41,6 +42,7 @@ def branch_curves(
     settings: Compensation,
     probes: int = 256,
     seed: int = 0,
+    distance: Distance | None = None,
 ) -> dict[str, Curve]:
     """Loss and sensitivity of every branch.
 
@@ -51,6 +53,7 @@ def branch_curves(
         settings: Of compensation: images, positions and memory.
         probes: How many these are.
         seed: Of the sampled positions.
+        distance: How the network's outputs are compared; by what they look like if None.
 
     Returns:
         Name of each axis -> its curve: the loss without the branch, and none with it.
@@ -59,20 +62,24 @@ def branch_curves(
         return {}
     seen = calibration.after(max(calibration.images - probes, calibration.images // 2))
     settings = replace(settings, images=min(settings.images, _IMAGES), positions=min(settings.positions, _POSITIONS), ridge=_RIDGE)
-    probe = _Probe(channels, calibration.first(min(settings.images, calibration.images - seen.images)), seen, settings, seed)
+    used = calibration.first(min(settings.images, calibration.images - seen.images))
+    probe = _Probe(channels, used, seen, settings, seed, distance or default_distance(channels.graph))
     return {axis.name: probe(axis.branch) for axis in axes}
 
 
 class _Probe:
     """Removes one branch at a time, in the order of the graph."""
 
-    def __init__(self, channels: ChannelGraph, used: Calibration, seen: Calibration, settings: Compensation, seed: int) -> None:
+    def __init__(
+        self, channels: ChannelGraph, used: Calibration, seen: Calibration, settings: Compensation, seed: int, distance: Distance
+    ) -> None:
+        self._distance = distance
         self._channels, self._used, self._seen, self._settings, self._seed = channels, used, seen, settings, seed
         self._place = {node.name: k for k, node in enumerate(channels.graph.graph.nodes)}
         with full_float32():
             self._shown = Remembered(channels, used, settings.positions, seed, settings.memory_mb)
             self._fitted, self._watched = self._begin(used), self._begin(seen)
-            self._outputs = [log_probabilities(output) for output in self._begin(seen).finish()]
+            self._outputs = [distance.kept(output) for output in self._begin(seen).finish()]
 
     def _begin(self, images: Calibration) -> Prefix:
         return Prefix(self._channels.graph, images, Shelf(self._settings.memory_mb << 20))
@@ -90,7 +97,8 @@ class _Probe:
             fit_side_by_side(self._channels, graph, jobs[:_REPAIRED], images, settings, self._seed, self._shown, own)
             watched = self._forked("_watched", self._seen, start, graph)
             loss = self._error(branch, watched)
-            found = divergence(self._outputs, [log_probabilities(output) for output in watched.finish()])
+            outputs = [self._distance.kept(output) for output in watched.finish()]
+            found = distance_between(self._distance, self._outputs, outputs)
         ranking = Ranking(np.zeros(1, dtype=np.int64), np.array([loss, 0.0]))
         return Curve(ranking, found / max(loss, 1e-12))
 

@@ -2,7 +2,7 @@
 
 The loss of a layer is counted behind its batch norm, where an error of each output has its weight, and summed over the layers that
 read the group. To compare groups, a probe narrows each one alone, repairs its readers, and looks at what that does to
-the network's outputs: the divergence per unit of loss is the group's *sensitivity*.
+the network's outputs: their distance from the original's per unit of loss is the group's *sensitivity*.
 """
 
 import logging
@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, fx
+from torch import fx
 
 from compressor.passes.channels.analyze import ChannelGraph
 from compressor.passes.channels.readers import Reader, affine, beyond_repair, columns_of, readers_of
@@ -25,15 +24,14 @@ from compressor.passes.labels.groups import ChannelGroup
 from compressor.passes.layers.product import Product
 from compressor.passes.statistics.calibration import Calibration
 from compressor.passes.statistics.collect import Statistics, collect, matrix_bytes
+from compressor.passes.statistics.distances import Distance, default_distance, distance_between
 from compressor.passes.statistics.partial_run import Prefix, Shelf
 from compressor.passes.tracing.shapes import shapes_of
-from compressor.passes.tracing.trace import outputs_of
 from compressor.passes.transforms.remove_channels import RemoveChannels
 from compressor.values.plan import Plan
 
 logger = logging.getLogger(__name__)
 
-_TEMPERATURE = 4.0  # softens the outputs that are compared: without it a few images near a boundary decide everything
 PROBE = 0.15  # of the loss that a group can cause: what a probe takes away, enough to be seen and small enough to be a slope
 
 
@@ -43,7 +41,7 @@ class Curve:
 
     Attributes:
         ranking: Order and loss.
-        sensitivity: `divergence` of the outputs per unit of loss; 1 where nothing was probed.
+        sensitivity: Distance of the outputs from the original's per unit of loss; 1 where nothing was probed.
     """
 
     ranking: Ranking
@@ -74,6 +72,7 @@ def loss_curves(
     settings: Compensation,
     probes: int = 256,
     seed: int = 0,
+    distance: Distance | None = None,
     norms: bool = True,
 ) -> dict[str, Curve]:
     """Rank every free group whose readers can be compensated.
@@ -84,6 +83,7 @@ def loss_curves(
         settings: Of compensation: images, positions, ridge and memory.
         probes: Images that sensitivities are measured on; 0 for none.
         seed: Of the sampled positions.
+        distance: How the network's outputs are compared; by what they look like if None.
         norms: Whether errors are counted behind the batch norm of a layer.
 
     Raises:
@@ -93,7 +93,8 @@ def loss_curves(
     for name, reason in left.items():
         logger.info("loss curves: group %s is left alone: %s", name, reason)
     by_name = {group.name: group for group in channels.groups}
-    probe = _Probe(channels, calibration.first(probes), settings) if probes else None
+    own = distance or default_distance(channels.graph)
+    probe = _Probe(channels, calibration.first(probes), settings, own) if probes else None
     curves = {}
     for name, statistics in statistics_by_group(channels, readers, calibration, settings, seed):
         group = by_name[name]
@@ -163,19 +164,21 @@ class Divergences:
         graph: The network as it is.
         calibration: Images.
         memory_mb: For activations before they go to files.
+        distance: How outputs are compared.
     """
 
-    def __init__(self, graph: fx.GraphModule, calibration: Calibration, memory_mb: int) -> None:
-        self._graph, self._calibration, self._memory = graph, calibration, memory_mb << 20
+    def __init__(self, graph: fx.GraphModule, calibration: Calibration, memory_mb: int, distance: Distance) -> None:
+        self._graph, self._calibration, self._memory, self._distance = graph, calibration, memory_mb << 20, distance
         self._prefix = Prefix(graph, calibration, Shelf(self._memory))
-        self._outputs = [log_probabilities(output) for output in self._prefix.fork().finish()]
+        self._outputs = [distance.kept(output) for output in self._prefix.fork().finish()]
 
     def __call__(self, changed: fx.GraphModule, first: str) -> float:
         """Divergence of a network's outputs, of which `first` is the first node that gives something else."""
         if self._prefix.passed(first):
             self._prefix = Prefix(self._graph, self._calibration, Shelf(self._memory))
         self._prefix.before(first)
-        return divergence(self._outputs, [log_probabilities(output) for output in self._prefix.fork(changed).finish()])
+        found = [self._distance.kept(output) for output in self._prefix.fork(changed).finish()]
+        return distance_between(self._distance, self._outputs, found)
 
 
 def sensitivity(found: float, loss: float, largest: float) -> float:
@@ -186,9 +189,9 @@ def sensitivity(found: float, loss: float, largest: float) -> float:
 class _Probe:
     """Measures sensitivities, one group after the other in the order of the graph."""
 
-    def __init__(self, channels: ChannelGraph, calibration: Calibration, settings: Compensation) -> None:
+    def __init__(self, channels: ChannelGraph, calibration: Calibration, settings: Compensation, distance: Distance) -> None:
         self._channels, self._settings = channels, settings
-        self._divergence = Divergences(channels.graph, calibration, settings.memory_mb)
+        self._divergence = Divergences(channels.graph, calibration, settings.memory_mb, distance)
 
     def __call__(self, group: ChannelGroup, ranking: Ranking, statistics: Mapping[str, Statistics]) -> float:
         legal = np.arange(group.narrowest, group.size, group.granularity)
@@ -211,14 +214,3 @@ def _first_changed(graph: fx.GraphModule, narrowed: fx.GraphModule) -> str:
         if before.op != "get_attr" and shapes_of(before) != shapes_of(after):
             return str(before.name)
     return str(before.name)
-
-
-def log_probabilities(output: object) -> Tensor:
-    """Softened log-probabilities (N, classes, …) of a network's first output."""
-    return F.log_softmax(outputs_of(output)[0].double() / _TEMPERATURE, dim=1)
-
-
-def divergence(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
-    """Mean Kullback-Leibler divergence, in nats, between softened log-probabilities (N, classes, …)."""
-    total = sum(float((p.exp() * (p - q)).sum()) for p, q in zip(expected, found, strict=True))
-    return total / sum(p.numel() // p.shape[1] for p in expected)

@@ -23,6 +23,7 @@ from compressor.passes.layers.factorizable import sizes_of
 from compressor.passes.layers.product import Product
 from compressor.passes.statistics.calibration import Calibration
 from compressor.passes.statistics.collect import Statistics
+from compressor.passes.statistics.distances import Distance, default_distance
 from compressor.passes.tracing.trace import quiet_deepcopy
 from compressor.values.plan import Factorization
 
@@ -34,6 +35,7 @@ def rank_curves(
     settings: Compensation,
     probes: int = 256,
     seed: int = 0,
+    distance: Distance | None = None,
 ) -> dict[str, Curve]:
     """Loss and sensitivity of the ranks of layers.
 
@@ -44,13 +46,15 @@ def rank_curves(
         settings: Of compensation: images, positions and memory.
         probes: Images that sensitivities are measured on; 0 for none.
         seed: Of the sampled positions.
+        distance: How the network's outputs are compared; by what they look like if None.
 
     Returns:
         Name of each axis whose layer is called once -> its curve.
     """
     readers = {reader.layer: reader for reader in readers_of(channels).values()}
     known = {axis.name: (axis, readers[axis.layer]) for axis in axes if axis.layer in readers}
-    probe = _Probe(channels, calibration.first(probes), settings) if probes and known else None
+    by = distance or default_distance(channels.graph)
+    probe = _Probe(channels, calibration.first(probes), settings, by) if probes and known else None
     asked = {name: [reader] for name, (_, reader) in known.items()}
     curves = {}
     for name, statistics in statistics_by_group(channels, asked, calibration, settings, seed):
@@ -78,9 +82,9 @@ def _energies(product: Product, statistics: Statistics, scale: torch.Tensor) -> 
 class _Probe:
     """Measures sensitivities: one layer of a lower rank at a time, in the order of the graph."""
 
-    def __init__(self, channels: ChannelGraph, calibration: Calibration, settings: Compensation) -> None:
+    def __init__(self, channels: ChannelGraph, calibration: Calibration, settings: Compensation, distance: Distance) -> None:
         self._graph = channels.graph
-        self._divergence = Divergences(channels.graph, calibration, settings.memory_mb)
+        self._divergence = Divergences(channels.graph, calibration, settings.memory_mb, distance)
 
     def __call__(self, axis: RankAxis, reader: Reader, statistics: Statistics, loss: np.ndarray) -> float:
         """Divergence of the outputs per unit of loss."""

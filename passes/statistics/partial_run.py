@@ -124,7 +124,7 @@ class Prefix:
         self._run(len(self._nodes) - 1)
         output = self._nodes[-1]
         for environment in self._environments:
-            yield fx.node.map_arg(output.args[0], environment.__getitem__)
+            yield output.graph.process_outputs(fx.node.map_arg(output.args[0], environment.__getitem__))
 
     def value(self, name: str, batch: int) -> Any:
         """What a node gave for a batch; it must have run, and something that has not run must still read it."""

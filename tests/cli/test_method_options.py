@@ -32,7 +32,7 @@ def test_options_and_settings_reach_their_fields():
     )
     assert found == LeGR(40, Fitness("train", steps=20, learning_rate=1.0), probes=64)
     found = method_of("aacp", {**NOTHING, "trials": 40}, ["fitness.holdout=500"], published=True)
-    assert found == replace(AACP.published(40), fitness=Fitness("recalibrate", "accuracy", holdout=500))
+    assert found == replace(AACP.published(40), fitness=Fitness("recalibrate", "metric", holdout=500))
     assert method_of("aacp", {**NOTHING, "steps": "align"}) == AACP(steps="align")
     assert method_of("legr", NOTHING, ["compensation=none", "population=none"]) == LeGR(compensation=None)
     assert method_of("cc", {**NOTHING, "units": "ranks"}, ["gamma=0.5"], published=True) == replace(

@@ -44,7 +44,7 @@ def repaired(problem, plan, settings=SMALL):
 
 
 def share(problem, graph):
-    return evaluate(graph, problem.validate).percent / 100
+    return evaluate(graph, problem.validate).value / 100
 
 
 @pytest.mark.parametrize("weights", [*POWERS, "the best"])
@@ -112,7 +112,7 @@ def test_the_walk_to_a_floor_goes_farther_than_the_published_search(problem):
 
 def test_down_to_a_floor_too_sequences_have_to_be_faster_where_that_is_asked(problem):
     stairs = replace(problem, limits={}, target=Target("fake", align=1, options={"step": 16, "noise": 0.001}))
-    method = CaP(0.85, "channels+ranks", accept=True, compensation=SMALL, probes=60)
+    method = CaP(0.85, "ranks", accept=True, compensation=SMALL, probes=60)
     careless, found = (own.plan(stairs) for own in (replace(method, accept=False), method))
     slow = refused(stairs, careless, accept=True)
     assert slow
@@ -127,7 +127,7 @@ def test_masked_in_the_search_is_removed_in_the_network(problem):
     holdout = Holdout.of(problem.channels, problem.validate, 400)
     network = Masked(problem.channels, names, problem.calibration, holdout, settings, problem.seed)
     for name in network.order:
-        PublishedCaP(steps=3)._decide(problem, network, name, 0.5)
+        PublishedCaP(steps=3)._decide(problem, network, name, lambda value: value >= 50)
     graph = repaired(problem, network.plan, settings)
     with torch.no_grad():
         x = problem.validate[0][0]
@@ -168,8 +168,9 @@ WRONG = {
     ),
     "no images": ({"calibration": None}, CaP(), DataError, "pass calibrate"),
     "no images, published": ({"calibration": None}, CaP.published(), DataError, "CaP needs images"),
-    "no hold-out": ({"validate": []}, CaP(floor=0.9), DataError, "labelled images of a hold-out"),
-    "a floor above the original": ({}, CaP(floor=1.0), BudgetError, "the original itself is right on"),
+    "no hold-out": ({"validate": []}, CaP(floor=0.9), DataError, "looked at on a hold-out"),
+    "a floor above the original": ({}, CaP(floor=1.0), BudgetError, "the original itself has"),
+    "a floor in percent": ({"limits": {}}, CaP(floor=85, compensation=SMALL, probes=60), DataError, "write 0.85 for 85 %"),
     "a floor that the budget does not allow": (
         {"limits": {"macs": 1e5}}, PublishedCaP(0.96, steps=1), BudgetError, "cannot be met with 0.96",
     ),
@@ -185,7 +186,7 @@ def test_what_cannot_be_done_is_told(problem, case):
 
 @pytest.mark.parametrize(
     ("kind", "name", "value"),
-    [(CaP, "floor", 92), (CaP, "space", "all"), (CaP, "probes", 0), (PublishedCaP, "steps", 0), (PublishedCaP, "most", 2)],
+    [(CaP, "floor", 0), (CaP, "space", "all"), (CaP, "probes", 0), (PublishedCaP, "steps", 0), (PublishedCaP, "most", 2)],
 )
 def test_settings_out_of_range_are_refused(kind, name, value):
     with pytest.raises(BudgetError, match=name):
@@ -206,7 +207,7 @@ def test_compress_with_a_floor_needs_no_budget_and_goes_on_after_a_kill(net, dig
 
     whole = run(tmp_path / "whole")
     assert [step.name for step in whole.steps] == ["original", "channels removed", "compensated"]
-    assert whole.steps[-1].accuracy >= 88
+    assert whole.steps[-1].metric >= 88
     assert whole.repairs
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
@@ -225,8 +226,8 @@ def test_compress_without_any_label_tells_the_agreement_with_the_original(net, d
         net, (torch.zeros(1, 1, 8, 8),), calibrate=digits["train"][0].split(50), budget=Budget(macs=0.6),
         target=Target("fake", align=2), method=CaP(compensation=SMALL, probes=60), out=tmp_path / "run",
     )  # fmt: skip
-    assert result.steps[0].accuracy == 100.0
-    assert result.steps[-1].accuracy > result.steps[1].accuracy
+    assert result.steps[0].metric == 100.0
+    assert result.steps[-1].metric > result.steps[1].metric
     assert "agreement %" in result.summary()
     assert "agreement with the original" in (tmp_path / "run" / "report.html").read_text()
     assert "Compensation" in (tmp_path / "run" / "report.html").read_text()

@@ -293,7 +293,7 @@ def test_compress_with_ranks_goes_the_whole_way(net, digits, tmp_path):
     assert sum(by_layer.values()) == result.steps[-1].macs
     resumed = compressor.compress(net, (torch.zeros(2, 1, 8, 8),), **arguments)
     assert resumed.plan == result.plan
-    assert [s.accuracy for s in resumed.steps] == [s.accuracy for s in result.steps]
+    assert [s.metric for s in resumed.steps] == [s.metric for s in result.steps]
 
 
 def test_a_piece_is_the_layer_at_other_widths(problem):

@@ -134,7 +134,7 @@ def test_interrupted_anywhere_and_started_again_equals_uninterrupted(whole, tmp_
         result = run(out)
         assert result.plan == whole.plan
         assert digest_of_tensors(result.graph.state_dict()) == expected, at
-        assert [step.accuracy for step in result.steps] == [step.accuracy for step in whole.steps]
+        assert [step.metric for step in result.steps] == [step.metric for step in whole.steps]
 
 
 def test_a_fine_tune_that_loses_accuracy_is_not_kept(tmp_path):
@@ -147,7 +147,7 @@ def test_a_fine_tune_that_loses_accuracy_is_not_kept(tmp_path):
     result = run(tmp_path / f"at-{at}", model, limit, finetune=SPOILING)  # killed after training, before it was judged
     names = [step.name for step in result.steps]
     assert names == ["original", "channels removed", "compensated", "fine-tuned", "compensated, kept"]
-    assert result.steps[3].accuracy < result.steps[2].accuracy == result.steps[4].accuracy
+    assert result.steps[3].metric < result.steps[2].metric == result.steps[4].metric
     assert "compensated, kept" in result.summary()
     expected = digest_of_tensors(plain.graph.state_dict())
     for folder in (f"at-{at}", "whole"):

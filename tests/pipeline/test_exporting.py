@@ -33,7 +33,7 @@ def test_an_onnx_engine_comes_with_its_manifest_and_loads(graph, data, tmp_path,
     assert manifest == Manifest.read(found.path)
     assert manifest.form == form
     assert manifest.parity < {"onnx": 1e-4, "onnx-fp16": 1e-2, "onnx-int8": 0.2}[form]
-    assert manifest.accuracy == pytest.approx(evaluate(graph, data).percent, abs=5)  # INT8 may flip a few of 64
+    assert manifest.accuracy == pytest.approx(evaluate(graph, data).value, abs=5)  # INT8 may flip a few of 64
     assert manifest.latency["median"] == pytest.approx(found.measurement.median_ms)
     assert manifest.versions["onnxruntime"]
     assert "trtexec --onnx=" in found.commands[0]

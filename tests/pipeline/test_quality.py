@@ -22,7 +22,7 @@ def attempts(whole, lost):  # noqa: F811
         asked.append(k)
         if lost[k] is None:
             return None
-        last = replace(whole.steps[-1], accuracy=whole.steps[0].accuracy - lost[k])
+        last = replace(whole.steps[-1], metric=whole.steps[0].metric - lost[k])
         faster = replace(whole.compressed, times_ms=tuple(ms * 0.9**k for ms in whole.compressed.times_ms))
         return replace(whole, steps=(*whole.steps[:-1], last), compressed=faster)
 
@@ -34,7 +34,7 @@ def attempts(whole, lost):  # noqa: F811
 ])  # fmt: skip
 def test_the_fastest_within_the_drop_is_found_in_few_networks(whole, lost, drop, found):  # noqa: F811
     attempt, asked = attempts(whole, lost)
-    chosen, made = fastest_within(drop, whole.steps[0].accuracy, len(lost), attempt)
+    chosen, made = fastest_within(drop, whole.steps[0].metric, len(lost), attempt)
     assert chosen.budget["drop"] == (pytest.approx(lost[found]), drop)
     assert chosen.met
     assert len(asked) == len(set(asked)) <= 3
@@ -44,9 +44,9 @@ def test_the_fastest_within_the_drop_is_found_in_few_networks(whole, lost, drop,
 def test_a_drop_that_no_network_keeps_says_what_the_nearest_loses(whole):  # noqa: F811
     attempt, _ = attempts(whole, [2.5, 3, 4])
     with pytest.raises(BudgetError, match=r"loses at most 1 points; the nearest, at 0\.\d+ of the latency, loses 2\.50"):
-        fastest_within(1, whole.steps[0].accuracy, 3, attempt)
+        fastest_within(1, whole.steps[0].metric, 3, attempt)
     with pytest.raises(BudgetError, match=r"loses at most 1 points$"):
-        fastest_within(1, whole.steps[0].accuracy, 3, lambda k: None)
+        fastest_within(1, whole.steps[0].metric, 3, lambda k: None)
 
 
 def test_a_drop_is_kept_and_the_run_goes_on(tmp_path):
@@ -54,7 +54,7 @@ def test_a_drop_is_kept_and_the_run_goes_on(tmp_path):
     result = run(tmp_path / "run", **arguments)
     lost, allowed = result.budget["drop"]
     assert allowed == 40.0
-    assert lost == pytest.approx(result.steps[0].accuracy - result.steps[-1].accuracy)
+    assert lost == pytest.approx(result.steps[0].metric - result.steps[-1].metric)
     assert result.met == (lost <= 40.0)
     assert result.met
     assert set(result.budget) == {"drop"}, "latencies asked for on the way are no bounds of the user's"

@@ -32,9 +32,9 @@ def case(net, digits):  # noqa: F811
 
 def test_without_a_repair_it_is_the_pruned_networks_own(case):
     channels, plan, _, holdout, _ = case
-    worth = Judge(channels, Fitness("none", holdout=10**6), holdout, None)(plan)
+    worth = Judge(channels, Fitness("none", "metric", holdout=10**6), holdout, None)(plan)
     graph = compressor.apply(plan, channels.graph).eval()
-    assert worth.accuracy == pytest.approx(evaluate(graph, holdout).percent)
+    assert worth.metric == pytest.approx(evaluate(graph, holdout).value)
     with torch.no_grad():
         loss = sum(float(F.cross_entropy(graph(x), y, reduction="sum")) for x, y in holdout) / sum(len(y) for _, y in holdout)
     assert worth.loss == pytest.approx(loss, rel=1e-4)
@@ -43,10 +43,10 @@ def test_without_a_repair_it_is_the_pruned_networks_own(case):
 
 def test_recalibration_is_that_of_the_whole_product(case):
     channels, plan, calibration, holdout, _ = case
-    worth = Judge(channels, Fitness("recalibrate", holdout=10**6), holdout, calibration)(plan)
+    worth = Judge(channels, Fitness("recalibrate", "metric", holdout=10**6), holdout, calibration)(plan)
     graph = compressor.apply(plan, channels.graph).eval()
     recalibrate(graph, [(b[0], b[0]) for b in calibration.batches])
-    assert worth.accuracy == pytest.approx(evaluate(graph, holdout).percent, abs=0.3)  # another memory layout, other roundings
+    assert worth.metric == pytest.approx(evaluate(graph, holdout).value, abs=0.3)  # another memory layout, other roundings
     assert worth.images == 900
 
 
@@ -70,7 +70,7 @@ def test_the_same_candidate_is_worth_the_same_and_the_original_stays_as_it_is(ca
     before = {name: tensor.clone() for name, tensor in channels.graph.state_dict().items()}
     judge = Judge(channels, Fitness(repair, steps=5), holdout, calibration, train)
     one, other = judge(plan), judge(plan)
-    assert (one.loss, one.accuracy, one.images) == (other.loss, other.accuracy, other.images)
+    assert (one.loss, one.metric, one.images) == (other.loss, other.metric, other.images)
     assert all(torch.equal(before[name], tensor) for name, tensor in channels.graph.state_dict().items())
 
 

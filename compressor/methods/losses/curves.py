@@ -42,11 +42,12 @@ def curves_of(problem: Problem, images: Calibration, settings: Compensation, pro
     Raises:
         DataError: The features are not finite.
     """
+    distance = problem.distance_of_outputs
     channels, axes, depth = problem.channels, ranks_of(problem.channels), depth_of(problem.channels)
     seen = digest_of_tensors({f"{k}.{n}": x for k, batch in enumerate(images.batches) for n, x in enumerate(batch)})
     weights = digest_of_tensors(channels.graph.state_dict())
     key = digest_of([channels.digest, weights, settings.to_dict(), probes, problem.seed, seen])[:12]
-    about = (images, settings, probes, problem.seed)
+    about = (images, settings, probes, problem.seed, distance)
 
     def known(what: str, stage: str, work: Callable[[], Mapping[str, Curve]]) -> dict[str, Curve]:
         problem.progress.stage(stage)

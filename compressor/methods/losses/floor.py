@@ -1,38 +1,41 @@
-"""Down a walk to an accuracy: the last network whose repaired accuracy on the hold-out holds a floor."""
+"""Down a walk to a floor: the last network whose metric on the hold-out holds it once the network is repaired."""
 
 from compressor.errors import BudgetError
 from compressor.methods.base import Problem
 from compressor.methods.losses.allocation import Allocation, Weighting
 from compressor.search.fitness import Judge
+from compressor.tasks.metric import Metric
 from compressor.values.plan import Plan
 
 
-def last_above(problem: Problem, allocation: Allocation, weighting: Weighting, judge: Judge, floor: float) -> Plan:
-    """The narrowest network found, by bisection, that is right on a share of the hold-out.
+def last_above(problem: Problem, allocation: Allocation, weighting: Weighting, judge: Judge, metric: Metric, floor: float) -> Plan:
+    """The narrowest network found, by bisection, that is good enough.
 
     Args:
         problem: The network.
         allocation: By loss curves.
         weighting: Whose walk is gone down.
-        judge: Repairs a candidate and looks at the hold-out.
-        floor: The share, 0 to 1.
+        judge: Repairs a candidate and looks at the hold-out by the metric.
+        metric: What it looks by.
+        floor: The worst value, as for `CaP`.
 
     Raises:
         BudgetError: The original is not.
     """
     path, whole = allocation.path(weighting), problem.costs(problem.channels.full)["macs"]
+    worst = metric.floor(floor)
 
-    def accuracy(position: int) -> float:
+    def value(position: int) -> float:
         plan = allocation.plan(path[position])
-        found = judge(plan).accuracy / 100
+        found = metric.number(judge(plan).metric)
         share = problem.costs(problem.channels.structure(plan))["macs"] / whole
-        problem.progress.stage(f"{share:.3f} of the MACs: right on {found:.3f} of the hold-out")
+        problem.progress.stage(f"{share:.3f} of the MACs: {metric.name} {metric.text(found)} on the hold-out")
         return found
 
-    if (original := accuracy(0)) < floor:
-        raise BudgetError(f"CaP(floor={floor}): the original itself is right on {original:.3f} of the hold-out")
-    low, high = 0, len(path)  # `low` is right often enough, `high` is not
+    if metric.lost(worst, original := value(0)) > 0:
+        raise BudgetError(f"CaP(floor={floor}): the original itself has {metric.text(original)} on the hold-out")
+    low, high = 0, len(path)  # `low` is good enough, `high` is not
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if accuracy(middle) >= floor else (low, middle)
+        low, high = (middle, high) if metric.lost(worst, value(middle)) <= 0 else (low, middle)
     return allocation.plan(path[low])

@@ -10,10 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from compressor.data.batches import Batches, labelled
-from compressor.errors import DataError
 from compressor.passes.channels.analyze import ChannelGraph
 from compressor.passes.channels.readers import Reader, kept_channels, norm_of
 from compressor.passes.criteria import select
@@ -27,46 +25,58 @@ from compressor.passes.layers.product import Product
 from compressor.passes.statistics.calibration import Calibration
 from compressor.passes.statistics.collect import Statistics
 from compressor.passes.statistics.partial_run import Prefix, Shelf
-from compressor.passes.tracing.trace import outputs_of, quiet_deepcopy
+from compressor.passes.tracing.trace import DYNAMIC, device_of, quiet_deepcopy
+from compressor.tasks.metric import Metric
+from compressor.tasks.samples import Batches, Sample, first_samples
+from compressor.training.evaluate import by_function, counted
 from compressor.values.plan import Plan
 
 
 @dataclass(frozen=True, eq=False)
 class Holdout:
-    """Labelled images that decisions rest on.
+    """Images that decisions rest on, with what they are judged by.
 
     Attributes:
         images: In batches.
-        labels: Of each batch.
+        samples: The same with the rest of each batch.
     """
 
     images: Calibration
-    labels: tuple[Tensor, ...]
+    samples: tuple[Sample, ...]
 
     @classmethod
     def of(cls, channels: ChannelGraph, batches: Batches, images: int) -> "Holdout":
-        """The first so many images with their labels.
+        """The first so many.
 
         Raises:
             DataError: There are none.
         """
-        pairs: list[tuple[Tensor, Tensor]] = []
-        for pair in labelled(batches, "hold-out"):
-            pairs.append(pair)
-            if sum(len(y) for _, y in pairs) >= images:
-                break
-        if not pairs:
-            raise DataError("a floor is an accuracy: pass labelled images of a hold-out as validate=…")
-        inputs = Calibration.read([x for x, _ in pairs], channels.graph, images, least=1)
-        return cls(inputs, tuple(y[: len(own[0])] for (_, y), own in zip(pairs, inputs.batches, strict=True)))
+        found = first_samples(batches, images, not channels.graph.meta[DYNAMIC])
+        inputs = Calibration.read([sample.inputs for sample in found], channels.graph, images, least=1)
+        return cls(inputs, tuple(found))
 
-    def share_right(self, network: Prefix) -> float:
-        """The accuracy of a network, 0 to 1."""
-        right = count = 0
-        for output, labels in zip(network.finish(), self.labels, strict=True):
-            right += int((outputs_of(output)[0].argmax(1).cpu() == labels.cpu()).sum())
-            count += len(labels)
-        return right / count
+    @property
+    def metric(self) -> Metric:
+        """What networks are judged by."""
+        return self.samples[0].task.metric
+
+    def value(self, network: Prefix, graph: fx.GraphModule) -> float:
+        """The metric of a network.
+
+        Args:
+            network: Run as far as it has been.
+            graph: The same network, for a metric that runs it itself.
+        """
+        metric = self.metric
+        if metric.meter is None:
+            return by_function(graph, self.samples)
+        meter = metric.meter()
+        with torch.no_grad():
+            whole = any(sample.around is not None for sample in self.samples)
+            outputs = (own.to(device_of(graph)).outputs(graph) for own in self.samples) if whole else network.finish()
+            for sample, output in zip(self.samples, outputs, strict=True):
+                counted(meter, sample.to(device_of(graph)), output)
+        return metric.number(meter.compute())
 
 
 class Masked:
@@ -76,7 +86,7 @@ class Masked:
         channels: The analysis of the network.
         names: Groups that may be masked.
         calibration: Images for the statistics.
-        holdout: Labelled images.
+        holdout: What it is judged on.
         settings: Of compensation.
         seed: Of the sampled positions.
     """
@@ -128,13 +138,13 @@ class Masked:
             found = solve_on_statistics(self._statistics(name)[reader.node], whole.matrix(), columns, self._settings)
             self._store(reader, columns, found.matrix, found.bias)
 
-    def accuracy(self, name: str) -> float:
-        """Of the network as masked, from the first reader of a group on."""
+    def metric(self, name: str) -> float:
+        """That of the network as masked, from the first reader of a group on."""
         first = self._readers[name][0].node
         if self._judge.passed(first):
             self._judge = Prefix(self.graph, self._holdout.images, self._shelf)
         self._judge.before(first)
-        return self._holdout.share_right(self._judge.fork())
+        return self._holdout.value(self._judge.fork(), self.graph)
 
     def _statistics(self, name: str) -> dict[str, Statistics]:
         while name not in self._known:

@@ -1,14 +1,15 @@
 """`Nearness`: how far plans' repaired networks are from the original, to compare ways to allocate without labels."""
 
 from dataclasses import replace
+from typing import Any
 
-from torch import Tensor, fx
+from torch import fx
 
 from compressor.methods.base import Problem
 from compressor.passes.fitting.compensate import Compensate
-from compressor.passes.fitting.losses import divergence, log_probabilities
 from compressor.passes.fitting.settings import Compensation
 from compressor.passes.statistics.calibration import Calibration
+from compressor.passes.statistics.distances import distance_between
 from compressor.passes.statistics.original_outputs import Remembered
 from compressor.passes.statistics.partial_run import Prefix, Shelf
 from compressor.passes.transforms.factorize_conv import FactorizeConv
@@ -30,6 +31,7 @@ class Nearness:
 
     def __init__(self, problem: Problem, settings: Compensation | None, used: Calibration, spared: Calibration) -> None:
         self._channels, self._seed, self._spared = problem.channels, problem.seed, spared
+        self._distance = problem.distance_of_outputs
         self._settings, self._used, self._original = None, used, None
         if settings is not None:
             images, positions = min(settings.images, _IMAGES), min(settings.positions, _POSITIONS)
@@ -39,13 +41,13 @@ class Nearness:
         self._wanted = self._outputs(self._channels.graph)
 
     def __call__(self, plan: Plan) -> float:
-        """The divergence of the plan's network from the original on the images spared."""
+        """The distance of the plan's network from the original on the images spared."""
         graph = RemoveChannels(plan, self._channels)(self._channels.graph).graph.eval()
         if self._settings is not None:  # which leaves factorized layers plain, with weights that are as good as factorized
             graph = Compensate(self._channels, plan, self._used, self._settings, self._seed, self._original)(graph).graph
         else:
             graph = FactorizeConv(plan.factors)(graph).graph
-        return divergence(self._wanted, self._outputs(graph))
+        return distance_between(self._distance, self._wanted, self._outputs(graph))
 
-    def _outputs(self, graph: fx.GraphModule) -> list[Tensor]:
-        return [log_probabilities(y) for y in Prefix(graph, self._spared, Shelf()).finish()]
+    def _outputs(self, graph: fx.GraphModule) -> list[Any]:
+        return [self._distance.kept(y) for y in Prefix(graph, self._spared, Shelf()).finish()]

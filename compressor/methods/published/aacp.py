@@ -3,7 +3,7 @@
 **The structure vector** C = (c_1 … c_D) says how many channels each group keeps, in steps s_l of an eighth of the group:
 c_l in {s_l, 2 s_l, …}. Residual streams are left alone. Wanted is the C of the highest PSAE within the budgets.
 
-**PSAE**, the accuracy of a structure without training (`Fitness("recalibrate", objective="accuracy")`): each group keeps the
+**PSAE**, the accuracy of a structure without training (`Fitness("recalibrate", objective="metric")`): each group keeps the
 c_l filters with the largest L1 norm; batch norms are reset and recalibrated on training images; the accuracy on a hold-out.
 
 **Improved differential evolution** (`search/samplers/aacp.py`), NP = 10, T = 200 generations, F = 0.5, CR = 0.8, max_stay = 4:
@@ -69,7 +69,7 @@ class PublishedAACP(SearchingMethod):
     name: ClassVar[str] = "aacp"
     of_paper: ClassVar[bool] = True
     trials: int = 2010  # NP + T NP
-    fitness: Fitness = field(default_factory=lambda: Fitness("recalibrate", objective="accuracy"))
+    fitness: Fitness = field(default_factory=lambda: Fitness("recalibrate", objective="metric"))
     sampler: str = "aacp"
     compensation: Compensation | None = None
     population: int = 10

@@ -29,6 +29,8 @@ Where this differs from the released code:
 * K, `most` and the floor, which are not given there, are 5, 0.9 and the caller's; a budget is met by bisecting the floor.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -52,7 +54,8 @@ class PublishedCaP(MethodSettings):
     """The binary structural search.
 
     Attributes:
-        floor: Lowest tolerated share of right answers on the hold-out, 0 to 1; None: the highest by which the budget is met.
+        floor: Worst tolerated metric on the hold-out: of one in percent (accuracy, mIoU) as a share, 0 to 1; None: the highest
+            by which the budget is met.
         steps: Bisection steps per group (K).
         most: The largest share of a group that goes.
         holdout: Images of the hold-out that are looked at.
@@ -72,43 +75,49 @@ class PublishedCaP(MethodSettings):
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        check(self, BudgetError, {"floor": (1e-9, 1), "steps": (1, 20), "most": (0, 1), "holdout": (1, 1e9)})
+        check(self, BudgetError, {"floor": (1e-9, math.inf), "steps": (1, 20), "most": (0, 1), "holdout": (1, 1e9)})
 
     def plan(self, problem: Problem) -> Plan:
         """Decide what stays.
 
         Raises:
-            DataError: There are no calibration images, or no labelled hold-out.
+            DataError: There are no calibration images, or no hold-out.
             BudgetError: The budget or the floor cannot be met; the closest that can is said.
         """
         if problem.calibration is None:
             raise DataError("CaP needs images for its statistics (no labels): pass calibrate=… or train=…")
         holdout = Holdout.of(problem.channels, problem.validate, self.holdout)
-        accuracy = holdout.share_right(Prefix(problem.channels.graph, holdout.images, Shelf()))
+        original = holdout.value(Prefix(problem.channels.graph, holdout.images, Shelf()), problem.channels.graph)
         if self.floor is None:
-            return self._highest_floor(problem, holdout, accuracy)
-        if accuracy < self.floor:
-            raise BudgetError(f"CaP(floor={self.floor}): the original itself is right on {accuracy:.3f} of the hold-out")
-        plan = self.search(problem, holdout, accuracy, self.floor)
+            return self._highest_floor(problem, holdout, original)
+        floor = holdout.metric.floor(self.floor)
+        if holdout.metric.lost(floor, original) > 0:
+            raise BudgetError(f"CaP(floor={self.floor}): the original itself has {holdout.metric.text(original)} on the hold-out")
+        plan = self.search(problem, holdout, original, floor)
         if not meets(problem, plan):
-            raise BudgetError(f"the budget cannot be met with {self.floor} as the lowest accuracy; {closest(problem, plan)}")
+            raise BudgetError(f"the budget cannot be met with {self.floor} as the floor; {closest(problem, plan)}")
         return plan
 
-    def search(self, problem: Problem, holdout: Holdout, accuracy: float, floor: float) -> Plan:
-        """The binary structural search with step constraint."""
+    def search(self, problem: Problem, holdout: Holdout, original: float, floor: float) -> Plan:
+        """The binary structural search with step constraint, between two values of the metric."""
         assert problem.calibration is not None
         lossy = {group.name for group in problem.channels.groups if group.lossy}  # masked there is not removed
         names = [name for name in rankable(problem.channels)[0] if name not in lossy]
         network = Masked(problem.channels, names, problem.calibration, holdout, self.compensation, problem.seed)
-        tolerated, step = accuracy, (accuracy - floor) / max(len(names), 1)
+        tolerated, step = original, (original - floor) / max(len(names), 1)
         for name in network.order:
             tolerated -= step
-            width = self._decide(problem, network, name, tolerated)
+
+            def enough(value: float, tolerated: float = tolerated) -> bool:
+                return holdout.metric.lost(tolerated, value) <= 0
+
+            width = self._decide(problem, network, name, enough)
             size = network.group(name).size
-            problem.progress.stage(f"{name} keeps {width} of {size} (accuracy at least {100 * tolerated:.2f} %)")
+            said = f"{holdout.metric.name} at least {holdout.metric.text(tolerated)}"
+            problem.progress.stage(f"{name} keeps {width} of {size} ({said})")
         return network.plan
 
-    def _decide(self, problem: Problem, network: Masked, name: str, tolerated: float) -> int:
+    def _decide(self, problem: Problem, network: Masked, name: str, enough: Callable[[float], bool]) -> int:
         """Bisect the width of one group; returns it."""
         group, ranking = network.group(name), network.ranking(name)
         legal = [w for w in widths(group, problem.target.align) if w >= group.size * (1 - self.most)]
@@ -119,21 +128,27 @@ class PublishedCaP(MethodSettings):
             width = min((w for w in legal if w >= group.size * (1 - middle)), default=group.size)
             if width not in tried:
                 network.mask(name, ranking, width)
-                tried[width] = network.accuracy(name) >= tolerated
+                tried[width] = enough(network.metric(name))
             low, high = (middle, high) if tried[width] else (low, middle)
             best = min(best, width) if tried[width] else best
         network.mask(name, ranking, best)
         network.done(name)
         return best
 
-    def _highest_floor(self, problem: Problem, holdout: Holdout, accuracy: float) -> Plan:
-        """The plan of the highest floor whose network meets the budget."""
-        low, high = 0.0, accuracy
-        best = self.search(problem, holdout, accuracy, low)
+    def _highest_floor(self, problem: Problem, holdout: Holdout, original: float) -> Plan:
+        """The plan of the highest floor, from nothing to what the original has, whose network meets the budget."""
+
+        def floor(share: float) -> float:
+            if holdout.metric.higher_is_better:
+                return share * original
+            return original / share if share else math.inf
+
+        low, high = 0.0, 1.0
+        best = self.search(problem, holdout, original, floor(low))
         if not meets(problem, best):
             raise BudgetError(f"the budget cannot be met by removing at most {self.most} of each group; {closest(problem, best)}")
         for _ in range(_FLOORS):
             middle = 0.5 * (low + high)
-            plan = self.search(problem, holdout, accuracy, middle)
+            plan = self.search(problem, holdout, original, floor(middle))
             low, high, best = (middle, high, plan) if meets(problem, plan, AIM) else (low, middle, best)
         return best

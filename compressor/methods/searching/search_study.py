@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import numpy as np
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from compressor.data.batches import Batches
 from compressor.errors import BackendError, BudgetError, DataError
 from compressor.methods.base import MethodSettings, Problem, Space
 from compressor.methods.searching.final_plan import row_of
@@ -25,6 +25,7 @@ from compressor.search.fitness import Fitness, Judge, Worth, samples
 from compressor.search.samplers import RIVALS
 from compressor.search.storage import claim, is_gone, is_mine
 from compressor.search.study import OUTCOME, Job, Search
+from compressor.tasks.samples import Sample, tensors_of
 from compressor.values.files import digest_of_tensors
 from compressor.values.plan import Plan, digest_of
 from compressor.values.settings import check
@@ -150,7 +151,7 @@ def search(problem: Problem, method: SearchingMethod, quest: Quest, affordable: 
         return quest.widths(params).plan(np.array(structure["widths"], dtype=np.int64))
 
     def value(worth: Worth) -> tuple[float, dict[str, Any]]:
-        return worth.loss if method.fitness.objective == "loss" else worth.accuracy, asdict(worth)
+        return worth.loss if worth.metric is None else worth.metric, asdict(worth)
 
     def sampler(index: int) -> BaseSampler:
         if method.sampler == method.name:
@@ -164,6 +165,7 @@ def search(problem: Problem, method: SearchingMethod, quest: Quest, affordable: 
         problem.channels.digest, digest_of_tensors(graph.state_dict()), method.deciding, dict(problem.limits),
         problem.target.to_dict(), problem.seed, {name: str(d) for name, d in quest.space.items()},
     ])  # fmt: skip
+    by = holdout[0].task.metric if method.fitness.objective == "metric" else None
     digest = digest_of([question, _digest(problem, holdout, train)])
     job = Job(
         name=f"{method.name}-{digest[:12]}",
@@ -171,14 +173,14 @@ def search(problem: Problem, method: SearchingMethod, quest: Quest, affordable: 
         question=question,
         space=quest.space,
         sampler=sampler,
-        direction=method.fitness.direction,
+        direction="maximize" if by is not None and by.higher_is_better else "minimize",
         trials=method.trials,
         parallel=method.parallel,
         decode=decode,
         task=task,
         value=value,
         budget=budget,
-        unit="loss" if method.fitness.objective == "loss" else "accuracy %",
+        unit="loss" if by is None else by.heading,
         distinct=method.distinct,
     )
     problem.progress.stage(f"{method.name}: {method.trials} candidates, proposed by {method.sampler}")
@@ -240,7 +242,7 @@ class _Leaders:
 
     def _measured(self, due: int, known: Sequence[object]) -> dict[str, object]:
         """The best of the first so many trials that is within the limits by the model as it is, and was not measured before."""
-        sign = -1 if self._method.fitness.objective == "accuracy" else 1
+        sign = -1 if self._running.study.direction == StudyDirection.MAXIMIZE else 1
         good = [t for t in self._running.finished()[:due] if t.state == TrialState.COMPLETE]
         good.sort(key=lambda t: (sign * float(t.value or 0.0), t.number))
         rows = [row_of(trial) for trial in good]
@@ -262,7 +264,7 @@ class _Leaders:
             return {**own, "failure": str(error)}
 
 
-def executor_of(problem: Problem, method: SearchingMethod, holdout: Batches, train: Batches) -> "_Closing":
+def executor_of(problem: Problem, method: SearchingMethod, holdout: Sequence[Sample], train: Sequence[Sample]) -> "_Closing":
     """Where a problem's candidates are judged."""
     if problem.cluster is None:
         judge = Judge(problem.channels, method.fitness, holdout, problem.calibration, train, problem.seed)
@@ -276,10 +278,9 @@ def executor_of(problem: Problem, method: SearchingMethod, holdout: Batches, tra
     return _Closing(cluster, cluster.close)
 
 
-def _digest(problem: Problem, holdout: Batches, train: Batches) -> str:
-    """Of the images and labels that candidates are judged, repaired and trained on."""
-    both = (("", holdout), ("t", train))
-    parts = {f"{of}{kind}{k}": t for of, own in both for k, pair in enumerate(own) for kind, t in zip("xy", pair, strict=True)}
+def _digest(problem: Problem, holdout: Sequence[Sample], train: Sequence[Sample]) -> str:
+    """Of the batches that candidates are judged, repaired and trained on."""
+    parts = {**tensors_of(holdout), **{f"t{name}": x for name, x in tensors_of(train).items()}}
     if problem.calibration is not None:
         parts |= {f"c{k}.{n}": x for k, batch in enumerate(problem.calibration.batches) for n, x in enumerate(batch)}
     return digest_of_tensors(parts)

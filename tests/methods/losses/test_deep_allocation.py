@@ -225,7 +225,7 @@ def test_compress_removes_branches_and_goes_on_after_a_kill(net, digits, tmp_pat
     (tmp_path / "run" / "weights.safetensors").unlink()
     resumed = compressor.compress(net, (torch.zeros(2, 1, 8, 8),), **arguments)
     assert resumed.plan == result.plan
-    assert [s.accuracy for s in resumed.steps] == [s.accuracy for s in result.steps]
+    assert [s.metric for s in resumed.steps] == [s.metric for s in result.steps]
 
 
 class Milliseconds:
