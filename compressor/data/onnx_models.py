@@ -3,12 +3,21 @@
 import contextlib
 import io
 import warnings
+from operator import attrgetter
 from pathlib import Path
 
-from torch import nn
+import numpy as np
+import onnx
+import onnx.shape_inference
+import onnx.version_converter
+import torch
+from onnx import numpy_helper
+from torch import fx, nn
 
 from compressor.errors import DataError
 from compressor.runtime.onnx.read import load_onnx
+
+_VERSION = 17  # of ONNX's ops: up to this the converter knows nearly all
 
 
 def from_onnx(path: str | Path) -> nn.Module:
@@ -29,7 +38,11 @@ def from_onnx(path: str | Path) -> nn.Module:
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
-            model: nn.Module = convert(proto)
+            proto = _simple(proto)
+            try:
+                model = convert(proto)
+            except NotImplementedError:  # of an op as later versions of ONNX have it: many can be written as before
+                model = convert(_earlier(proto))
     except NotImplementedError as error:
         raise DataError(f"{path}: {_first_line(error)}; pass the PyTorch model that it was exported from") from error
     except Exception as error:
@@ -37,7 +50,59 @@ def from_onnx(path: str | Path) -> nn.Module:
         raise DataError(
             f"{path}: onnx2torch cannot convert it ({said}); pass the PyTorch model that it was exported from"
         ) from error
-    return model.eval()
+    return _traceable(model.eval())
+
+
+def _simple(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The same model without what the converter stumbles over: computed constants, shapes put together at run time."""
+    from onnxscript import optimizer
+
+    proto = optimizer.optimize(proto)
+    inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    known = {value.name: value.type.tensor_type.shape.dim for value in (*inferred.graph.value_info, *inferred.graph.output)}
+    for k, node in enumerate(own for own in proto.graph.node if own.op_type == "Reshape"):
+        sizes = [dim.dim_value or -1 for dim in known.get(node.output[0], ())]
+        if sizes and sizes.count(-1) <= 1:  # one may be left open: the batch
+            name = f"shape_of_reshape_{k}"
+            proto.graph.initializer.append(numpy_helper.from_array(np.array(sizes, np.int64), name))
+            node.input[1] = name
+            del node.attribute[:]  # that a zero is a zero, of which there is none
+    return optimizer.optimize(proto)  # what computed the shapes is not needed any more
+
+
+def _earlier(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The same model with the ops of an earlier version, where ONNX itself can write them so.
+
+    Raises:
+        NotImplementedError: It cannot.
+    """
+    try:
+        return onnx.version_converter.convert_version(proto, _VERSION)
+    except Exception as error:
+        raise NotImplementedError(f"it is of opset {proto.opset_import[0].version}: export it with {_VERSION} or less") from error
+
+
+def _traceable(model: fx.GraphModule) -> fx.GraphModule:
+    """Reshape and PReLU as PyTorch has them: the converter reads shapes from tensors, and writes through a mask."""
+    graph = model.graph
+    for node in list(graph.nodes):
+        kind = type(model.get_submodule(str(node.target))).__name__ if node.op == "call_module" else ""
+        source = node.args[1] if kind in ("OnnxReshape", "OnnxPReLU") else None
+        if not isinstance(source, fx.Node) or source.op != "get_attr":
+            continue
+        value = attrgetter(str(source.target))(model)
+        with graph.inserting_before(node):
+            if kind == "OnnxPReLU":
+                plain = graph.call_function(torch.prelu, (node.args[0], graph.call_method("flatten", (source,))))
+            elif 0 not in value:
+                plain = graph.call_method("reshape", (node.args[0], *value.tolist()))
+            else:
+                continue
+        node.replace_all_uses_with(plain)
+        graph.erase_node(node)
+    graph.eliminate_dead_code()
+    model.recompile()
+    return model
 
 
 def _first_line(error: Exception) -> str:
