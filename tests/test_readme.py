@@ -76,3 +76,36 @@ def test_the_changelog_names_the_version():
     from compressor import __version__
 
     assert f"## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_page_about_tasks_runs(tmp_path, monkeypatch):
+    """A segmenter is compressed; there is a task of one's own; a network is given away to be trained, and taken back."""
+    torchmetrics = pytest.importorskip("torchmetrics")
+    import compressor
+
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "tasks.md").read_text(), re.DOTALL)
+    torch.manual_seed(0)
+    layers = [torch.nn.Conv2d(3, 32, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(32, 32, 3, padding=1), torch.nn.ReLU()]
+    unet = randomize(torch.nn.Sequential(*layers, torch.nn.Conv2d(32, 21, 1)))
+    pairs = [(torch.randn(8, 3, 16, 16), torch.randint(0, 21, (8, 16, 16))) for _ in range(4)]
+    fast = {
+        "epochs=0)": "epochs=0), method=compressor.Magnitude(), task=task",
+        "256": "16",
+        "out=": "target=fake, out=",
+        "latency=0.5": "macs=0.6",
+    }
+    names = {
+        "compressor": compressor, "torch": torch, "unet": unet, "train": pairs, "validate": pairs, "F": torch.nn.functional,
+        "fake": compressor.Target("fake"), "MeanAbsoluteError": torchmetrics.MeanAbsoluteError,
+    }  # fmt: skip
+    first, second, third = blocks
+    for long, short in fast.items():
+        first, third = first.replace(long, short), third.replace(long, short)
+    exec(compile(first, "docs/tasks.md, 1", "exec"), names)
+    exec(compile(second, "docs/tasks.md, 2", "exec"), names)
+    assert names["task"].metric.name == "MeanAbsoluteError"
+    names |= {"model": unet, "inputs": (torch.zeros(1, 3, 16, 16),), "images": [x for x, _ in pairs], "train": lambda graph: None}
+    names |= {"budget": compressor.Budget(macs=0.6), "task": compressor.tasks.segmentation(classes=21)}
+    exec(compile(third.replace("validate=validate)", "validate=validate, task=task)"), "docs/tasks.md, 3", "exec"), names)
+    assert names["result"].metric.name == "mIoU"
