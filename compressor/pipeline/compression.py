@@ -16,7 +16,8 @@ from compressor.passes.channels.analyze import ChannelGraph, analyze
 from compressor.passes.fitting.settings import Compensation
 from compressor.passes.statistics.calibration import Calibration
 from compressor.passes.statistics.distances import Distance, default_distance, tells_classes
-from compressor.passes.tracing.trace import INPUTS, trace
+from compressor.passes.tracing.trace import INPUTS, is_traced, trace
+from compressor.passes.tracing.training_outputs import other_in_training
 from compressor.pipeline.member import Given, Member
 from compressor.pipeline.part import Part
 from compressor.pipeline.planning import Planning
@@ -104,6 +105,9 @@ class Compression:
                 "by task=… (compressor.tasks has segmentation, detection, image_to_image, …), or leave labels out and pass "
                 "calibrate=…: it is then judged by its agreement with the original"
             )
+        said = other_in_training(*traced) if trains and self._part is None and not is_traced(model) else None
+        if said is not None:
+            progress.stage(said)
         meaning = task or classification()
         self._names = tuple(str(n.target) for n in self._original.graph.nodes if n.op == "placeholder") if part is None else ()
 

@@ -55,6 +55,7 @@ class _Template:
     skeleton: onnx.ModelProto  # without initializers
     constants: tuple[onnx.TensorProto, ...]
     weights: tuple[str, ...]
+    unsqueezed: tuple[tuple[str, str, int], ...]  # initializer, the weight (n,) that it is, and how many axes of one follow
     slots: tuple[_Slot, ...]
 
 
@@ -138,6 +139,7 @@ def _learn(examples: Sequence[_Example]) -> _Template:
         sources.setdefault(column, name)
     constants: list[onnx.TensorProto] = []
     weights: list[str] = []
+    unsqueezed: list[tuple[str, str, int]] = []
     slots: list[_Slot] = []
     by_name = [{i.name: i for i in e.model.graph.initializer} for e in examples]
     for tensor in examples[0].model.graph.initializer:
@@ -146,6 +148,9 @@ def _learn(examples: Sequence[_Example]) -> _Template:
             if not all(_equal(v, e.weights[tensor.name]) for v, e in zip(values, examples, strict=True)):
                 raise _UnknownOriginError(tensor.name)
             weights.append(tensor.name)
+            continue
+        if (weight := _weight_of(values, examples)) is not None:
+            unsqueezed.append((tensor.name, weight, values[0].ndim - 1))
             continue
         found = _trace_back(values, sources)
         if found is None:
@@ -158,7 +163,17 @@ def _learn(examples: Sequence[_Example]) -> _Template:
     skeleton.CopyFrom(examples[0].model)
     del skeleton.graph.initializer[:]
     del skeleton.graph.value_info[:]  # shapes of another network
-    return _Template(skeleton, tuple(constants), tuple(weights), tuple(slots))
+    return _Template(skeleton, tuple(constants), tuple(weights), tuple(unsqueezed), tuple(slots))
+
+
+def _weight_of(values: Sequence[np.ndarray], examples: Sequence[_Example]) -> str | None:
+    """The weight (n,) that a constant (n, 1, …) is in every example: the slopes of a PReLU are written so."""
+    if not np.issubdtype(values[0].dtype, np.floating) or values[0].ndim < 2 or any(v.size != len(v) for v in values):
+        return None
+    for name, weight in examples[0].weights.items():
+        if weight.dim() == 1 and all(_equal(v.reshape(-1), e.weights[name]) for v, e in zip(values, examples, strict=True)):
+            return name
+    return None
 
 
 def _attribute_slots(
@@ -242,6 +257,11 @@ def _written(template: _Template, numbers: dict[str, int], weights: dict[str, Te
             return None
         array = weights[name].detach().to("cpu", torch.float32 if weights[name].is_floating_point() else None).contiguous().numpy()
         model.graph.initializer.append(numpy_helper.from_array(array, name))
+    for name, weight, axes in template.unsqueezed:
+        if weight not in weights:
+            return None
+        array = weights[weight].detach().to("cpu", torch.float32).numpy()
+        model.graph.initializer.append(numpy_helper.from_array(array.reshape(-1, *[1] * axes), name))
     try:
         onnx.shape_inference.infer_shapes(model, strict_mode=True)
     except onnx.shape_inference.InferenceError as error:

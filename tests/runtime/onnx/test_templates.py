@@ -83,3 +83,18 @@ def test_depthwise_groups_follow_their_weights_where_the_first_networks_were_equ
         graph = network(width, others)
         assert check_onnx(lower(graph, (torch.randn(2, 3, 8, 8),)).SerializeToString(), graph) < 1e-5
     assert lower.written == 1
+
+
+def test_slopes_of_a_prelu_are_its_weights_also_where_the_first_networks_had_the_same():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 16, 3), nn.PReLU(16), nn.Conv2d(16, 24, 3), nn.PReLU(24), nn.Conv2d(24, 5, 3)]
+    net = nn.Sequential(*layers)
+    for layer in (net[1], net[3]):
+        layer.weight.data.normal_()
+    channels = compressor.analyze(compressor.trace(net.eval(), (torch.randn(1, 3, 16, 16),)))
+    lower, example = Lowering(), (torch.randn(2, 3, 16, 16),)
+    for first, second in ((16, 20), (16, 24), (10, 24), (8, 9)):
+        kept = {"0": range(first), "2": range(second)}
+        graph = RemoveChannels(compressor.Plan.keep(kept, channels.digest), channels)(channels.graph).graph
+        assert check_onnx(lower(graph, example).SerializeToString(), graph) < 1e-5
+    assert (lower.exports, lower.written) == (2, 2)
