@@ -55,7 +55,7 @@ class _Template:
     skeleton: onnx.ModelProto  # without initializers
     constants: tuple[onnx.TensorProto, ...]
     weights: tuple[str, ...]
-    unsqueezed: tuple[tuple[str, str, int], ...]  # initializer, the weight (n,) that it is, and how many axes of one follow
+    unsqueezed: tuple[tuple[str, str, tuple[int, ...]], ...]  # initializer, the weight (n,) that it is, and in what shape
     slots: tuple[_Slot, ...]
 
 
@@ -139,7 +139,7 @@ def _learn(examples: Sequence[_Example]) -> _Template:
         sources.setdefault(column, name)
     constants: list[onnx.TensorProto] = []
     weights: list[str] = []
-    unsqueezed: list[tuple[str, str, int]] = []
+    unsqueezed: list[tuple[str, str, tuple[int, ...]]] = []
     slots: list[_Slot] = []
     by_name = [{i.name: i for i in e.model.graph.initializer} for e in examples]
     for tensor in examples[0].model.graph.initializer:
@@ -150,7 +150,7 @@ def _learn(examples: Sequence[_Example]) -> _Template:
             weights.append(tensor.name)
             continue
         if (weight := _weight_of(values, examples)) is not None:
-            unsqueezed.append((tensor.name, weight, values[0].ndim - 1))
+            unsqueezed.append((tensor.name, weight, tuple(1 if n == 1 else -1 for n in values[0].shape)))
             continue
         found = _trace_back(values, sources)
         if found is None:
@@ -167,8 +167,8 @@ def _learn(examples: Sequence[_Example]) -> _Template:
 
 
 def _weight_of(values: Sequence[np.ndarray], examples: Sequence[_Example]) -> str | None:
-    """The weight (n,) that a constant (n, 1, …) is in every example: the slopes of a PReLU are written so."""
-    if not np.issubdtype(values[0].dtype, np.floating) or values[0].ndim < 2 or any(v.size != len(v) for v in values):
+    """The weight (n,) that a constant (1, n, 1, 1) is in every example: the slopes of a PReLU are written so."""
+    if not np.issubdtype(values[0].dtype, np.floating) or any(v.ndim < 2 or sum(n > 1 for n in v.shape) != 1 for v in values):
         return None
     for name, weight in examples[0].weights.items():
         if weight.dim() == 1 and all(_equal(v.reshape(-1), e.weights[name]) for v, e in zip(values, examples, strict=True)):
@@ -252,16 +252,12 @@ def _written(template: _Template, numbers: dict[str, int], weights: dict[str, Te
                 attribute.ints[slot.element] = value
     for tensor, array in zip(template.constants, arrays, strict=True):
         model.graph.initializer.append(numpy_helper.from_array(array, tensor.name))
-    for name in template.weights:
-        if name not in weights:
-            return None
-        array = weights[name].detach().to("cpu", torch.float32 if weights[name].is_floating_point() else None).contiguous().numpy()
-        model.graph.initializer.append(numpy_helper.from_array(array, name))
-    for name, weight, axes in template.unsqueezed:
+    for name, weight, shape in (*((name, name, None) for name in template.weights), *template.unsqueezed):
         if weight not in weights:
             return None
-        array = weights[weight].detach().to("cpu", torch.float32).numpy()
-        model.graph.initializer.append(numpy_helper.from_array(array.reshape(-1, *[1] * axes), name))
+        own = weights[weight].detach().to("cpu", torch.float32 if weights[weight].is_floating_point() else None)
+        array = own.contiguous().numpy() if shape is None else own.reshape(shape).numpy()
+        model.graph.initializer.append(numpy_helper.from_array(array, name))
     try:
         onnx.shape_inference.infer_shapes(model, strict_mode=True)
     except onnx.shape_inference.InferenceError as error:
