@@ -14,7 +14,7 @@ import compressor
 from compressor import Budget, FineTune, tasks
 
 
-def main(out="runs/segmentation", scenes_used=1200, epochs=12):
+def main(out="runs/segmentation", scenes_used=1200, epochs=60):
     """Returns the result."""
     torch.manual_seed(0)
     pictures, masks, _ = scenes(scenes_used)

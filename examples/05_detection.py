@@ -7,11 +7,11 @@ python examples/05_detection.py
 import sys
 
 import torch
-from common import box_batch, fit, scenes
+from common import box_batch, box_targets, fit, scenes
 from ultralytics.cfg import get_cfg
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.loss import v8DetectionLoss
-from ultralytics.utils.nms import non_max_suppression
+from ultralytics.utils.nms import TorchNMS
 
 import compressor
 from compressor import Budget, FineTune, tasks
@@ -20,16 +20,14 @@ SIZE = 96
 
 
 def predictions(outputs):
-    """Boxes, scores and labels of every picture."""
-    found = non_max_suppression(outputs[0], 0.01, 0.6)
-    return [{"boxes": own[:, :4], "scores": own[:, 4], "labels": own[:, 5].long()} for own in found]
-
-
-def targets(batch):
-    """The same of the truth."""
-    centre, size = (SIZE * batch["bboxes"]).split(2, 1)
-    boxes, labels = torch.cat([centre - size / 2, centre + size / 2], 1), batch["cls"][:, 0].long()
-    return [{"boxes": boxes[own], "labels": labels[own]} for own in (batch["batch_idx"] == k for k in range(len(batch["img"])))]
+    """Boxes, scores and labels of every picture, without those that overlap a better one of their class."""
+    found = []
+    for centre, size, classes in zip(*outputs[0].transpose(1, 2).split((2, 2, 10), 2), strict=True):
+        scores, labels = classes.max(1)
+        boxes = torch.cat([centre - size / 2, centre + size / 2], 1)
+        kept = TorchNMS.nms(boxes + SIZE * labels[:, None], scores, 0.6)[:100]
+        found.append({"boxes": boxes[kept], "scores": scores[kept], "labels": labels[kept]})
+    return found
 
 
 def main(out="runs/detection", scenes_used=1200, epochs=20):
@@ -46,7 +44,7 @@ def main(out="runs/detection", scenes_used=1200, epochs=20):
         """In eval mode, and so in a graph, the network gives boxes and what the loss reads."""
         return criterion(outputs[1] if isinstance(outputs, tuple) else outputs, batch)[0].sum() / len(batch["img"])
 
-    task = tasks.detection(loss, predictions, targets, inputs=lambda batch: batch["img"])
+    task = tasks.detection(loss, predictions, box_targets, inputs=lambda batch: batch["img"])
     fit(model, data[2 * few :], task, epochs, 2e-3)
     return compressor.compress(
         model, (data[0]["img"][:1],), task=task, train=data[2 * few :], validate=data[:few], test=data[few : 2 * few],

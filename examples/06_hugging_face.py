@@ -17,7 +17,7 @@ from compressor import Budget, FineTune, tasks
 def classifier():
     """Model and task."""
     names = {k: str(k) for k in range(10)}
-    sizes = {"embedding_size": 16, "hidden_sizes": [16, 32, 64], "depths": [1, 1, 1]}
+    sizes = {"embedding_size": 32, "hidden_sizes": [32, 64, 128], "depths": [2, 2, 2]}
     config = ResNetConfig(num_channels=1, layer_type="basic", id2label=names, **sizes)
     return ResNetForImageClassification(config), tasks.classification()
 
@@ -31,10 +31,10 @@ def segmenter():
     return SegformerForSemanticSegmentation(config), tasks.segmentation(classes=11)
 
 
-def main(out="runs/hugging-face", which="classifier", scenes_used=900, epochs=8):
+def main(out="runs/hugging-face", which="classifier", scenes_used=900, epochs=12):
     """Returns the result."""
     torch.manual_seed(0)
-    pictures, masks, boxes = scenes(scenes_used, size=32, most=1)
+    pictures, masks, boxes = scenes(scenes_used, size=64, most=1)
     labels = torch.tensor([int(own[0, 0]) for own in boxes])
     model, task = classifier() if which == "classifier" else segmenter()
     data = batches(pictures, labels if which == "classifier" else masks)

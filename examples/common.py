@@ -50,6 +50,13 @@ def box_batch(pictures, boxes):
     return {"img": pictures.repeat(1, 3, 1, 1), "batch_idx": index, "cls": kind, "bboxes": box}
 
 
+def box_targets(batch):
+    """Boxes x1, y1, x2, y2 in pixels and labels of every picture of such a batch."""
+    centre, size = (batch["img"].shape[-1] * batch["bboxes"]).split(2, 1)
+    boxes, labels = torch.cat([centre - size / 2, centre + size / 2], 1), batch["cls"][:, 0].long()
+    return [{"boxes": boxes[own], "labels": labels[own]} for own in (batch["batch_idx"] == k for k in range(len(batch["img"])))]
+
+
 def fit(model, data, task, epochs, rate=3e-3):
     """Train a model by its task's loss."""
     optimizer = torch.optim.AdamW(model.parameters(), rate)

@@ -25,7 +25,7 @@ NEEDS = {
     "05_detection": ["ultralytics", "pycocotools", "sklearn"], "06_hugging_face": ["transformers", "sklearn"],
     "07_without_labels": ["timm", "PIL"], "08_own_training": ["sklearn"],
 }  # fmt: skip
-LONG = ("02_segmentation", "05_detection", "06_hugging_face", "07_without_labels")  # large networks: minutes
+SHORT = ("04_two_inputs",)  # the others take a minute or several
 
 
 def test_every_example_is_tried():
@@ -33,7 +33,7 @@ def test_every_example_is_tried():
 
 
 @pytest.mark.filterwarnings("ignore")  # those of other packages
-@pytest.mark.parametrize("name", [pytest.param(own, marks=pytest.mark.slow) if own in LONG else own for own in SMALL])
+@pytest.mark.parametrize("name", [own if own in SHORT else pytest.param(own, marks=pytest.mark.slow) for own in SMALL])
 def test_an_example_runs(name, tmp_path, monkeypatch):
     for package in NEEDS[name]:
         pytest.importorskip(package)

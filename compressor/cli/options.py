@@ -46,7 +46,10 @@ Macs = Annotated[str | None, typer.Option(help="MACs: fraction (0.5) or absolute
 Params = Annotated[str | None, typer.Option(help="Parameters: fraction (0.5) or absolute (400k).")]
 Memory = Annotated[str | None, typer.Option(help="Weight memory: fraction (0.5) or absolute (1.5MB).")]
 Drop = Annotated[
-    float | None, typer.Option(min=0, help="Instead: the fastest network that loses at most so many points of accuracy, such as 1.")
+    float | None,
+    typer.Option(
+        min=0, help="Instead: the fastest network that loses at most so many points of accuracy (units of the metric), such as 1."
+    ),
 ]
 Front = Annotated[
     bool, typer.Option("--front", help="Instead: a network for every tenth of the original's latency, as far down as that goes.")

@@ -22,7 +22,7 @@ class Step:
     Attributes:
         name: `original`, `channels removed`, `compensated`, `norms recalibrated` or `factorized`, `fine-tuned` or
             `features mimicked`. Layers are factorized behind `channels removed`, whatever the step after it is called. Where
-            training lost accuracy, the network before it is the result: the last step is then `compensated, kept`.
+            training made the metric worse, the network before it is the result: the last step is then `compensated, kept`.
         metric: Of the task, on the validation data.
         macs: Multiply-accumulates for one sample.
         params: Elements of all parameters.

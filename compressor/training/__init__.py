@@ -1,4 +1,4 @@
-"""What labelled images say of a network: its accuracy, gradients, and the fine-tune.
+"""What data say of a network: its metric, gradients, and the fine-tune.
 
 Imports `values`, `data` and `compressor.passes`.
 """

@@ -39,7 +39,7 @@ class Budget:
         macs: Multiply-accumulates for one sample.
         params: Elements of all parameters.
         memory: Bytes of all parameters and buffers.
-        drop: Points of accuracy that may be lost; other bounds but that of latency then hold besides.
+        drop: How much of the metric may be lost, in its unit (points); other bounds but that of latency then hold besides.
         front: What a front is over: `latency`, `macs`, `params` or `memory`.
 
     Raises:
