@@ -139,11 +139,19 @@ class Compression:
 
     def _inputs(self, batches: Iterable[object], task: Task) -> Iterable[object]:
         """The network's inputs of batches that may be inputs alone."""
-        plain = task.inputs is first_of and len(self._names) > 1  # tuples that begin with so many tensors
         for k, batch in enumerate(guarded(batches, "calibration")):
-            alone = isinstance(batch, Tensor) or (plain and isinstance(batch, list | tuple) and isinstance(batch[0], Tensor))
-            inputs = batch if alone else task.inputs_of(batch, self._names, k)
+            inputs = batch if self._are_inputs(batch, task) else task.inputs_of(batch, self._names, k)
             yield from self._part.recorded([inputs]) if self._part is not None else [inputs]
+
+    def _are_inputs(self, batch: object, task: Task) -> bool:
+        """Whether a batch of `calibrate` is the network's inputs alone, which the task need not know how to find."""
+        if isinstance(batch, Tensor):
+            return self._calibrate is not None
+        count = max(len(self._names), 1)
+        if not isinstance(batch, list | tuple) or not all(isinstance(x, Tensor) for x in batch[:count]):
+            return False
+        begins = task.inputs is first_of and count > 1  # several inputs, and then labels
+        return len(batch) >= count if begins else self._calibrate is not None and len(batch) == count
 
     def _agreement(self, images: Calibration | None, distance: Distance) -> tuple[Samples, Calibration]:
         """A fifth of the calibration images, with what the original says of them; and the others."""

@@ -16,9 +16,9 @@ from torch import Tensor, fx
 
 from compressor.errors import DataError
 from compressor.passes.statistics.distances import Distance, OwnDistance, default_distance
-from compressor.passes.tracing.trace import outputs_of
 from compressor.tasks.calling import called, described
 from compressor.tasks.metric import Metric
+from compressor.values.plan import digest_of
 
 
 def first_of(batch: Any) -> Any:
@@ -109,11 +109,22 @@ class Task:
         return found.reshape(())
 
     def to_dict(self) -> dict[str, object]:
-        """What can be said of it as plain data."""
-        return {"name": self.name, "metric": self.metric.to_dict()}
+        """What can be said of it as plain data, so that a run tells it from another task."""
+        functions = {
+            "loss": self.loss,
+            "inputs": self.inputs,
+            "compare": self.compare,
+            "metric": self.metric.whole or self.metric.meter,
+        }
+        told = {name: _told(own) for name, own in functions.items() if own is not None}
+        return {"name": self.name, "metric": self.metric.to_dict(), "functions": told}
 
 
-def samples_in(outputs: Any) -> int:
-    """How many samples outputs are of."""
-    first = outputs_of(outputs)[0]
-    return len(first) if first.dim() else 1
+def _told(function: object) -> str:
+    """Name of a function and a digest of what it does; what it closes over is not looked into."""
+    code = getattr(function, "__code__", None)
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    if code is None:
+        return name
+    constants = [own if isinstance(own, str | int | float | bool) else type(own).__name__ for own in code.co_consts]
+    return f"{name} {digest_of([code.co_code.hex(), constants, list(code.co_names)])[:12]}"

@@ -303,3 +303,23 @@ def test_a_network_comes_back_from_training_elsewhere(restoring, tmp_path):
         compressor.finish(tmp_path / "run", net, net, inputs, validate=validate, task=task)
     with pytest.raises(DataError, match="is no run"):
         compressor.finish(tmp_path / "other", graph, net, inputs, validate=validate, task=task)
+
+
+@pytest.mark.parametrize("form", ["tensors", "tuples", "batches"])
+def test_calibration_takes_inputs_alone_or_the_batches_of_the_task(restoring, tmp_path, form):
+    net, train, validate, own = restoring
+    task = Task(lambda y, batch: own.loss(y, (None, batch["clean"])), mean_error, inputs=lambda batch: batch["noisy"])
+    batches = {"tensors": [x for x, _ in train], "tuples": [(x,) for x, _ in train], "batches": as_dicts(train)}
+    result = compressor.compress(
+        net, (torch.zeros(1, 1, 16, 16),), task=task, calibrate=batches[form], validate=as_dicts(validate), budget=Budget(macs=0.6),
+        method=METHODS["cap"], target=Target("fake", align=2), out=tmp_path / "run",
+    )  # fmt: skip
+    assert result.steps[2].name == "compensated"
+
+
+def mean_error(model, batches):
+    return sum(float((model(batch["noisy"]) - batch["clean"]).abs().mean()) for batch in batches)
+
+
+def as_dicts(pairs):
+    return [{"noisy": x, "clean": y} for x, y in pairs]

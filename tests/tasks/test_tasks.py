@@ -211,3 +211,15 @@ def test_what_is_no_classifier_is_asked_what_it_is_for(tmp_path):
     data = [(seeded(8, 1, 8, 8), torch.zeros(8, 2, 4, 4))]
     with pytest.raises(DataError, match="say what it is for by task="):
         compressor.compress(net, (seeded(1, 1, 8, 8),), validate=data, budget=compressor.Budget(macs=0.5), out=tmp_path / "run")
+
+
+def test_tasks_with_other_functions_are_told_apart_and_the_same_ones_are_not():
+    def task(loss, inputs=lambda batch: batch[0]):
+        return Task(loss, lambda model, batches: 0.0, inputs=inputs).to_dict()
+
+    def made():
+        return task(lambda outputs, batch: outputs.sum())
+
+    assert made() == made()
+    assert task(lambda outputs, batch: outputs.sum()) != task(lambda outputs, batch: outputs.mean())
+    assert task(lambda outputs, batch: 2 * outputs) != task(lambda outputs, batch: 3 * outputs)
