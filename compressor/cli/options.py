@@ -138,12 +138,16 @@ def inputs_of(shapes: list[str], model: Any = None) -> tuple[Any, ...]:
         if not isinstance(dtype, torch.dtype):
             raise typer.BadParameter(f"{text!r}: {kind!r} is no type; write float32, int64, uint8, bool …", param_hint="--input")
         inputs[name or str(k)] = torch.zeros([int(part) for part in parts], dtype=dtype)
-    if len(inputs) < len(shapes) or not any("=" in text for text in shapes):
+    if len(inputs) < len(shapes):
+        raise typer.BadParameter("an input is named twice", param_hint="--input")
+    if not any("=" in text for text in shapes):
         return tuple(inputs.values())
     known = list(inspect.signature(model.forward).parameters) if model is not None else []
     unknown = [name for name in inputs if name not in known]
     if unknown:
         raise typer.BadParameter(f"the model has no input {unknown[0]!r}; its own are {', '.join(known)}", param_hint="--input")
+    if sorted(map(known.index, inputs)) != list(range(len(inputs))):
+        raise typer.BadParameter(f"the model's inputs are {', '.join(known)}: give the first of them", param_hint="--input")
     return tuple(inputs[name] for name in sorted(inputs, key=known.index))
 
 

@@ -60,13 +60,17 @@ def _simple(proto: onnx.ModelProto) -> onnx.ModelProto:
     proto = optimizer.optimize(proto)
     inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
     known = {value.name: value.type.tensor_type.shape.dim for value in (*inferred.graph.value_info, *inferred.graph.output)}
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer if len(tensor.dims) == 1}
     for k, node in enumerate(own for own in proto.graph.node if own.op_type == "Reshape"):
+        if node.input[1] in constants and 0 not in constants[node.input[1]]:
+            del node.attribute[:]  # that a zero is a zero, of which there is none
+            continue
         sizes = [dim.dim_value or -1 for dim in known.get(node.output[0], ())]
         if sizes and sizes.count(-1) <= 1:  # one may be left open: the batch
             name = f"shape_of_reshape_{k}"
             proto.graph.initializer.append(numpy_helper.from_array(np.array(sizes, np.int64), name))
             node.input[1] = name
-            del node.attribute[:]  # that a zero is a zero, of which there is none
+            del node.attribute[:]
     return optimizer.optimize(proto)  # what computed the shapes is not needed any more
 
 

@@ -15,7 +15,7 @@ from compressor.methods.base import FamilyMethod
 from compressor.passes.channels.analyze import ChannelGraph, analyze
 from compressor.passes.fitting.settings import Compensation
 from compressor.passes.statistics.calibration import Calibration
-from compressor.passes.statistics.distances import Distance, default_distance, tells_classes
+from compressor.passes.statistics.distances import Distance, SquaredError, default_distance, tells_classes
 from compressor.passes.tracing.trace import INPUTS, is_traced, trace
 from compressor.passes.tracing.training_outputs import other_in_training
 from compressor.pipeline.member import Given, Member
@@ -99,17 +99,11 @@ class Compression:
             **({"part": part} if part is not None else {}),
         }
         trains = train is not None and isinstance(finetune, FineTune) and finetune.epochs > 0
-        if task is None and self._part is None and (validate is not None or trains) and not tells_classes(self._original):
-            raise DataError(
-                "the network's output is not that of a classifier, logits (N, classes) of two classes or more: say what it is for "
-                "by task=… (compressor.tasks has segmentation, detection, image_to_image, …), or leave labels out and pass "
-                "calibrate=…: it is then judged by its agreement with the original"
-            )
-        said = other_in_training(*traced) if trains and self._part is None and not is_traced(model) else None
-        if said is not None:
-            progress.stage(said)
+        if self._part is None:
+            self._check_outputs(model, example_inputs, task, validate is not None, trains, progress)
         meaning = task or classification()
-        self._names = tuple(str(n.target) for n in self._original.graph.nodes if n.op == "placeholder") if part is None else ()
+        self._names = tuple(str(n.target) for n in self._original.graph.nodes if n.op == "placeholder")
+        self._names = self._names if self._part is None else self._part.names
 
         def samples(batches: Batches | None) -> Samples | None:
             return None if batches is None else Samples(batches, meaning, self._names, self._part)
@@ -117,7 +111,9 @@ class Compression:
         images = self._calibration(train if calibrate is None else calibrate, meaning, method, seed)
         if images is None and isinstance(finetune, Mimic):
             raise DataError("there are no images to mimic the original's features on: pass train=… or calibrate=…")
-        distance = default_distance(self._original) if task is None or self._part is not None else task.distance(self._original)
+        distance: Distance = SquaredError()  # of a part the features are compared
+        if self._part is None:
+            distance = default_distance(self._original) if task is None else task.distance(self._original)
         judged = samples(validate)
         if judged is None:
             judged, images = self._agreement(images, distance)
@@ -128,6 +124,20 @@ class Compression:
             finetune, seed, progress,
         )  # fmt: skip
         self._planning = Planning(self._given, budget, self._budgets, storage, cluster)
+
+    def _check_outputs(
+        self, model: nn.Module, inputs: Sequence[Tensor], task: Task | None, labelled: bool, trains: bool, progress: Progress
+    ) -> None:
+        """Refuse labels without a task for what is no classifier; say so where outputs are others in training mode."""
+        if task is None and (labelled or trains) and not tells_classes(self._original):
+            raise DataError(
+                "the network's output is not that of a classifier, logits (N, classes) of two classes or more: say what it is for "
+                "by task=… (compressor.tasks has segmentation, detection, image_to_image, …), or leave labels out and pass "
+                "calibrate=…: it is then judged by its agreement with the original"
+            )
+        said = other_in_training(model, inputs) if trains and not is_traced(model) else None
+        if said is not None:
+            progress.stage(said)
 
     def _calibration(self, batches: Iterable[object] | None, task: Task, method: Method, seed: int) -> Calibration | None:
         """The images of the statistics: read once, in the order that the seed gives."""

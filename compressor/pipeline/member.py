@@ -140,6 +140,7 @@ class Member:
             compressed=after,
             budget=self._found(before, after, graph),
             test=self.tested(graph),
+            test_metric=given.test.task.metric if given.test is not None else None,
             error=checked.relative_error,
             lossy=checked.lossy,
             frozen={g.name: g.frozen for g in given.channels.groups if g.frozen is not None},

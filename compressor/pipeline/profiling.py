@@ -250,7 +250,7 @@ def engine_metric(engine: Engine, data: Batches, batch: int) -> Score:
         count += sample.count
     if not count:
         raise DataError("there is no validation data: the loader yields no batch")
-    return Score(metric.number(meter.compute()), count)
+    return Score(metric.value(meter), count)
 
 
 def calibration_of(data: Batches | None, batch: int) -> list[tuple[Tensor, ...]]:

@@ -289,7 +289,7 @@ def versions() -> dict[str, str]:
 def _different(found: Mapping[str, object], config: Mapping[str, object]) -> list[str]:
     before = found.get("config")
     before = before if isinstance(before, dict) else {}
-    return [name for name in config if before.get(name) != config[name]]
+    return [name for name in (*config, *(own for own in before if own not in config)) if before.get(name) != config.get(name)]
 
 
 def _difference(found: Mapping[str, object], config: Mapping[str, object]) -> str:

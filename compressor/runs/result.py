@@ -57,6 +57,7 @@ class Result:
             those that were not faster are plain in the result.
         metric: What networks are judged by; without labels it is their agreement with the original.
         path: Its folder: the run's, or that of a member of a family.
+        test_metric: What `test` is; without labels for decisions it is another than `metric`.
         members: Where the budget was a list or a front, the networks for all of its values, in its order; this is the smallest of
             them. Where it was a drop, all that were made on the way; this is the fastest that loses no more.
     """
@@ -76,6 +77,7 @@ class Result:
     path: Path
     metric: Metric
     members: tuple["Result", ...] = ()
+    test_metric: Metric | None = None
     choices: tuple[Choice, ...] = ()
 
     @property
@@ -131,7 +133,8 @@ class Result:
                 f"budget {name}: {value_of(name, found, self.metric)} of at most {value_of(name, limit, self.metric)} ({word})"
             )
         if self.test is not None:
-            lines.append(f"test data: {self.metric.text(self.test[0])} before, {self.metric.text(self.test[1])} after")
+            metric = self.test_metric or self.metric
+            lines.append(f"test data: {metric.text(self.test[0])} before, {metric.text(self.test[1])} after")
         if self.plan.removed:
             lines.append(f"{len(self.plan.removed)} branches removed: {', '.join(self.plan.removed)}")
         if self.plan.factors:

@@ -166,7 +166,7 @@ class Judge:
                     counted(meter, sample, outputs)
         value = None
         if self.fitness.objective == "metric":
-            value = metric.number(meter.compute()) if meter is not None else by_function(graph, self._holdout)
+            value = metric.value(meter) if meter is not None else by_function(graph, self._holdout)
         return Worth(loss / count, value, seen + int(count), time.monotonic() - begun)
 
     def _repaired(self, plan: Plan, graph: fx.GraphModule) -> tuple[fx.GraphModule, int]:

@@ -1,6 +1,6 @@
 """Classes: logits (N, classes) and labels (N,)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -9,8 +9,8 @@ from torch import Tensor
 
 from compressor.errors import DataError
 from compressor.passes.statistics.distances import ClassDivergence
+from compressor.passes.statistics.main_output import main_output
 from compressor.tasks.calling import described
-from compressor.tasks.main_output import main_output
 from compressor.tasks.metric import Metric
 from compressor.tasks.task import Task
 
@@ -96,7 +96,7 @@ def pair_of(batch: object, index: int) -> tuple[Tensor, Tensor]:
             "they are for: task=…"
         )
     x, y = batch
-    first = x if isinstance(x, Tensor) else next(iter(x.values() if isinstance(x, dict) else x))
+    first = x if isinstance(x, Tensor) else next(iter(x.values() if isinstance(x, Mapping) else x))
     if y.dim() != 1 or first.dim() == 0 or len(first) != len(y):
         advice = "; of one-hot labels pass y.argmax(1)" if y.dim() == 2 else ""
         advice += "; is it no classifier, say what it is for: task=…" if y.dim() != 1 else ""
@@ -108,7 +108,7 @@ def pair_of(batch: object, index: int) -> tuple[Tensor, Tensor]:
 
 
 def _tensors(x: object) -> bool:
-    parts = list(x.values()) if isinstance(x, dict) else list(x) if isinstance(x, list | tuple) else [x]
+    parts = list(x.values()) if isinstance(x, Mapping) else list(x) if isinstance(x, list | tuple) else [x]
     return bool(parts) and all(isinstance(part, Tensor) for part in parts)
 
 

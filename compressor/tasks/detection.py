@@ -37,4 +37,4 @@ def detection(
     def meter() -> TorchMeter:
         return TorchMeter(from_package.detection.MeanAveragePrecision(), pairs, 100.0, "map")
 
-    return Task(loss, Metric("mAP50-95", "%", meter=meter), inputs, SquaredError(), "detection")
+    return Task(loss, Metric("mAP50-95", "%", meter=meter), inputs, SquaredError(), "detection", rows=False)

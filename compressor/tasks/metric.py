@@ -62,6 +62,8 @@ class Metric:
         """
         if isinstance(metric, Metric):
             return metric
+        if isinstance(metric, type):
+            raise DataError(f"metric: {metric.__name__} is a class: pass what it makes, such as {metric.__name__}()")
         if hasattr(metric, "update") and hasattr(metric, "compute"):
             higher = getattr(metric, "higher_is_better", True)
             return cls(type(metric).__name__, higher_is_better=higher is not False, meter=lambda: TorchMeter(metric, pairs))
@@ -85,6 +87,14 @@ class Metric:
         if math.isnan(found):
             raise DataError(f"metric {self.name}: the value is not a number (NaN)")
         return found
+
+    def value(self, meter: Meter) -> float:
+        """What a meter has come to.
+
+        Raises:
+            DataError: It fails, or it is no number.
+        """
+        return self.number(called(f"metric {self.name}: compute()", meter.compute))
 
     def text(self, value: float) -> str:
         """With its unit: `91.30 %`."""
@@ -140,7 +150,7 @@ class TorchMeter:
         """See `Meter`."""
         predictions, targets = called("the metric's pairs(outputs, batch)", self._pairs, outputs, batch)
         device = getattr(predictions, "device", None)
-        if device is not None and self._metric.device != device:
+        if device is not None and getattr(self._metric, "device", device) != device:
             self._metric.to(device)
         called(f"{type(self._metric).__name__}.update", self._metric.update, predictions, targets)
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from compressor.passes.statistics.distances import SquaredError
-from compressor.tasks.main_output import main_output
+from compressor.passes.statistics.main_output import main_output
 from compressor.tasks.metric import Metric, TorchMeter
 from compressor.tasks.task import Task
 from compressor.tasks.torch_metrics import torch_metrics

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from compressor.errors import DataError
 from compressor.passes.statistics.distances import SquaredError
-from compressor.tasks.main_output import main_output
+from compressor.passes.statistics.main_output import main_output
 from compressor.tasks.metric import Metric
 from compressor.tasks.task import Task
 

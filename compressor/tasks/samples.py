@@ -1,8 +1,8 @@
 """`Samples`: batches as a user's loader gives them, together with the task that says what they mean."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,16 @@ from compressor.values.loaders import batch_count, guarded
 Batches: TypeAlias = Iterable[Any]
 """Whatever a loader yields; pairs `(inputs, labels)` for a classifier."""
 
-Around: TypeAlias = Callable[[nn.Module], nn.Module]
-"""From a network to the model that it is a part of."""
+
+class Around(Protocol):
+    """The model that a network is a part of."""
+
+    def __call__(self, graph: nn.Module) -> nn.Module:
+        """The model with a network in its place, until the next call."""
+
+    def inputs(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The network's inputs for inputs of the model."""
+
 
 _ENDLESS = 100_000_000  # images of one pass over a loader that says no length
 
@@ -54,7 +62,15 @@ class Sample:
     def first(self, count: int) -> "Sample":
         """Its first samples; all of them where it is not only tensors with one row per sample."""
         leaves = pytree.tree_leaves(self.batch)
-        if count >= self.count or not all(isinstance(x, Tensor) and x.dim() and len(x) == self.count for x in leaves):
+        batch = self.batch
+        parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
+        listed = any(isinstance(own, list) and len(own) == self.count for own in parts)  # one entry per sample
+        if (
+            count >= self.count
+            or listed
+            or not self.task.rows
+            or not all(isinstance(x, Tensor) and x.dim() and len(x) == self.count for x in leaves)
+        ):
             return self
         batch = pytree.tree_map(lambda x: x[:count], self.batch)
         return replace(self, batch=batch, inputs=tuple(x[:count] for x in self.inputs))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from compressor.errors import DataError
 from compressor.passes.statistics.distances import ClassDivergence
-from compressor.tasks.main_output import main_output
+from compressor.passes.statistics.main_output import main_output
 from compressor.tasks.metric import Metric, TorchMeter
 from compressor.tasks.task import Task
 from compressor.tasks.torch_metrics import torch_metrics

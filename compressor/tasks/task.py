@@ -18,6 +18,7 @@ from compressor.errors import DataError
 from compressor.passes.statistics.distances import Distance, OwnDistance, default_distance
 from compressor.tasks.calling import called, described
 from compressor.tasks.metric import Metric
+from compressor.tasks.telling import told
 from compressor.values.plan import digest_of
 
 
@@ -46,6 +47,7 @@ class Task:
             sensitivities. By default the divergence of class probabilities for logits (N, classes), and else the squared
             error of all outputs of floating point as a share of their squares.
         name: In messages and results.
+        rows: Whether batches may be cut, where every tensor in them has a row per sample.
         checked: `checked(batch, k)`: the k-th batch of a loader once it was looked at, for tasks that know what it has to be.
 
     Raises:
@@ -57,16 +59,21 @@ class Task:
     inputs: Callable[[Any], Any] = first_of
     compare: Distance | Callable[[Any, Any], Tensor] | None = None
     name: str = "own"
+    rows: bool = True
     checked: Callable[[Any, int], Any] = field(default=_as_it_is, repr=False)
 
     def __post_init__(self) -> None:
         """Let a metric be written as people have it."""
         object.__setattr__(self, "metric", Metric.of(self.metric))
 
-    def distance(self, graph: fx.GraphModule) -> Distance:
-        """How the outputs of a network are compared."""
+    def distance(self, network: fx.GraphModule | Any) -> Distance:
+        """How the outputs of a network are compared; by what they look like, where the task does not say.
+
+        Args:
+            network: The graph, or outputs that it gave.
+        """
         if self.compare is None:
-            return default_distance(graph)
+            return default_distance(network)
         return self.compare if isinstance(self.compare, Distance) else OwnDistance(self.compare)
 
     def inputs_of(self, batch: Any, names: Sequence[str] = (), k: int = 0) -> tuple[Tensor, ...]:
@@ -110,21 +117,5 @@ class Task:
 
     def to_dict(self) -> dict[str, object]:
         """What can be said of it as plain data, so that a run tells it from another task."""
-        functions = {
-            "loss": self.loss,
-            "inputs": self.inputs,
-            "compare": self.compare,
-            "metric": self.metric.whole or self.metric.meter,
-        }
-        told = {name: _told(own) for name, own in functions.items() if own is not None}
-        return {"name": self.name, "metric": self.metric.to_dict(), "functions": told}
-
-
-def _told(function: object) -> str:
-    """Name of a function and a digest of what it does; what it closes over is not looked into."""
-    code = getattr(function, "__code__", None)
-    name = getattr(function, "__qualname__", type(function).__qualname__)
-    if code is None:
-        return name
-    constants = [own if isinstance(own, str | int | float | bool) else type(own).__name__ for own in code.co_consts]
-    return f"{name} {digest_of([code.co_code.hex(), constants, list(code.co_names)])[:12]}"
+        functions = [self.loss, self.inputs, self.compare, self.metric.whole, self.metric.meter]
+        return {"name": self.name, "metric": self.metric.to_dict(), "functions": digest_of(told(functions))[:12]}

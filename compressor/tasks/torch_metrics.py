@@ -19,6 +19,6 @@ def torch_metrics(task: str) -> Any:
         package = importlib.import_module("torchmetrics")
         if task == "detection":
             importlib.import_module("torchmetrics.detection")
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:  # a torchvision of another build than torch raises the latter
         raise DataError(f"the task {task} counts by torchmetrics: pip install 'fx-compressor[tasks]' ({error})") from error
     return package

@@ -10,12 +10,15 @@ from torch import Tensor, fx
 
 from compressor.errors import DataError
 from compressor.passes.tracing.modes import eval_mode
+from compressor.passes.tracing.trace import device_of
 from compressor.tasks.calling import called
 from compressor.tasks.samples import Samples
 from compressor.tasks.task import Task
+from compressor.tasks.telling import told
 from compressor.training.fine_tune import FineTune
 from compressor.training.mimic import Mimic
 from compressor.values.files import check_finite, digest_of_tensors
+from compressor.values.plan import digest_of
 from compressor.values.progress import Progress
 
 
@@ -67,11 +70,12 @@ def train_by(function: Callable[[fx.GraphModule, Context], None], graph: fx.Grap
     Raises:
         DataError: It fails, gives the network another structure, or leaves weights that are no numbers.
     """
-    before = {name: tensor.shape for name, tensor in graph.state_dict().items()}
+    before, device = {name: (tensor.shape, tensor.dtype) for name, tensor in graph.state_dict().items()}, device_of(graph)
     with eval_mode(graph), torch.enable_grad():
         graph.requires_grad_(True)
         called("finetune(model, context)", function, graph.train(), context)
-    after = {name: tensor.shape for name, tensor in graph.state_dict().items()}
+    graph.to(device)
+    after = {name: (tensor.shape, tensor.dtype) for name, tensor in graph.state_dict().items()}
     if before != after:
         changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
         raise DataError(f"finetune(model, context) changed the network's structure at `{changed[0]}`; it may only change values")
@@ -82,4 +86,4 @@ def described(recovery: Recovery) -> dict[str, object]:
     """The settings as plain data; a function by its name."""
     if isinstance(recovery, FineTune | Mimic | Trained):
         return recovery.to_dict()
-    return {"function": f"{recovery.__module__}.{recovery.__qualname__}"}
+    return {"function": digest_of(told(recovery))[:12]}

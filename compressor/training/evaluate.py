@@ -57,7 +57,7 @@ def evaluate(model: nn.Module, batches: Batches, progress: Progress | None = Non
                 progress.tick(sample.number + 1, batch_count(samples), so_far() if so_far is not None else metric.name)
     if not count:
         raise DataError("there is no validation data: the loader yields no batch (a generator can be read only once: pass a list)")
-    return Score(metric.number(meter.compute()), count)
+    return Score(metric.value(meter), count)
 
 
 def counted(meter: Meter, sample: Sample, outputs: object) -> None:

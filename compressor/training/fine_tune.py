@@ -150,7 +150,7 @@ def _loss(model: nn.Module, sample: Sample, teacher: fx.GraphModule | None, sett
         return loss
     with torch.no_grad(), eval_mode(teacher):
         wanted = sample.outputs(teacher)
-    distance, scale = _softened(sample.task.distance(teacher), settings.temperature)
+    distance, scale = _softened(sample.task.distance(wanted), settings.temperature)
     apart = mean_of(distance.terms(distance.kept(outputs), distance.kept(wanted))).to(loss.dtype)
     return (1 - settings.distillation) * loss + settings.distillation * scale * apart
 

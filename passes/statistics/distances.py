@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from compressor.errors import DataError
+from compressor.passes.statistics.main_output import main_output
 from compressor.passes.tracing.shapes import shapes_of
 from compressor.passes.tracing.trace import outputs_of
 
@@ -31,7 +32,7 @@ class Distance(Protocol):
 
 @dataclass(frozen=True)
 class ClassDivergence:
-    """Kullback-Leibler divergence between softened class probabilities, in nats; for logits (N, classes, …), the first output.
+    """Kullback-Leibler divergence between softened class probabilities, in nats; for logits (N, classes, …).
 
     Attributes:
         temperature: Softens both sides (Hinton et al., 2015).
@@ -40,8 +41,8 @@ class ClassDivergence:
     temperature: float = _TEMPERATURE
 
     def kept(self, outputs: Any) -> Tensor:
-        """Log-probabilities (N, classes, …) of the first output."""
-        return F.log_softmax(_floats(outputs)[0].double() / self.temperature, dim=1)
+        """Log-probabilities (N, classes, …)."""
+        return F.log_softmax(main_output(outputs).double() / self.temperature, dim=1)
 
     def terms(self, found: Any, wanted: Any) -> Terms:
         """Summed divergence, and of how many distributions."""
@@ -98,16 +99,24 @@ def distance_between(distance: Distance, wanted: Sequence[Any], found: Sequence[
     return sum(above / max(below, 1e-12) for above, below in sums) / len(sums)
 
 
-def tells_classes(graph: fx.GraphModule) -> bool:
-    """Whether a network's first output is (N, classes) of two classes or more, so that it looks like a classifier's."""
+def tells_classes(network: fx.GraphModule | Any) -> bool:
+    """Whether a network's output is (N, classes) of two classes or more, so that it looks like a classifier's.
+
+    Args:
+        network: The graph, whose first output is looked at; or outputs that it gave.
+    """
+    if not isinstance(network, fx.GraphModule):
+        found = main_output(network)
+        return found.dim() == 2 and found.shape[1] > 1
+    graph = network
     node = next(node for node in graph.graph.nodes if node.op == "output").all_input_nodes[0]
     shapes = shapes_of(node)
     return bool(shapes) and len(shapes[0]) == 2 and shapes[0][1] > 1
 
 
-def default_distance(graph: fx.GraphModule) -> Distance:
-    """Divergence of class probabilities where the output looks like those of a classifier, else squared error."""
-    return ClassDivergence() if tells_classes(graph) else SquaredError()
+def default_distance(network: fx.GraphModule | Any) -> Distance:
+    """Divergence of class probabilities where the output (of a graph, or given) looks like a classifier's, else squared error."""
+    return ClassDivergence() if tells_classes(network) else SquaredError()
 
 
 def _floats(outputs: Any) -> list[Tensor]:

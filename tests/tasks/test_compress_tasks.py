@@ -323,3 +323,38 @@ def mean_error(model, batches):
 
 def as_dicts(pairs):
     return [{"noisy": x, "clean": y} for x, y in pairs]
+
+
+def test_a_part_that_writes_to_its_input_or_has_two_names_is_recorded_and_replaced():
+    from compressor.pipeline.part import Part
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(1, 4, 3))
+            self.all = nn.Sequential(self.backbone, nn.Flatten())
+
+        def forward(self, image, scale):
+            return self.all(image * scale)
+
+    torch.manual_seed(0)
+    image, scale = torch.randn(2, 1, 8, 8), torch.ones(2, 1, 1, 1)
+    part = Part(Twice(), "backbone", (image, scale))
+    assert part.names == ("image", "scale")
+    assert torch.equal(part.example_inputs[0], image)
+    zero = nn.Conv2d(1, 4, 3)
+    nn.init.zeros_(zero.weight)
+    nn.init.zeros_(zero.bias)
+    assert float(part(zero)(image, scale).detach().abs().max()) == 0
+    assert float(part(part.module)(image, scale).detach().abs().max()) > 0
+
+
+def test_the_published_search_judges_a_part_in_its_model(tmp_path):
+    torch.manual_seed(0)
+    x = pictures(96)
+    data = list(zip(x.split(32), (x.mean((1, 2, 3)) > 0.5).long().split(32), strict=True))
+    result = compressor.compress(
+        Whole().eval(), (x[:1],), part="backbone", calibrate=data[1:], validate=data[:1], budget=Budget(macs=0.7),
+        method=CaP.published(), target=Target("fake", align=2), out=tmp_path / "run",
+    )  # fmt: skip
+    assert result.met

@@ -223,3 +223,48 @@ def test_tasks_with_other_functions_are_told_apart_and_the_same_ones_are_not():
     assert made() == made()
     assert task(lambda outputs, batch: outputs.sum()) != task(lambda outputs, batch: outputs.mean())
     assert task(lambda outputs, batch: 2 * outputs) != task(lambda outputs, batch: 3 * outputs)
+
+
+def test_settings_and_what_is_closed_over_tell_tasks_apart():
+    from torchmetrics.classification import MulticlassAccuracy
+
+    def by(metric):
+        return Task(lambda o, b: o.sum(), metric)
+
+    def weighed(weight):
+        return Task(lambda o, b: weight * o.sum(), lambda model, batches: 0.0)
+
+    pairs = [
+        (tasks.segmentation(3), tasks.segmentation(3, ignore_index=255)), (tasks.image_to_image(1.0), tasks.image_to_image(255.0)),
+        (tasks.classification(), tasks.classification(0.1)), (weighed(0.5), weighed(0.1)),
+        (by(MulticlassAccuracy(5, average="macro")), by(MulticlassAccuracy(5, average="micro"))),
+    ]  # fmt: skip
+    for one, other in pairs:
+        assert one.to_dict() != other.to_dict()
+    assert weighed(0.5).to_dict() == weighed(0.5).to_dict()
+    assert tasks.segmentation(3).to_dict() == tasks.segmentation(3).to_dict()
+
+
+def test_batches_with_one_entry_per_sample_are_left_whole():
+    own = Task(lambda o, b: o, Metric.of(lambda m, b: 0.0))
+    targets = [{"boxes": torch.zeros(2, 4)}, {"boxes": torch.zeros(2, 4)}]
+    listed = Samples([], own).sample((seeded(2, 3), targets))
+    assert listed.first(1) is listed
+    boxes = tasks.detection(lambda o, b: o, lambda o: [], lambda b: [])
+    flat = Samples([], boxes).sample((seeded(4, 3), torch.zeros(4, 6)))
+    assert flat.first(1) is flat
+
+
+def test_metrics_that_fail_are_told():
+    from torchmetrics.classification import MulticlassAccuracy
+
+    data = [(seeded(8, 5), torch.arange(8) % 5)]
+    with pytest.raises(DataError, match="metric MulticlassAccuracy: "):
+        evaluate(Gives(), Samples(data, Task(lambda o, b: o.sum(), MulticlassAccuracy(5, average=None))))
+    with pytest.raises(DataError, match="is a class: pass what it makes"):
+        Task(lambda o, b: o.sum(), MulticlassAccuracy)
+
+
+def test_the_output_that_counts_is_the_one_that_is_compared():
+    outputs = {"features": seeded(4, 16), "logits": seeded(4, 5, seed=1)}
+    assert torch.equal(ClassDivergence().kept(outputs), ClassDivergence().kept(outputs["logits"]))

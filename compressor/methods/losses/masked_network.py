@@ -52,7 +52,8 @@ class Holdout:
             DataError: There are none.
         """
         found = first_samples(batches, images, not channels.graph.meta[DYNAMIC])
-        inputs = Calibration.read([sample.inputs for sample in found], channels.graph, images, least=1)
+        read = [own.inputs if own.around is None else own.around.inputs(own.inputs) for own in found]
+        inputs = Calibration.read(read, channels.graph, sum(sample.count for sample in found), least=1)
         return cls(inputs, tuple(found))
 
     @property
@@ -76,7 +77,7 @@ class Holdout:
             outputs = (own.to(device_of(graph)).outputs(graph) for own in self.samples) if whole else network.finish()
             for sample, output in zip(self.samples, outputs, strict=True):
                 counted(meter, sample.to(device_of(graph)), output)
-        return metric.number(meter.compute())
+        return metric.value(meter)
 
 
 class Masked:
