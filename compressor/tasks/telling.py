@@ -4,7 +4,7 @@ import functools
 import types
 from typing import Any
 
-_DEEPEST = 6
+_DEEPEST = 8
 
 
 def told(value: Any, depth: int = _DEEPEST) -> Any:
@@ -13,16 +13,8 @@ def told(value: Any, depth: int = _DEEPEST) -> Any:
         return value
     if depth == 0:
         return type(value).__qualname__
-    if isinstance(value, types.CodeType):
-        return [value.co_code.hex(), list(value.co_names), [told(own, depth - 1) for own in value.co_consts]]
-    if isinstance(value, types.FunctionType):
-        cells = [_content(cell, depth - 1) for cell in value.__closure__ or ()]
-        defaults = [told(own, depth - 1) for own in (value.__defaults__, value.__kwdefaults__)]
-        return [value.__qualname__, told(value.__code__, depth - 1), cells, defaults]
-    if isinstance(value, types.MethodType):
-        return [told(value.__func__, depth - 1), type(value.__self__).__qualname__]
-    if isinstance(value, functools.partial):
-        return [told(own, depth - 1) for own in (value.func, value.args, value.keywords)]
+    if isinstance(value, types.CodeType | types.FunctionType | types.MethodType | functools.partial):
+        return _function(value, depth - 1)
     if isinstance(value, list | tuple | set | frozenset):
         return [told(own, depth - 1) for own in (sorted(value, key=str) if isinstance(value, set | frozenset) else value)]
     if isinstance(value, dict):
@@ -34,6 +26,19 @@ def told(value: Any, depth: int = _DEEPEST) -> Any:
     plain = {name: own for name, own in sorted(getattr(value, "__dict__", {}).items()) if not name.startswith("_")}
     kept = {name: own for name, own in plain.items() if own is None or isinstance(own, str | int | float | bool | tuple)}
     return [type(value).__qualname__, told(kept, depth - 1)]
+
+
+def _function(value: Any, depth: int) -> Any:
+    """Code, what it closes over, and its defaults."""
+    if isinstance(value, types.CodeType):
+        return [value.co_code.hex(), list(value.co_names), [told(own, depth) for own in value.co_consts]]
+    if isinstance(value, types.FunctionType):
+        cells = [_content(cell, depth) for cell in value.__closure__ or ()]
+        defaults = [told(own, depth) for own in (value.__defaults__, value.__kwdefaults__)]
+        return [value.__qualname__, told(value.__code__, depth), cells, defaults]
+    if isinstance(value, types.MethodType):
+        return [told(value.__func__, depth), type(value.__self__).__qualname__]
+    return [told(own, depth) for own in (value.func, value.args, value.keywords)]
 
 
 def _content(cell: Any, depth: int) -> Any:
