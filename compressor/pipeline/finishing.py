@@ -1,7 +1,7 @@
 """`finish`: a run's network comes back from training by other means, and is checked, judged, exported and measured."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -35,7 +35,7 @@ class Decided:
     name: ClassVar[str] = "decided"
     compensation: ClassVar[Compensation | None] = None
     reduces_ranks: ClassVar[bool] = True
-    floor: float | None = field(default=1.0, repr=False)  # no budget is needed
+    floor: ClassVar[float] = 1.0  # of its own: no budget is needed
 
     def plan(self, problem: Problem) -> Plan:
         """What the run had decided."""

@@ -238,7 +238,8 @@ class Member:
         given = self._given
         folder = self._folder / "training"
         folder.mkdir(exist_ok=True)
-        return Context(given.original, given.validate.task, given.train, given.validate, folder, given.seed, given.progress)
+        task = given.validate.task if given.train is None else given.train.task
+        return Context(given.original, task, given.train, given.validate, folder, given.seed, given.progress)
 
     def _export(self, graph: fx.GraphModule) -> None:
         run, name = self._given.run, self._step("exported")
@@ -279,8 +280,9 @@ class Member:
         given = self._given
         if given.test is None:
             return None
-        before = given.judged(f"{given.said}: test, original", given.original, given.test)
-        return before, given.judged(self._step(f"{given.said}: test, result"), graph, given.test)
+        said = given.test.task.metric.name
+        before = given.judged(f"{said}: test, original", given.original, given.test)
+        return before, given.judged(self._step(f"{said}: test, result"), graph, given.test)
 
     def _steps(self, judged: Mapping[str, float], graph: nn.Module) -> tuple[Step, ...]:
         channels, structure = self._given.channels, self._given.channels.structure(self._plan)

@@ -1,24 +1,22 @@
 """No labels: a network is as good as its outputs are the original's."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from compressor.errors import DataError
 from compressor.passes.statistics.calibration import Calibration
 from compressor.passes.statistics.distances import ClassDivergence, Distance, SquaredError, mean_of
 from compressor.passes.tracing.trace import device_of
 from compressor.tasks.classification import classification
 from compressor.tasks.metric import Metric
-from compressor.tasks.samples import Around, Samples
+from compressor.tasks.samples import Samples
 from compressor.tasks.task import Task
 
 AGREEMENT = "agreement with the original"
 
 
-def agreement(original: fx.GraphModule, images: Calibration, distance: Distance, around: Around | None = None) -> Samples:
+def agreement(original: fx.GraphModule, images: Calibration, distance: Distance) -> Samples:
     """Images with what the original says of them for labels.
 
     Of a classifier these are the classes that it names, and the metric is the share of images where they are named again; of
@@ -29,14 +27,13 @@ def agreement(original: fx.GraphModule, images: Calibration, distance: Distance,
         original: The network.
         images: Without labels.
         distance: How outputs are compared; that of classes makes it a classifier's.
-        around: What the network is a part of.
 
     Raises:
         DataError: No output is of floating point.
     """
-    device, whole = device_of(original), around(original) if around is not None else original
+    device = device_of(original)
     with torch.no_grad():
-        outputs = [whole(*[x.to(device) for x in batch]) for batch in images.batches]
+        outputs = [original(*[x.to(device) for x in batch]) for batch in images.batches]
     if isinstance(distance, ClassDivergence):
         labels = [distance.kept(own).argmax(1).cpu() for own in outputs]
         if all(own.dim() == 1 for own in labels):
@@ -44,11 +41,11 @@ def agreement(original: fx.GraphModule, images: Calibration, distance: Distance,
             task = Task(task.loss, Metric(AGREEMENT, "%", meter=task.metric.meter), compare=distance, name="agreement")
         else:
             task = Task(_class_loss, Metric(AGREEMENT, "%", meter=_SameClasses), compare=distance, name="agreement")
-        return Samples([(batch, own) for batch, own in zip(images.batches, labels, strict=True)], task, around=around)
+        return Samples([(batch, own) for batch, own in zip(images.batches, labels, strict=True)], task)
     own = SquaredError()
     wanted = [[x.cpu() for x in own.kept(output)] for output in outputs]
     task = Task(_squared_loss, Metric(AGREEMENT, "%", meter=_Determination), compare=distance, name="agreement")
-    return Samples([(batch, some) for batch, some in zip(images.batches, wanted, strict=True)], task, around=around)
+    return Samples([(batch, some) for batch, some in zip(images.batches, wanted, strict=True)], task)
 
 
 def _class_loss(outputs: Any, batch: Any) -> Tensor:
@@ -80,32 +77,19 @@ class _Determination:
     """R² of every output in percent, averaged over outputs."""
 
     def __init__(self) -> None:
-        self._errors: list[float] = []
-        self._squares: list[float] = []
-        self._sums: list[float] = []
-        self._counts: list[int] = []
+        self._sums: list[list[float]] = []  # of each output: errors squared, squares, values, how many
 
     def update(self, outputs: Any, batch: Any) -> None:
-        found, wanted = SquaredError().kept(outputs), batch[1]
-        if [tuple(x.shape) for x in found] != [tuple(x.shape) for x in wanted]:
-            raise DataError(f"the outputs changed their structure: found {_shapes(found)}, the original gives {_shapes(wanted)}")
-        if not self._counts:
-            self._errors, self._squares, self._sums = ([0.0] * len(wanted) for _ in range(3))
-            self._counts = [0] * len(wanted)
-        for k, (a, b) in enumerate(zip(found, wanted, strict=True)):
-            own, other = a.double(), b.double()
-            self._errors[k] += float((own - other).square().sum())
-            self._squares[k] += float(other.square().sum())
-            self._sums[k] += float(other.sum())
-            self._counts[k] += other.numel()
+        own = SquaredError()
+        terms = own.terms(own.kept(outputs), batch[1])
+        pairs = zip(terms, batch[1], strict=True)
+        found = [[float(error), float(squares), float(x.double().sum()), x.numel()] for (error, squares), x in pairs]
+        before = self._sums or [[0.0] * 4 for _ in found]
+        self._sums = [[a + b for a, b in zip(*both, strict=True)] for both in zip(before, found, strict=True)]
 
     def compute(self) -> float:
         found = []
-        for error, squares, total, count in zip(self._errors, self._squares, self._sums, self._counts, strict=True):
+        for error, squares, total, count in self._sums:
             spread = squares - total * total / count
             found.append(100.0 * (1 - error / max(spread, 1e-12)))
         return sum(found) / len(found)
-
-
-def _shapes(tensors: Sequence[Tensor]) -> list[tuple[int, ...]]:
-    return [tuple(x.shape) for x in tensors]

@@ -92,7 +92,7 @@ class Sample:
         try:
             return self.task.loss_of(outputs, self.batch)
         except DataError as error:
-            raise DataError(f"batch {self.number}: {error}") from error
+            raise type(error)(f"batch {self.number}: {error}") from error
 
     def tensors(self) -> list[Tensor]:
         """All that are in the batch."""
@@ -201,7 +201,7 @@ def _moved(value: Any, device: torch.device) -> Any:
     """Tensors on a device, however nested; what has its own `to` (a batch of some library) is asked."""
     if isinstance(value, Tensor) or (hasattr(value, "to") and not isinstance(value, type)):
         return value.to(device)
-    if isinstance(value, Mapping) and not hasattr(value, "to"):
+    if isinstance(value, Mapping):
         return {name: _moved(own, device) for name, own in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*(_moved(own, device) for own in value))

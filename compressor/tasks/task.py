@@ -32,6 +32,10 @@ def _as_it_is(batch: Any, k: int) -> Any:
     return batch
 
 
+class NotFiniteError(DataError):
+    """A loss that is infinite or no number."""
+
+
 @dataclass(frozen=True)
 class Task:
     """What a network is for.
@@ -112,7 +116,7 @@ class Task:
         if not isinstance(found, Tensor) or found.numel() != 1:
             raise DataError(f"the task's loss(outputs, batch) must return one number as a tensor, it returned {described(found)}")
         if not bool(torch.isfinite(found.detach()).all()):
-            raise DataError(f"the loss is not finite ({float(found.detach()):g})")
+            raise NotFiniteError(f"the loss is not finite ({float(found.detach()):g})")
         return found.reshape(())
 
     def to_dict(self) -> dict[str, object]:

@@ -15,6 +15,7 @@ from compressor.passes.statistics.distances import ClassDivergence, Distance, me
 from compressor.passes.tracing.modes import eval_mode
 from compressor.passes.tracing.trace import device_of
 from compressor.tasks.samples import Batches, Sample, samples_of
+from compressor.tasks.task import NotFiniteError
 from compressor.values.files import check_finite, load_tensors, save_tensors
 from compressor.values.loaders import batch_count
 from compressor.values.progress import Progress
@@ -118,9 +119,7 @@ def _epoch(
             group["lr"] = rate_at(done, settings)
         try:
             loss = _loss(model, sample, teacher, settings)
-        except DataError as error:
-            if "not finite" not in str(error):
-                raise
+        except NotFiniteError as error:
             raise DataError(
                 f"fine-tuning: the loss of batch {k} in epoch {epoch + 1} is not finite; lower the learning rate or check the data"
             ) from error

@@ -1,4 +1,4 @@
-"""Modes of a model and of the device, for a while: eval mode, and float32 with all its bits."""
+"""Modes of a model and of the device, for a while: eval mode, buffers as they were, and float32 with all its bits."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,3 +31,19 @@ def full_float32() -> Iterator[None]:
         yield
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = allowed
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside; every module's own mode, and every buffer's own values, again outside."""
+    modes = {module: module.training for module in model.modules()}
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for buffer, values in buffers:
+            if not torch.equal(buffer, values):
+                buffer.copy_(values)
+        for module, training in modes.items():
+            module.training = training

@@ -13,7 +13,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 from compressor.errors import TraceError
 from compressor.passes.tracing.call_arguments import writers_of
 from compressor.passes.tracing.constants import fold_literals
+from compressor.passes.tracing.modes import untouched
 from compressor.passes.tracing.remodulise import Remodulise
 from compressor.passes.tracing.reparametrized import reparametrized, with_plain_weights
 from compressor.passes.tracing.shapes import record_shapes
@@ -69,7 +70,7 @@ def trace(model: nn.Module, example_inputs: Sequence[Tensor]) -> fx.GraphModule:
         copied = on_cpu(model) if isinstance(model, fx.GraphModule) else quiet_deepcopy(model).to("cpu")
         return moved(trace(copied, [x.cpu() for x in example_inputs]), device)
     inputs = tuple(x.detach().clone() for x in example_inputs)  # the model may change its inputs in place
-    with _untouched(model), torch.no_grad():
+    with untouched(model), torch.no_grad():
         _check_forward(model, inputs)
         program, dynamic = _export(model, inputs)
     source = program.module(check_guards=False)
@@ -315,19 +316,3 @@ def _model_line(error: BaseException) -> str:
     frames += [(file, int(line)) for file, line in stated]
     own = [(f, n) for f, n in frames if "/torch/" not in f and not f.endswith("passes/tracing/trace.py") and not f.startswith("<")]
     return f" at {own[-1][0]}:{own[-1][1]}" if own else ""
-
-
-@contextlib.contextmanager
-def _untouched(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; every module's own mode, and every buffer's own values, again outside."""
-    modes = {module: module.training for module in model.modules()}
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for buffer, values in buffers:
-            if not torch.equal(buffer, values):
-                buffer.copy_(values)
-        for module, training in modes.items():
-            module.training = training

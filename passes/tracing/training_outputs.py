@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from compressor.passes.tracing.modes import untouched
+
 
 def other_in_training(model: nn.Module, inputs: Sequence[Tensor]) -> str | None:
     """How a model's outputs in training mode differ from those in eval mode, which a traced graph gives in both.
@@ -18,21 +20,14 @@ def other_in_training(model: nn.Module, inputs: Sequence[Tensor]) -> str | None:
         A sentence; None where they have one structure and the same shapes, or where it does not run in training mode on inputs
         alone.
     """
-    modes = {module: module.training for module in model.modules()}
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     found = []
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with untouched(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
             for training in (False, True):
                 model.train(training)
                 found.append(_structure(model(*(torch.cat([x, x]) if x.dim() else x for x in inputs))))
     except Exception:
         return None
-    finally:
-        for buffer, values in buffers:
-            buffer.copy_(values)
-        for module, training in modes.items():
-            module.training = training
     if found[0] == found[1]:
         return None
     return (
